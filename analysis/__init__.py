@@ -1,0 +1,1 @@
+"""KVCache in, tidy tables out: pure, no printing, no files, no pictures."""

@@ -1,0 +1,147 @@
+"""What the tables of a run say, in sentences, and what to try because of it.
+
+Every recommendation here follows from how the cache looks, not from what pruning it costs.
+"""
+
+import pandas as pd
+
+KINDS = ("key", "value")
+Tables = dict[str, pd.DataFrame]
+
+
+def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[str]:
+    """One sentence for each thing worth knowing. tables: picture stem -> its table, those of the
+    run only; sparse, dense: the shares that make a dimension sparse or dense."""
+    found = []
+    if (table := tables.get("layers/layer_statistics")) is not None:
+        found += _layer_findings(table, top)
+    if (table := tables.get("heads/head_pruning_potential")) is not None:
+        found += _head_findings(table)
+    if (table := tables.get("tokens/token_position_importance")) is not None:
+        found += _token_findings(table, top)
+    if (table := tables.get("embeddings/embedding_consistency")) is not None:
+        found += _dim_findings(table, sparse, dense, top)
+    if (table := tables.get("tokens/generation_stages_comparison")) is not None:
+        found += _stage_findings(table)
+    return found
+
+
+def recommendations(tables: Tables, sparse: float) -> list[str]:
+    """What the heuristics of the pictures suggest, one line per level that the run looked at."""
+    advice = []
+    if (table := tables.get("layers/layer_statistics")) is not None:
+        layers = _sparsest_layers(table, 3)
+        advice.append(f"Layers: try {_listed(layers)} first, the sparsest in keys and values.")
+    if (table := tables.get("heads/head_pruning_potential")) is not None:
+        head, _, _ = _steady_head(table)
+        advice.append(f"Heads: try KV head {head} first, sparse and alike in all layers.")
+    if (table := tables.get("tokens/token_position_importance")) is not None:
+        n = int((table["importance"] < table["importance"].median() / 2).sum())
+        advice.append(
+            f"Tokens: keep position {table['position'][table['importance'].idxmax()]} exact; "
+            f"{n} of {len(table)} tokens score below half the median and might do with fewer bits."
+        )
+    if (table := tables.get("embeddings/embedding_consistency")) is not None:
+        counts = [f"{_count_above(table, kind, sparse)} {kind} dimensions" for kind in KINDS]
+        advice.append(f"Dimensions: {' and '.join(counts)} are sparse enough to try removing.")
+    if (table := tables.get("tokens/generation_stages_comparison")) is not None:
+        drift = _drift(table)
+        kind = max(drift, key=lambda k: abs(drift[k]))
+        verb = "treat new tokens apart" if abs(drift[kind]) > 0.05 else "one setting may serve all"
+        advice.append(
+            f"Generation: new {kind}s differ from the text's by {100 * drift[kind]:+.1f} points "
+            f"of sparsity: {verb}."
+        )
+    return advice
+
+
+def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
+    found = []
+    for kind in KINDS:
+        rows = table[table["kind"] == kind].nlargest(top, "sparsity")
+        layers = _listed([f"{r.layer} ({r.sparsity:.1%})" for r in rows.itertuples()])
+        found.append(f"Most prunable layers by {kind} sparsity: {layers}.")
+    odd = table.loc[table["kurtosis"].idxmax()]
+    hoyer = table.loc[table["hoyer_sparsity"].idxmax()]
+    found.append(
+        f"Outliers decide that ranking: layer {odd['layer']}'s {odd['kind']}s have kurtosis "
+        f"{odd['kurtosis']:.0f} (normal: 3). By Hoyer sparsity, which knows no threshold, layer "
+        f"{hoyer['layer']}'s {hoyer['kind']}s come first."
+    )
+    return found
+
+
+def _sparsest_layers(table: pd.DataFrame, n: int) -> list[str]:
+    return [str(layer) for layer in table.groupby("layer")["sparsity"].mean().nlargest(n).index]
+
+
+def _head_findings(table: pd.DataFrame) -> list[str]:
+    head, mean, std = _steady_head(table)
+    return [
+        f"Most consistent prunable head: KV head {head}, sparsity {mean:.1%} with a standard "
+        f"deviation of {std:.1%} over layers."
+    ]
+
+
+def _steady_head(table: pd.DataFrame) -> tuple[int, float, float]:
+    """Of the heads at or above the mean sparsity, the one that varies least over layers."""
+    heads = table.groupby("head")[["sparsity_mean", "sparsity_std"]].mean()
+    high = heads[heads["sparsity_mean"] >= heads["sparsity_mean"].mean() - 1e-12]
+    head = high["sparsity_std"].idxmin()
+    return int(head), heads["sparsity_mean"][head], heads["sparsity_std"][head]
+
+
+def _token_findings(table: pd.DataFrame, top: int) -> list[str]:
+    rows = table.nlargest(top, "importance")
+    tokens = _listed([f"{r.position} “{r.token}” ({r.importance:.2f})" for r in rows.itertuples()])
+    found = [f"Most important tokens: {tokens}."]
+    if table["attention_received"].notna().any():
+        sink = table.loc[table["attention_received"].idxmax()]
+        found.append(
+            f"Strongest attention sink: position {sink['position']} “{sink['token']}”, which "
+            f"queries give {sink['attention_received']:.1%} of their attention on average."
+        )
+    return found
+
+
+def _dim_findings(table: pd.DataFrame, sparse: float, dense: float, top: int) -> list[str]:
+    found = []
+    for kind in KINDS:
+        rows = table[table["kind"] == kind]
+        n_dense = int((rows["sparsity"] < dense).sum())
+        first = rows.nlargest(top, "sparsity")
+        dims = _listed([f"{r.dim} ({r.sparsity:.1%})" for r in first.itertuples()])
+        found.append(
+            f"{kind.capitalize()} dimensions: {_count_above(table, kind, sparse)} of {len(rows)} "
+            f"are sparse (above {sparse:.0%}), {n_dense} dense (below {dense:.0%}); "
+            f"sparsest: {dims}."
+        )
+    return found
+
+
+def _count_above(table: pd.DataFrame, kind: str, share: float) -> int:
+    return int(((table["kind"] == kind) & (table["sparsity"] > share)).sum())
+
+
+def _stage_findings(table: pd.DataFrame) -> list[str]:
+    drift = _drift(table)
+    late = table[table["stage"] == "late"].set_index("kind")
+    parts = [
+        f"{kind}s {late.loc[kind, 'sparsity_new_tokens']:.1%} ({100 * drift[kind]:+.1f} points)"
+        for kind in KINDS
+    ]
+    return [f"Sparsity of the generated tokens against that of the text: {' and '.join(parts)}."]
+
+
+def _drift(table: pd.DataFrame) -> dict[str, float]:
+    """New tokens' sparsity at the end less that of the text alone, per kind."""
+    by_stage = table.set_index(["stage", "kind"])
+    return {
+        kind: by_stage.loc[("late", kind), "sparsity_new_tokens"]
+        - by_stage.loc[("prefill", kind), "sparsity"]
+        for kind in KINDS
+    }
+
+
+def _listed(items: list[str]) -> str:
+    return ", ".join(items)

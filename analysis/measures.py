@@ -1,0 +1,201 @@
+"""Each measure of keys or values, defined once, and one sweep over a cache that takes them all.
+
+The sweep visits each layer's tensor while it is warm in the processor's cache and keeps only small
+sums, so that every table of a run costs one pass over the bytes (two with the global maximum).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from data.cache import KINDS, KVCache, LayerKV
+
+# Magnitude bins are read off the bits of |x| / threshold: exponent and first mantissa bits.
+OCTAVE_BITS = 2  # 4 bins for each factor of two
+OCTAVES_BELOW = 10  # below the threshold; smaller magnitudes share the first bin
+MANTISSA_BITS, EXPONENT_BIAS = 23, 127  # of float32
+
+
+@dataclass(frozen=True)
+class TensorSums:
+    """What the tables need of one layer's keys or values X (kv_heads, tokens, dim), threshold t.
+
+    below_head_dim: (kv_heads, dim) entries with |x| < t.
+    abs_head: (kv_heads,) sum of |x|.
+    abs_token_dim: (tokens, dim) sum of |x| over heads.
+    norm_head_token: (kv_heads, tokens) L2 norm over dims.
+    magnitude_counts: (bins,) entries in each bin of `magnitude_edges`.
+    mean, variance, fourth: population mean and central moments 2 and 4.
+    """
+
+    n_entries: int
+    below_head_dim: torch.Tensor
+    abs_head: torch.Tensor
+    abs_token_dim: torch.Tensor
+    norm_head_token: torch.Tensor
+    magnitude_counts: torch.Tensor
+    mean: float
+    variance: float
+    fourth: float
+
+    @property
+    def sparsity(self) -> float:
+        """Share of entries below the threshold."""
+        return self.below_head_dim.sum().item() / self.n_entries
+
+    @property
+    def mean_abs(self) -> float:
+        return self.abs_head.sum().item() / self.n_entries
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self.variance)
+
+    @property
+    def kurtosis(self) -> float:
+        """Fourth standardised moment: 3 for a normal distribution, more with outliers."""
+        return self.fourth / self.variance**2 if self.variance > 0 else math.nan
+
+    @property
+    def hoyer_sparsity(self) -> float:
+        """(sqrt(n) - L1 / L2) / (sqrt(n) - 1): 0 when all |x| are equal, 1 when one is not 0.
+
+        Free of scale and threshold (Hoyer, JMLR 5, 2004).
+        """
+        l2 = self.norm_head_token.square().sum().sqrt().item()
+        if self.n_entries == 1 or l2 == 0:
+            return math.nan
+        root = math.sqrt(self.n_entries)
+        return (root - self.abs_head.sum().item() / l2) / (root - 1)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A cache's sums: `sums[kind][i]` belongs to `cache.layers[i]`, `thresholds[kind]` to all.
+
+    kv_correlation: (layers,) Pearson correlation of a layer's flattened keys and values; NaN
+        where their shapes differ.
+    """
+
+    cache: KVCache
+    thresholds: dict[str, float]
+    percentage: float
+    sums: dict[str, list[TensorSums]]
+    kv_correlation: list[float]
+
+
+def thresholds(cache: KVCache, percentage: float) -> dict[str, float]:
+    """The magnitude below which an entry counts as sparse: `percentage` % of the maximum of |x|
+    over all layers, heads, tokens and dims, for keys and values each."""
+    return {kind: max(_peak(cache, kind) * percentage / 100, _tiny()) for kind in KINDS}
+
+
+def _peak(cache: KVCache, kind: str) -> float:
+    extremes = [torch.stack(layer.tensor(kind).aminmax()) for layer in cache.layers]
+    return torch.stack(extremes).abs().max().item()
+
+
+def _tiny() -> float:
+    return torch.finfo(torch.float32).tiny  # where all entries are zero, all of them are sparse
+
+
+def sweep(cache: KVCache, percentage: float) -> Sweep:
+    """All sums of a cache, in one pass after the one for the global maxima."""
+    limits = thresholds(cache, percentage)
+    n_bins = len(magnitude_edges(1.0, percentage)) - 1
+    scratch = _Scratch(cache)
+    sums: dict[str, list[TensorSums]] = {kind: [] for kind in KINDS}
+    correlations = []
+    for layer in cache.layers:
+        for kind in KINDS:
+            x = layer.tensor(kind).float()
+            sums[kind].append(_tensor_sums(x, limits[kind], n_bins, scratch, kind))
+        correlations.append(_correlation(layer, sums["key"][-1], sums["value"][-1], scratch))
+    return Sweep(cache, limits, percentage, sums, correlations)
+
+
+class _Scratch:
+    """Working memory in the size of the largest layer, taken once: fresh memory for every step
+    of every layer costs more in page faults than the arithmetic does."""
+
+    def __init__(self, cache: KVCache) -> None:
+        tensors = [layer.tensor(kind) for layer in cache.layers for kind in KINDS]
+        size, device = max(t.numel() for t in tensors), tensors[0].device
+        self._floats = {
+            name: torch.empty(size, device=device) for name in ("magnitude", "work", *KINDS)
+        }
+        self._flags = torch.empty(size, dtype=torch.bool, device=device)
+
+    def floats(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        return self._floats[name][: like.numel()].view(like.shape)
+
+    def flags(self, like: torch.Tensor) -> torch.Tensor:
+        return self._flags[: like.numel()].view(like.shape)
+
+
+def _tensor_sums(
+    x: torch.Tensor, threshold: float, n_bins: int, scratch: _Scratch, kind: str
+) -> TensorSums:
+    """The sums of one tensor (kv_heads, tokens, dim); leaves it less its mean in the scratch."""
+    n = x.numel()
+    magnitude = torch.abs(x, out=scratch.floats("magnitude", x))
+    work = scratch.floats("work", x)
+    mean = x.sum(dtype=torch.float64).item() / n
+    centred = torch.sub(x, mean, out=scratch.floats(kind, x))
+    variance = torch.square(centred, out=work).sum(dtype=torch.float64).item() / n
+    fourth = work.square_().sum(dtype=torch.float64).item() / n
+    return TensorSums(
+        n_entries=n,
+        below_head_dim=torch.lt(magnitude, threshold, out=scratch.flags(x)).sum(1).cpu(),
+        abs_head=magnitude.sum((1, 2), dtype=torch.float64).cpu(),
+        abs_token_dim=magnitude.sum(0).cpu(),
+        norm_head_token=torch.linalg.vector_norm(x, dim=-1).cpu(),
+        magnitude_counts=_magnitude_counts(torch.div(magnitude, threshold, out=work), n_bins),
+        mean=mean,
+        variance=variance,
+        fourth=fourth,
+    )
+
+
+def _correlation(layer: LayerKV, key: TensorSums, value: TensorSums, scratch: _Scratch) -> float:
+    if layer.keys.shape != layer.values.shape:
+        return math.nan
+    centred = [scratch.floats(kind, layer.keys) for kind in KINDS]
+    covariance = torch.mul(*centred, out=scratch.floats("work", layer.keys)).sum(
+        dtype=torch.float64
+    )
+    spread = key.std * value.std * key.n_entries
+    return covariance.item() / spread if spread > 0 else math.nan
+
+
+def _magnitude_counts(ratio: torch.Tensor, n_bins: int) -> torch.Tensor:
+    """Entries of |x| / threshold per bin; overwrites `ratio`. A float's exponent and leading
+    mantissa bits, read as an integer, number its bin; division rounds monotonically, so 1 is an
+    exact edge."""
+    first = (EXPONENT_BIAS - OCTAVES_BELOW) << OCTAVE_BITS
+    bins = ratio.view(torch.int32).bitwise_right_shift_(MANTISSA_BITS - OCTAVE_BITS)
+    bins.sub_(first - 1).clamp_(0, n_bins - 1)
+    return torch.bincount(bins.flatten(), minlength=n_bins).cpu()
+
+
+def magnitude_edges(threshold: float, percentage: float) -> torch.Tensor:
+    """(bins + 1,) edges of the magnitude bins: 0, then 4 to each factor of two, up to beyond the
+    maximum; the threshold is one of them."""
+    octaves_above = math.floor(math.log2(100 / percentage)) + 1
+    octaves = torch.arange(-OCTAVES_BELOW, octaves_above, dtype=torch.float64)
+    steps = 1 + torch.arange(2**OCTAVE_BITS, dtype=torch.float64) / 2**OCTAVE_BITS
+    edges = (2.0 ** octaves[:, None] * steps).flatten()
+    last = torch.tensor([2.0**octaves_above], dtype=torch.float64)
+    return threshold * torch.cat([torch.zeros(1, dtype=torch.float64), edges, last])
+
+
+def below_per_token(cache: KVCache, limits: dict[str, float]) -> dict[str, list[torch.Tensor]]:
+    """Entries below the threshold per token: kind -> for each layer (tokens,)."""
+    return {
+        kind: [
+            (layer.tensor(kind).float().abs() < limits[kind]).sum((0, 2)).cpu()
+            for layer in cache.layers
+        ]
+        for kind in KINDS
+    }

@@ -1,0 +1,125 @@
+"""The nouns everybody shares: what one layer has cached, and the cache of one sequence.
+
+Knows torch, and nothing of transformers.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+KINDS = ("key", "value")
+BYTES_PER_ENTRY = 2  # caches are served in 16 bits, whatever dtype a run computes in
+
+
+@dataclass(frozen=True)
+class LayerKV:
+    """The keys and values that one layer of the model has stored for one sequence.
+
+    keys: (kv_heads, tokens, key_dim), after rotary embedding, as the model stored them.
+    values: (kv_heads, tokens, value_dim); the widths differ where a latent is cached.
+    positions: (tokens,) increasing places of the cached tokens in the text; a sliding window
+        holds only the most recent ones.
+    index: which layer of the model this is; layers without keys and values have no LayerKV.
+    kind: "full", "sliding" or "latent".
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
+    index: int
+    kind: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.keys.ndim != 3 or self.values.ndim != 3:
+            raise ValueError(
+                f"keys and values are (kv_heads, tokens, dim), not {tuple(self.keys.shape)} "
+                f"and {tuple(self.values.shape)}"
+            )
+        if self.keys.shape[:2] != self.values.shape[:2]:
+            raise ValueError(
+                "keys and values share kv_heads and tokens, not "
+                f"{tuple(self.keys.shape)} and {tuple(self.values.shape)}"
+            )
+        if self.positions.shape != (self.n_tokens,):
+            raise ValueError(f"{tuple(self.positions.shape)} positions for {self.n_tokens} tokens")
+
+    @property
+    def n_heads(self) -> int:
+        return self.keys.shape[0]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def n_entries(self) -> int:
+        return self.keys.numel() + self.values.numel()
+
+    def tensor(self, kind: str) -> torch.Tensor:
+        """Keys or values by name: (kv_heads, tokens, dim)."""
+        return {"key": self.keys, "value": self.values}[kind]
+
+    def before(self, position: int) -> "LayerKV":
+        """The entries of tokens ahead of `position`, as views."""
+        n = int(torch.searchsorted(self.positions, position))
+        return replace(
+            self, keys=self.keys[:, :n], values=self.values[:, :n], positions=self.positions[:n]
+        )
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """What a model remembers of one sequence.
+
+    layers: those that hold keys and values, in the model's order; they may differ in every shape.
+    token_ids: (tokens,) of the whole sequence; from `n_prompt` on they were generated.
+    model: what made it, in words.
+    """
+
+    layers: tuple[LayerKV, ...]
+    token_ids: torch.Tensor
+    n_prompt: int
+    model: str
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a cache has at least one layer")
+        if not 0 < self.n_prompt <= self.n_tokens:
+            raise ValueError(f"n_prompt {self.n_prompt} of {self.n_tokens} tokens")
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def n_heads(self) -> int:
+        """KV heads of the widest layer."""
+        return max(layer.n_heads for layer in self.layers)
+
+    @property
+    def n_entries(self) -> int:
+        return sum(layer.n_entries for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Original bytes: 16 bits for every cached entry."""
+        return BYTES_PER_ENTRY * self.n_entries
+
+    def before(self, position: int) -> "KVCache":
+        """The cache as it stands for the tokens ahead of `position`: views, no copies.
+
+        Decoding never changes past entries, so this is what the cache held then, except that a
+        sliding window has since forgotten its oldest tokens.
+        """
+        if not 0 < position <= self.n_tokens:
+            raise ValueError(f"position {position} in a cache of {self.n_tokens} tokens")
+        return replace(
+            self,
+            layers=tuple(layer.before(position) for layer in self.layers),
+            token_ids=self.token_ids[:position],
+            n_prompt=min(self.n_prompt, position),
+        )

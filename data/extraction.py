@@ -1,0 +1,173 @@
+"""Run the model over a text and take its KV cache out: prefill, then greedy generation."""
+
+import inspect
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from config import UsageError
+from data.cache import KINDS, KVCache, LayerKV
+from data.models import LoadedModel
+from data.probe import AttentionProbe
+from data.texts import Sample
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What one forward pass over a text leaves behind.
+
+    attention: per cached layer (kv_heads, cached tokens), the mean weight that each token's key
+        received from the text's queries that can see it; None where it was not measured.
+    next_token: (1, 1), the most likely continuation.
+    past: the model's own cache object, which generation continues in place.
+    """
+
+    cache: KVCache
+    attention: tuple[torch.Tensor | None, ...]
+    next_token: torch.Tensor
+    past: object = field(repr=False)
+
+
+def tokenise(
+    loaded: LoadedModel, sample: Sample, sequence_length: int | None, new_tokens: int
+) -> torch.Tensor:
+    """The first `sequence_length` token ids of a text, or all: (tokens,).
+
+    `new_tokens` are to be generated after it. Raises UsageError for a text without tokens, and for
+    one that the model has no positions for.
+    """
+    token_ids = torch.tensor(loaded.tokenizer(sample.text)["input_ids"], dtype=torch.long)
+    whole = len(token_ids)
+    if whole == 0:
+        raise UsageError(f"The text {sample.name} has no tokens: give a longer one.")
+    if sequence_length is not None and whole < sequence_length:
+        log.warning(
+            "The text has %d tokens, fewer than --sequence_length %d: using all of them.",
+            whole,
+            sequence_length,
+        )
+    token_ids = token_ids[:sequence_length]
+    limit = loaded.max_positions
+    if limit is not None and len(token_ids) + new_tokens > limit:
+        generated = f" and --new_tokens {new_tokens}" if new_tokens else ""
+        raise UsageError(
+            f"A text of {len(token_ids)} tokens{generated} is beyond the {limit} positions of "
+            f"{loaded.name}: give --sequence_length {max(1, limit - new_tokens)} or less."
+        )
+    return token_ids
+
+
+@torch.no_grad()
+def prefill(loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False) -> Prefill:
+    """One forward pass over (tokens,) token ids; `probe` measures the attention they receive."""
+    model = loaded.model
+    watch = AttentionProbe(len(token_ids)) if probe else None
+    if watch is None:
+        output = _forward(model, token_ids)
+    else:
+        with watch.watching(model):
+            output = _forward(model, token_ids)
+    past = _own_cache(output, loaded)
+    layers = _layers(past, len(token_ids), loaded)
+    cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
+    refuse_non_finite(cache, loaded.dtype)
+    attention = _received(watch, layers) if watch else (None,) * len(layers)
+    return Prefill(cache, attention, output.logits[:, -1:].argmax(-1), past)
+
+
+@torch.no_grad()
+def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
+    """The cache of the text and of `new_tokens` greedily chosen tokens after it.
+
+    Goes on past an end-of-text token, so that there are as many as were asked for. Uses up
+    `start.past`; `start.cache` stays as it is.
+    """
+    tokens = [start.next_token]
+    for _ in tqdm(range(new_tokens - 1), desc="Generate", unit="token", leave=False):
+        tokens.append(_step(loaded.model, tokens[-1], start.past))
+    _step(loaded.model, tokens[-1], start.past)  # the last token's own keys and values
+    new_ids = torch.cat(tokens, dim=1)[0].cpu()
+    token_ids = torch.cat([start.cache.token_ids, new_ids])
+    layers = _layers(start.past, len(token_ids), loaded)
+    cache = KVCache(layers, token_ids, start.cache.n_tokens, loaded.name)
+    refuse_non_finite(cache, loaded.dtype)
+    return cache
+
+
+def refuse_non_finite(cache: KVCache, dtype: str) -> None:
+    """Raise UsageError naming the first layer whose keys or values hold NaN or Inf."""
+    peaks = torch.stack([l.tensor(kind).abs().amax() for l in cache.layers for kind in KINDS])
+    broken = (~peaks.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        layer, kind = cache.layers[broken[0] // 2].index, KINDS[broken[0] % 2]
+        raise UsageError(
+            f"The {kind}s of layer {layer} of {cache.model} hold NaN or Inf in {dtype}: "
+            "try --dtype float32, or check the model's weights."
+        )
+
+
+def _forward(model: torch.nn.Module, token_ids: torch.Tensor, **kwargs):
+    """The model's output; logits of the last position only, which for a long text are smaller
+    than the cache by far where all of them would be larger."""
+    accepted = inspect.signature(model.forward).parameters
+    if "logits_to_keep" in accepted:
+        kwargs["logits_to_keep"] = 1
+    return model(token_ids[None].to(model.device), use_cache=True, **kwargs)
+
+
+def _step(model: torch.nn.Module, token: torch.Tensor, past: object) -> torch.Tensor:
+    output = _forward(model, token[0], past_key_values=past)
+    return output.logits[:, -1:].argmax(-1)
+
+
+def _own_cache(output, loaded: LoadedModel):
+    past = getattr(output, "past_key_values", None)
+    if not any(_stored(layer) for layer in getattr(past, "layers", ())):
+        raise UsageError(
+            f"{loaded.name} keeps no keys and values that could be analysed: its layers hold a "
+            "fixed-size state (state-space, recurrent) or no cache at all."
+        )
+    return past
+
+
+def _stored(layer) -> bool:
+    keys = getattr(layer, "keys", None)
+    return keys is not None and keys.numel() > 0
+
+
+def _layers(past, n_tokens: int, loaded: LoadedModel) -> tuple[LayerKV, ...]:
+    """What each layer holds after `n_tokens` tokens; the model's own tensors, not copies.
+
+    transformers appends by making new tensors, so later steps do not reach into these.
+    """
+    settings = loaded.model.config.get_text_config()
+    return tuple(
+        LayerKV(
+            keys=layer.keys[0],
+            values=layer.values[0],
+            positions=torch.arange(n_tokens - layer.keys.shape[-2], n_tokens),
+            index=index,
+            kind=_kind(layer, settings),
+        )
+        for index, layer in enumerate(past.layers)
+        if _stored(layer)
+    )
+
+
+def _kind(layer, settings) -> str:
+    if layer.keys.shape[1] == 1 and layer.keys.shape[-1] == getattr(settings, "kv_lora_rank", None):
+        return "latent"
+    return "sliding" if getattr(layer, "is_sliding", False) else "full"
+
+
+def _received(probe: AttentionProbe, layers: tuple[LayerKV, ...]):
+    """The probe's measurements at the tokens that each layer still holds."""
+    measured = probe.received({layer.index: layer.keys for layer in layers})
+    return tuple(
+        None if (all_tokens := measured[layer.index]) is None else all_tokens[:, layer.positions]
+        for layer in layers
+    )

@@ -1,0 +1,184 @@
+"""The attention that every cached token receives, measured while the model runs.
+
+transformers looks an attention function up for every layer and call. While the probe watches, it
+stands behind that look-up: the model's own function still computes the output, so the cache is
+bit for bit what it would be without the probe, and the weights are summed per key beside it.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+BLOCK_SCORES = 2**20  # attention scores held at a time (4 MB): never tokens x tokens
+BENDS_WEIGHTS = ("softcap", "s_aux", "position_bias")  # arguments that a plain softmax leaves out
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call of the attention function showed."""
+
+    layer: int | None
+    key_address: int
+    weight_sums: torch.Tensor  # (key_heads, tokens) over all queries, mean over a key's query heads
+    seen_by: torch.Tensor  # (tokens,) queries that can see each key
+
+
+@dataclass
+class AttentionProbe:
+    """Watches one prefill of `n_tokens` tokens."""
+
+    n_tokens: int
+    _calls: list[_Call] = field(default_factory=list)
+
+    @contextmanager
+    def watching(self, model: torch.nn.Module):
+        """Stand behind the attention look-up of every part of `model`; step back whatever happens."""
+        registries = {id(r): r for m in model.modules() if (r := _registry(m)) is not None}
+        for registry in registries.values():
+            registry.get_interface = partial(self._look_up, registry.get_interface)
+        try:
+            yield self
+        finally:
+            for registry in registries.values():
+                del registry.get_interface  # the class's own shows again
+
+    def received(self, keys: dict[int, torch.Tensor]) -> dict[int, torch.Tensor | None]:
+        """Mean attention weight that each token's key received from the queries that can see it.
+
+        keys: layer index -> cached keys (kv_heads, tokens, dim).
+        Returns layer index -> (kv_heads, n_tokens), None where nothing was seen. Calls of layers
+        that read another layer's cache count for the layer that holds it.
+        """
+        owners = {tensor.data_ptr(): layer for layer, tensor in keys.items()}
+        owners |= {c.key_address: c.layer for c in self._calls if c.layer in keys}
+        sums: dict[int, torch.Tensor | None] = dict.fromkeys(keys)
+        seen: dict[int, torch.Tensor] = {}
+        for call in self._calls:
+            layer = call.layer if call.layer in keys else owners.get(call.key_address)
+            n_heads = keys[layer].shape[0] if layer is not None else 0
+            if not n_heads or call.weight_sums.shape[0] % n_heads:
+                continue
+            # Where a latent is cached, attention runs on more heads than are stored.
+            heads = call.weight_sums.unflatten(0, (n_heads, -1)).mean(1)  # (kv_heads, tokens)
+            sums[layer] = heads if sums[layer] is None else sums[layer] + heads
+            seen[layer] = seen.get(layer, 0) + call.seen_by
+        return {
+            layer: None if total is None else total / seen[layer].clamp(min=1)
+            for layer, total in sums.items()
+        }
+
+    def _look_up(self, look_up: Callable, name: str, default: Callable) -> Callable:
+        return partial(self._attend, look_up(name, default), name == "eager")
+
+    def _attend(self, attend, gives_weights, module, query, key, value, attention_mask, **kwargs):
+        """Stands in for an attention function: query (1, heads, queries, dim), key and value
+        (1, key_heads, keys, dim) after rotary embedding, mask (1, 1 or heads, queries, keys)."""
+        if gives_weights:
+            output, sums = _in_blocks(attend, module, query, key, value, attention_mask, kwargs)
+        else:
+            output = attend(module, query, key, value, attention_mask, **kwargs)
+            if any(kwargs.get(name) is not None for name in BENDS_WEIGHTS):
+                return output
+            sums = softmax_sums(query[0], key[0], attention_mask, kwargs.get("scaling"))
+        n_keys = key.shape[-2]
+        pad = (self.n_tokens - n_keys, 0)  # keys end where the sequence ends
+        seen = _seen_by(attention_mask, query.shape[-2], n_keys, key.device)
+        self._calls.append(
+            _Call(
+                getattr(module, "layer_idx", None),
+                key.data_ptr(),
+                torch.nn.functional.pad(sums, pad),
+                torch.nn.functional.pad(seen, pad),
+            )
+        )
+        return output
+
+
+def _registry(module: torch.nn.Module):
+    """The look-up of attention functions in the file that `module` was written in."""
+    return getattr(sys.modules.get(type(module).__module__), "ALL_ATTENTION_FUNCTIONS", None)
+
+
+def _blocks(n_queries: int, scores_per_query: int) -> list[slice]:
+    size = max(1, BLOCK_SCORES // scores_per_query)
+    return [slice(start, min(start + size, n_queries)) for start in range(0, n_queries, size)]
+
+
+def _in_blocks(attend, module, query, key, value, mask, kwargs):
+    """An attention function that returns its weights, run on blocks of queries.
+
+    Rows of attention do not know of each other, so the output is the same and the weights of a
+    long text are never held at once. Returns its output and the weight sums (key_heads, keys).
+    """
+    n_heads, n_queries = query.shape[1:3]
+    n_key_heads, n_keys = key.shape[1:3]
+    blocks = [slice(None)]
+    if mask is not None and mask.shape[-2] == n_queries and kwargs.get("position_bias") is None:
+        blocks = _blocks(n_queries, n_heads * n_keys)
+    outputs, sums = [], torch.zeros(n_key_heads, n_keys, device=query.device)
+    for rows in blocks:
+        visible = mask if mask is None else mask[:, :, rows]
+        output, weights = attend(module, query[:, :, rows], key, value, visible, **kwargs)
+        per_head = weights[0, :, :, :n_keys].float().sum(-2)  # (heads, keys)
+        sums += per_head.unflatten(0, (n_key_heads, -1)).mean(1)
+        outputs.append(output)
+    return (torch.cat(outputs, dim=1), None), sums
+
+
+def softmax_sums(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    scaling: float | None = None,
+) -> torch.Tensor:
+    """Attention weights summed over queries, without ever holding (heads, queries, keys).
+
+    query: (heads, queries, dim). key: (key_heads, keys, dim), heads a multiple of key_heads.
+    mask: (1, 1 or heads, queries, keys), True or 0 where a query sees a key; None is causal, the
+        last query being at the last key.
+    Returns (key_heads, keys), the mean over the query heads of each key head.
+    """
+    n_heads, n_queries, dim = query.shape
+    n_key_heads, n_keys = key.shape[:2]
+    query = query.unflatten(0, (n_key_heads, -1)) * (dim**-0.5 if scaling is None else scaling)
+    group = n_heads // n_key_heads
+    sums = torch.zeros(n_key_heads, n_keys, device=query.device)
+    for rows in _blocks(n_queries, n_heads * n_keys):
+        # Without a mask, keys after the block's last query need no scores at all.
+        end = n_keys if mask is not None else n_keys - n_queries + rows.stop
+        some = query[:, :, rows].flatten(1, 2)  # (key_heads, group x rows, dim)
+        scores = torch.bmm(some, key[:, :end].transpose(1, 2)).float()
+        scores = scores.unflatten(1, (group, -1))  # (key_heads, group, rows, end)
+        if mask is None:
+            n_rows = rows.stop - rows.start
+            later = torch.ones(n_rows, n_rows, dtype=torch.bool, device=key.device).triu(1)
+            scores[..., end - n_rows :].masked_fill_(later, -torch.inf)
+        else:
+            visible = mask[0, :, rows]
+            if visible.shape[0] > 1:
+                visible = visible.unflatten(0, (n_key_heads, group))
+            scores = _masked(scores, visible)
+        weights = torch.softmax(scores, dim=-1)
+        sums[:, :end] += weights.sum((1, 2)) / group
+    return sums
+
+
+def _masked(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    if visible.dtype == torch.bool:
+        return scores.masked_fill_(~visible, -torch.inf)
+    return scores + visible
+
+
+def _seen_by(
+    mask: torch.Tensor | None, n_queries: int, n_keys: int, device: torch.device
+) -> torch.Tensor:
+    """How many queries can see each key, (keys,); the mean over heads where they differ."""
+    if mask is None:
+        places = torch.arange(n_keys, device=device)
+        return (n_keys - places).clamp(max=n_queries).float()
+    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return visible[0, :, :, :n_keys].float().sum(-2).mean(0)

@@ -1,0 +1,94 @@
+"""What a run says of itself: phases in seconds, peak memory, versions, model and text."""
+
+import platform
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+
+import torch
+from tqdm import tqdm
+
+from config import RunConfig
+from data.models import LoadedModel
+from data.texts import Sample
+
+LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib", "seaborn")
+PHASES = ("load", "prefill", "generation", "analysis", "drawing")
+
+
+class RunRecord:
+    """Times the phases of one run and gives its manifest; shows a bar of the phases meanwhile."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._bar = tqdm(total=len(PHASES), bar_format="{desc} |{bar}| {elapsed}", leave=False)
+
+    @contextmanager
+    def phase(self, name: str):
+        """Adds the time inside to a phase; one phase may have several parts."""
+        self._bar.set_description_str(f"{name:10}")
+        began = time.perf_counter()
+        yield
+        if self.seconds[name] == 0:
+            self._bar.update()
+        self.seconds[name] += time.perf_counter() - began
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def __enter__(self) -> "RunRecord":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def timing_line(self) -> str:
+        parts = [f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items() if seconds]
+        return f"Time: {', '.join(parts)}. Peak memory: {peak_memory_bytes() / 2**20:.0f} MiB."
+
+    def manifest(self, loaded: LoadedModel, sample: Sample, n_tokens: int) -> dict:
+        """Everything needed to tell what made the files of a run; times in seconds."""
+        return {
+            "mode": self.run.mode,
+            "settings": asdict(self.run),
+            "model": {
+                "name": loaded.name,
+                "revision": loaded.revision,
+                "dtype": loaded.dtype,
+                "device": str(loaded.device),
+            },
+            "text": {
+                "source": sample.source,
+                "index": sample.index,
+                "title": sample.title,
+                "sha256": sample.sha256,
+                "characters": len(sample.text),
+                "tokens_read": n_tokens,
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in LIBRARIES},
+            },
+            "timings_s": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held, or the accelerator where it holds more."""
+    on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return max(_peak_resident_bytes(), on_device)
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "win32":
+        import psutil  # there with accelerate
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

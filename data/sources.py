@@ -1,0 +1,70 @@
+"""What `--model` means: where its files are, and what outputs call it. Knows files, not torch."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import UsageError
+from data import default_model, hub
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is read from: arguments for `from_pretrained`, and how outputs name it."""
+
+    arguments: dict
+    name: str
+    revision: str
+
+
+def resolve(name: str, trust_remote_code: bool = False) -> Source:
+    """What `--model` means; nothing is read but the default model's own files."""
+    trust = {"trust_remote_code": trust_remote_code}
+    if name == default_model.NAME:
+        made = str(default_model.prepare())
+        return Source(
+            {"pretrained_model_name_or_path": made, "local_files_only": True},
+            default_model.DESCRIPTION,
+            default_model.REVISION,
+        )
+    path = Path(name).expanduser()
+    local = {"pretrained_model_name_or_path": str(path), "local_files_only": True, **trust}
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return Source({**local, **where}, f"{path.stem} (GGUF, dequantised)", str(path.resolve()))
+    if path.is_dir() and (path / "config.json").is_file():
+        return Source(local, path.resolve().name, str(path.resolve()))
+    if path.exists():
+        raise UsageError(
+            f"--model {name} is neither a .gguf file nor a folder with a config.json and weights."
+        )
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise UsageError(
+            f"--model {name} does not exist: give {default_model.NAME}, a hub id such as "
+            "owner/name, a local folder, or a .gguf file."
+        )
+    online = hub.reachable()
+    hub_id = {"pretrained_model_name_or_path": name, "local_files_only": not online, **trust}
+    return Source(hub_id, name, "")
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The tokenizer.json of `--model` where it is already on this machine, else None."""
+    if name == default_model.NAME:
+        file = default_model.folder() / "tokenizer.json"
+    elif Path(name).expanduser().is_dir():
+        file = Path(name).expanduser() / "tokenizer.json"
+    else:
+        file = _in_hub_cache(name, "tokenizer.json")
+    return file if file is not None and file.is_file() else None
+
+
+def _in_hub_cache(repository: str, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repository, file)
+    except HFValidationError:  # not a hub id at all; loading it will say so
+        return None
+    return Path(found) if isinstance(found, str) else None

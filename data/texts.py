@@ -1,0 +1,202 @@
+"""The text of a run: a prompt, a file, a WikiText article, or a topic of Python's own reference.
+
+Deterministic by index, and every sample knows where it comes from. Knows no model and no torch.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import config
+from config import RunConfig, UsageError
+from data import hub
+
+WIKITEXT = "Salesforce/wikitext"
+WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+WIKITEXT_FILE = "wikitext-103-raw-v1/test-00000-of-00001.parquet"  # this split only: 0.7 MB
+WIKITEXT_SOURCE = "WikiText-103 test"
+REFERENCE_SOURCE = "Python language reference (offline)"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text; `index` is its place in its source."""
+
+    index: int
+    title: str
+    source: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.source} #{self.index}: {self.title}"
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def visible(text: str) -> str:
+    """`text` on one line, with blanks, control and other unprintable characters escaped.
+
+    Text from models and files is data: shown this way it can neither move a terminal's cursor
+    nor break a row of a table.
+    """
+    return "".join(
+        "␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def _articles(lines: Iterable[str]) -> list[tuple[str, str]]:
+    """(title, text) of each article: a title is a ` = Title = ` line with blank lines around it."""
+    rows = [line.rstrip("\n") for line in lines]
+    blank = [not row.strip() for row in rows]
+    starts = [
+        i
+        for i, row in enumerate(rows)
+        if re.fullmatch(r" = [^=].*[^=] = ", row)
+        and (i == 0 or blank[i - 1])
+        and (i + 1 == len(rows) or blank[i + 1])
+    ]
+    return [
+        (rows[start].strip(" ="), "\n".join(rows[start:end]).strip())
+        for start, end in pairwise([*starts, len(rows)])
+    ]
+
+
+def _long_enough(documents: Iterable[tuple[str, str]], source: str) -> tuple[Sample, ...]:
+    kept = [d for d in documents if len(d[1]) >= config.MIN_SAMPLE_CHARACTERS]
+    return tuple(Sample(i, title, source, text) for i, (title, text) in enumerate(kept))
+
+
+def _wikitext_file() -> Path | None:
+    """The downloaded split: from the local hub cache, else from the hub; None out of reach."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    where = {"repo_id": WIKITEXT, "repo_type": "dataset", "revision": WIKITEXT_REVISION}
+    try:
+        return Path(hf_hub_download(filename=WIKITEXT_FILE, local_files_only=True, **where))
+    except LocalEntryNotFoundError:
+        if not hub.reachable():
+            return None
+    try:
+        return Path(hf_hub_download(filename=WIKITEXT_FILE, **where))
+    except OSError as error:  # what the hub's client raises for a download that failed
+        log.info("The download of WikiText failed: %s", error)
+        return None
+
+
+@cache
+def wikitext_samples() -> tuple[Sample, ...] | None:
+    """Articles of the WikiText-103 test split (Merity et al., arXiv 1609.07843), joined from
+    their lines; None when it is neither in the local cache nor within reach."""
+    file = _wikitext_file()
+    if file is None:
+        return None
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    lines = Dataset.from_parquet(str(file), keep_in_memory=True)["text"]
+    return _long_enough(_articles(lines), WIKITEXT_SOURCE)
+
+
+@cache
+def reference_samples() -> tuple[Sample, ...]:
+    """The long topics of the language reference inside every CPython, by topic name.
+
+    Real, coherent English with nothing to download. Texts differ a little between Python
+    versions, which is why a run records its text's hash.
+    """
+    from pydoc_data.topics import topics
+
+    titled = (
+        (name + ": " + text.strip().split("\n", 1)[0].strip(), text.strip())
+        for name, text in sorted(topics.items())
+    )
+    return _long_enough(titled, REFERENCE_SOURCE)
+
+
+def samples(use_wikitext: bool) -> tuple[Sample, ...]:
+    """The corpus of a run, after a loud fallback where WikiText is out of reach."""
+    if use_wikitext:
+        wikitext = wikitext_samples()
+        if wikitext is not None:
+            return wikitext
+        log.warning(
+            "WikiText is neither in the local cache nor within reach: using the offline corpus, "
+            "the Python language reference."
+        )
+    return reference_samples()
+
+
+def read_text_file(path: str) -> str:
+    """A UTF-8 text: the whole of a .txt file, or the `text` fields of a .jsonl file, joined."""
+    file = Path(path).expanduser()
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"--text_file {path} cannot be read: {reason}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"--text_file {path} is not UTF-8 text: give a .txt or .jsonl file in UTF-8."
+        ) from None
+    if "\0" in text:
+        raise UsageError(f"--text_file {path} is binary: give a .txt or .jsonl file in UTF-8.")
+    if file.suffix.lower() == ".jsonl":
+        text = "\n\n".join(_jsonl_texts(text, path))
+    if not text.strip():
+        raise UsageError(f"--text_file {path} holds no text.")
+    return text
+
+
+def _jsonl_texts(content: str, path: str) -> Iterable[str]:
+    # Lines end at \n alone: JSON strings may hold other characters that str.splitlines cuts at.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            raise UsageError(f"--text_file {path}, line {number} is not JSON.") from None
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise UsageError(f"--text_file {path}, line {number} has no text field `text`.")
+        yield record["text"]
+
+
+def choose(run: RunConfig) -> Sample:
+    """The text of a run: its prompt, its file, or the sample at its index."""
+    if run.prompt is not None:
+        if not run.prompt.strip():
+            raise UsageError("--prompt holds no text.")
+        return Sample(0, first_line(run.prompt), "prompt", run.prompt)
+    if run.text_file is not None:
+        return Sample(0, Path(run.text_file).name, "file", read_text_file(run.text_file))
+    corpus = samples(run.use_wikitext)
+    if not corpus:
+        raise UsageError(
+            "No sample of the corpus is as long as MIN_SAMPLE_CHARACTERS in config.py, "
+            f"{config.MIN_SAMPLE_CHARACTERS}: lower it."
+        )
+    if run.wikitext_index >= len(corpus):
+        raise UsageError(
+            f"--wikitext_index is {run.wikitext_index}: {corpus[0].source} has samples 0 to "
+            f"{len(corpus) - 1}; `--mode list_samples` shows them."
+        )
+    return corpus[run.wikitext_index]
+
+
+def first_line(text: str, length: int = 40) -> str:
+    """The beginning of `text` on one line."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return words if len(words) <= length else words[: length - 1] + "…"

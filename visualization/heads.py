@@ -1,0 +1,93 @@
+"""Pictures of the KV heads."""
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from visualization.style import (
+    MISSING,
+    NAMES,
+    SPARSITY_MAP,
+    by_kind,
+    figure,
+    kind_bars,
+    percent,
+    styled,
+)
+
+MOST_WRITTEN_CELLS = 400  # beyond, a number in each cell is noise
+
+
+@styled
+def head_sparsity(table: pd.DataFrame, about: str) -> Figure:
+    """Two heat maps, layers by heads, on one colour scale; darker is sparser."""
+    n_layers, n_heads = table["layer"].nunique(), table["head"].nunique()
+    size = (min(16, max(8, 3 + 0.5 * n_heads)), min(20, max(5, 1.8 + 0.24 * n_layers)))
+    fig, axes = figure("Sparsity by layer and KV head", about, size, 1, 2, sharey=True)
+    top = _scale_top(table)
+    for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
+        grid = rows.pivot(index="layer", columns="head", values="sparsity")
+        _heat_map(ax, grid, top)
+        ax.set_title(NAMES[kind])
+        ax.set_xlabel("KV head")
+        ax.set_ylabel("Layer" if kind == "key" else "")
+    _colour_bar(fig, axes)
+    return fig
+
+
+@styled
+def head_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
+    """Mean sparsity of each head over layers; error bars are its standard deviation."""
+    n_heads = table["head"].nunique()
+    size = (min(16, max(8, 2 + 0.4 * n_heads)), 5.5)
+    fig, ax = figure("Pruning potential by KV head: sparsity, a heuristic", about, size)
+    kind_bars(ax, table, "head", "sparsity_mean", spread="sparsity_std")
+    ax.set_xlabel("KV head")
+    ax.set_ylabel("Sparsity, mean over layers\n(bars: standard deviation over layers)")
+    ax.set_ylim(bottom=0)
+    percent(ax.yaxis)
+    ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return fig
+
+
+@styled
+def pruning_heatmap_by_layer_head(table: pd.DataFrame, about: str) -> Figure:
+    """Sparsity of keys: one column per layer, one row per head."""
+    n_layers, n_heads = table["layer"].nunique(), table["head"].nunique()
+    size = (min(22, max(8, 2.5 + 0.42 * n_layers)), min(16, max(4, 2.2 + 0.35 * n_heads)))
+    fig, ax = figure("Key sparsity by KV head and layer: a heuristic", about, size)
+    grid = table.pivot(index="head", columns="layer", values="sparsity")
+    _heat_map(ax, grid, _scale_top(table))
+    ax.set_xlabel("Layer")
+    ax.set_ylabel("KV head")
+    _colour_bar(fig, [ax])
+    return fig
+
+
+def _scale_top(table: pd.DataFrame) -> float:
+    return max(table["sparsity"].max(), 0.01)
+
+
+def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
+    """Cells in percent where they can be read, grey where a layer has no such head."""
+    written = grid.size <= MOST_WRITTEN_CELLS and grid.shape[1] <= 40
+    sns.heatmap(
+        100 * grid,
+        ax=ax,
+        cmap=SPARSITY_MAP,
+        vmin=0,
+        vmax=100 * top,
+        cbar=False,
+        annot=written,
+        fmt=".0f",
+        annot_kws={"fontsize": 8},
+    )
+    ax.set_facecolor(MISSING)
+    ax.grid(False)
+    ax.tick_params(rotation=0)
+
+
+def _colour_bar(fig: Figure, axes) -> None:
+    bar = fig.colorbar(axes[0].collections[0], ax=axes)
+    bar.set_label("Sparsity (% of entries below the threshold)")

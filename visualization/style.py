@@ -1,0 +1,124 @@
+"""One look for all pictures: colours, sizes, titles, and how many things fit on an axis."""
+
+from collections.abc import Callable
+from functools import wraps
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+KINDS = ("key", "value")
+COLOURS = {"key": "#2f6db3", "value": "#d9822b"}
+NAMES = {"key": "Keys", "value": "Values"}
+SPARSITY_MAP = "Blues"  # darker is sparser
+ACCENT = "#c0392b"  # thresholds, sinks, new tokens
+SAFE = "#2e8b57"
+MISSING = "#d0d0d0"  # heat map cells that do not exist
+
+RC = {
+    "text.parse_math": False,  # titles and tokens are data: a $ in them is a $
+    "figure.facecolor": "white",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+}
+
+Draw = Callable[[pd.DataFrame, str], Figure]
+
+
+def styled(draw: Draw) -> Draw:
+    """Draw under this style, whatever the caller's settings are, and leave those alone."""
+
+    @wraps(draw)
+    def in_style(table: pd.DataFrame, about: str) -> Figure:
+        with matplotlib.rc_context(RC):
+            return draw(table, about)
+
+    return in_style
+
+
+def figure(
+    title: str, about: str, size: tuple[float, float], rows: int = 1, columns: int = 1, **kw
+):
+    """A figure of `size` inches with a title and below it the model and the text it shows, and
+    its axes. `kw` goes to `Figure.subplots`."""
+    fig = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(fig)
+    fig.suptitle(f"{title}\n", fontsize=13, fontweight="bold")
+    # Inches from the top edge, into the blank second line of the title.
+    fig.text(
+        0.5, 1 - 0.38 / size[1], shown(about), ha="center", va="center", fontsize=9, color="#555"
+    )
+    return fig, fig.subplots(rows, columns, **kw)
+
+
+def shown(text: str) -> str:
+    """`text` with the characters that the font cannot draw written as escapes."""
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(
+        c if ord(c) in known else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def by_kind(table: pd.DataFrame):
+    """(kind, its rows) for keys and values, in this order."""
+    return [(kind, table[table["kind"] == kind]) for kind in KINDS]
+
+
+def percent(axis) -> None:
+    """Shares between 0 and 1 as percentages, on one axis of a panel."""
+    axis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+
+
+def whole_numbers(axis) -> None:
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+
+
+def kind_bars(ax: Axes, table: pd.DataFrame, x: str, y: str, spread: str | None = None) -> None:
+    """Keys and values side by side in one bar pair for each value of column `x`."""
+    for shift, (kind, rows) in zip((-0.2, 0.2), by_kind(table), strict=True):
+        bars = {"width": 0.4, "color": COLOURS[kind], "label": NAMES[kind]}
+        if spread is not None:
+            bars |= {"yerr": rows[spread], "capsize": 3, "ecolor": "#444444"}
+        ax.bar(rows[x] + shift, rows[y], **bars)
+    ax.set_xlim(table[x].min() - 0.6, table[x].max() + 0.6)
+    whole_numbers(ax.xaxis)
+
+
+def filled_steps(ax: Axes, values: np.ndarray, **kw) -> None:
+    """Touching bars of width 1 at 0, 1, ...: one shape, however many there are."""
+    ax.stairs(values, np.arange(len(values) + 1) - 0.5, fill=True, **kw)
+    ax.set_xlim(-0.5, len(values) - 0.5)
+
+
+def bin_width(n_positions: int, most: int) -> int:
+    """Tokens to a bin so that at most `most` bins are drawn."""
+    return -(-n_positions // most)
+
+
+def binned(positions: np.ndarray, values: np.ndarray, width: int, how: str):
+    """Left-to-right bins of `width` token positions: their middles and the mean or max of each."""
+    if width == 1:
+        return positions, values
+    grouped = pd.Series(values).groupby(positions // width)
+    combined = grouped.agg(how)
+    return combined.index.to_numpy() * width + (width - 1) / 2, combined.to_numpy()
+
+
+def per_bin(width: int, how: str) -> str:
+    """What a label says of binning: nothing where each token is drawn."""
+    return "" if width == 1 else f" ({how} of {width} tokens each)"

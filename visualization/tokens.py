@@ -1,0 +1,128 @@
+"""Pictures of what each token contributes."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+import config
+from visualization.style import (
+    ACCENT,
+    COLOURS,
+    MISSING,
+    NAMES,
+    bin_width,
+    binned,
+    figure,
+    per_bin,
+    shown,
+    styled,
+    whole_numbers,
+)
+
+MOST_BARS = 1024
+MOST_POINTS = 256
+MOST_COLUMNS = 512
+NORMS = {"key": "key_norm", "value": "value_norm"}
+
+
+@styled
+def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
+    """Bars of importance per position, lines of the normalised key and value norms."""
+    fig, ax = figure("Importance of each token position", about, (14, 6))
+    positions = table["position"].to_numpy()
+    span = positions.max() + 1
+    width = bin_width(span, MOST_BARS)
+    middles, heights = binned(positions, table["importance"].to_numpy(), width, "mean")
+    label = "Importance score" + per_bin(width, "mean")
+    ax.bar(middles, heights, width=width, color="#b8bfc8", label=label, rasterized=True)
+    line_width = bin_width(span, MOST_POINTS)
+    for kind, name in NORMS.items():
+        norms = table[name].to_numpy() / table[name].max()
+        at, line = binned(positions, norms, line_width, "mean")
+        text = f"{NAMES[kind][:-1]} norm / its maximum" + per_bin(line_width, "mean")
+        ax.plot(at, line, color=COLOURS[kind], lw=1.2, label=text)
+    _name_top(ax, table, "importance")
+    ax.set_xlim(-0.01 * span - 0.5, span * 1.01)
+    ax.set_ylim(0, 1.25)
+    ax.set_xlabel("Token position")
+    ax.set_ylabel("Score (terms as shares of their maximum)")
+    whole_numbers(ax.xaxis)
+    ax.legend(loc="upper right", ncols=3)
+    return fig
+
+
+@styled
+def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
+    """Attention received by position on a log scale: mean over layers above, each layer below."""
+    layers = sorted(table["layer"].unique())
+    size = (14, min(16, 6 + 0.11 * len(layers)))
+    title = "Attention sinks: mean attention that each token receives"
+    ratios = {"height_ratios": [1, 1.2], "sharex": True}
+    fig, (above, below) = figure(title, about, size, 2, 1, **ratios)
+    first = table.drop_duplicates("position").sort_values("position")
+    above.vlines(first["position"], _floor(first), first["mean_received"], color="#7d8894", lw=0.8)
+    even = first.dropna(subset="even_share")
+    if len(even):
+        label = "if every query spread its attention evenly"
+        above.plot(even["position"], even["even_share"], "--", color="#333333", lw=1, label=label)
+        above.legend(loc="upper right")
+    above.set_yscale("log")
+    above.set_ylim(bottom=_floor(first), top=4)
+    above.set_ylabel("Attention weight,\nmean over layers")
+    _name_top(above, first, "mean_received")
+    _sink_map(fig, below, table, layers)
+    return fig
+
+
+def _floor(first: pd.DataFrame) -> float:
+    positive = first.loc[first["mean_received"] > 0, "mean_received"]
+    return positive.min() / 2 if len(positive) else 1e-6
+
+
+def _sink_map(fig: Figure, ax: Axes, table: pd.DataFrame, layers: list[int]) -> None:
+    """Layers by positions; neighbouring positions share a column, which shows their maximum."""
+    span = table["position"].max() + 1
+    width = bin_width(span, MOST_COLUMNS)
+    columns = table["position"] // width
+    grid = (
+        table.groupby(["layer", columns])["attention_received"]
+        .max()
+        .unstack()
+        .reindex(columns=range(-(-span // width)))
+        .to_numpy(dtype=float)
+    )
+    low = np.nanpercentile(grid[grid > 0], 1) if (grid > 0).any() else 1e-6
+    scale = LogNorm(vmin=min(low, 0.5), vmax=1)
+    extent = (-0.5, grid.shape[1] * width - 0.5, len(layers) - 0.5, -0.5)
+    image = ax.imshow(
+        grid, aspect="auto", norm=scale, cmap="viridis", extent=extent, interpolation="nearest"
+    )
+    ax.set_facecolor(MISSING)
+    ax.grid(False)
+    step = bin_width(len(layers), 20)
+    ax.set_yticks(range(0, len(layers), step), layers[::step])
+    ax.set_xlabel("Token position" + per_bin(width, "maximum"))
+    ax.set_ylabel("Layer")
+    whole_numbers(ax.xaxis)
+    bar = fig.colorbar(image, ax=ax, pad=0.01, extend="min")
+    bar.set_label("Attention weight, mean over KV heads")
+
+
+def _name_top(ax: Axes, table: pd.DataFrame, column: str) -> None:
+    """Mark the tokens with the largest values; their names stand in a list, since the tokens that
+    matter most are often neighbours and labels at the marks would overlap."""
+    top = table.nlargest(config.TOP_TOKENS, column, keep="first")
+    ax.plot(top["position"], top[column], "v", color=ACCENT, ms=6, clip_on=False)
+    lines = [f"{row.position}: {shown(row.token)}" for row in top.itertuples()]
+    ax.text(
+        0.01 if top["position"].iloc[0] > table["position"].max() / 2 else 0.06,
+        0.97,
+        "Highest (position: token)\n" + "\n".join(lines),
+        transform=ax.transAxes,
+        va="top",
+        fontsize=9,
+        color=ACCENT,
+        bbox={"facecolor": "white", "edgecolor": "#dddddd", "alpha": 0.9},
+    )
