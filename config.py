@@ -1,4 +1,4 @@
-"""Every default a person may want to edit, with its unit and its reason, and what one run is made of.
+"""Every default a person may want to edit, with unit and reason, and what one run is made of.
 
 Edit the constants below, or override most of them with a flag of `main.py`. `check()` runs at the
 start of every command and names a constant that makes no sense.
@@ -36,7 +36,8 @@ IMPORTANCE_WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}  # of the toke
 SPARSE_DIM_SHARE = 0.80  # a dimension sparser than this may be worth removing (red line)
 DENSE_DIM_SHARE = 0.20  # a dimension less sparse than this is likely critical (green line)
 PATTERN_DIMS = 5  # dimensions drawn in each panel of the position patterns
-TOP_TOKENS = 5  # tokens named in pictures and findings
+TOP_TOKENS = 5  # tokens named in pictures and findings ...
+MIN_QUERIES = 32  # ... of those that this many queries can see: the last few are rated by too few
 
 # --- Pictures ---------------------------------------------------------------------------------
 
@@ -49,7 +50,7 @@ FOCUSES = ("all", "layers", "heads", "tokens", "embeddings")
 
 
 class UsageError(Exception):
-    """What a person did cannot work: one sentence with what was given, what is allowed, what to do."""
+    """What a person did cannot work. One sentence: what was given, what is allowed, what to do."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def check() -> None:
         ),
         "PATTERN_DIMS": (_is_count(PATTERN_DIMS, 1), "a whole number from 1"),
         "TOP_TOKENS": (_is_count(TOP_TOKENS, 1), "a whole number from 1"),
+        "MIN_QUERIES": (_is_count(MIN_QUERIES, 1), "a whole number from 1"),
         "OUTPUT_DIR": (_is_path(OUTPUT_DIR), "a folder"),
         "FIGURE_DPI": (_is_number(FIGURE_DPI, 20, 1200), "a number between 20 and 1200"),
     }

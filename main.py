@@ -7,10 +7,13 @@ import argparse
 import logging
 import os
 import sys
+import time
 from dataclasses import fields
 
 import config
 from config import RunConfig, UsageError
+
+STARTED = time.perf_counter()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,87 +83,75 @@ def parser() -> argparse.ArgumentParser:
 
 
 def analyze(run: RunConfig) -> None:
-    """Prefill, analyse, generate, draw: the pictures of one focus or all."""
-    from analysis.measures import sweep
-    from analysis.tables import Subject, tables
-    from data import extraction, models, texts
-    from data.record import RunRecord
-    from visualization.output import OutputFolder
-
-    with OutputFolder(run.output_dir) as output, RunRecord(run) as record:
-        sample = texts.choose(run)
-        with record.phase("load"):
-            loaded = models.load(run)
-        about_tokens = run.analysis_focus in ("all", "tokens")
-        length = run.sequence_length or config.SEQUENCE_LENGTH
-        new_tokens = run.new_tokens if about_tokens else 0
-        token_ids = extraction.tokenise(loaded, sample, length, new_tokens)
-        with record.phase("prefill"):
-            start = extraction.prefill(loaded, token_ids, probe=about_tokens)
-        with record.phase("analysis"):
-            swept = sweep(start.cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-            words = [texts.visible(loaded.tokenizer.decode([i])) for i in token_ids.tolist()]
-            made = tables(Subject(swept, start.attention, words), run.analysis_focus)
-        if about_tokens:
-            made |= _stages(run, record, loaded, start)
-        facts = {"thresholds": swept.thresholds}
-        _deliver(output, record, loaded, sample, len(token_ids), made, facts)
+    """The pictures of one focus, or all, on the beginning of a text."""
+    _analyse(run, run.analysis_focus, run.sequence_length or config.SEQUENCE_LENGTH)
 
 
 def analyze_generation(run: RunConfig) -> None:
     """The generation stages alone, on the whole text."""
+    _analyse(run, "generation", run.sequence_length)
+
+
+def _analyse(run: RunConfig, focus: str, length: int | None) -> None:
+    """Prefill, measure, generate, draw, deliver."""
+    from analysis.generation import generation_stages
+    from analysis.measures import sweep, thresholds
+    from analysis.tables import Subject, tables
     from data import extraction, models, texts
     from data.record import RunRecord
+    from visualization.catalogue import PICTURES
     from visualization.output import OutputFolder
 
-    with OutputFolder(run.output_dir) as output, RunRecord(run) as record:
+    generates = focus in ("all", "tokens", "generation")
+    percentage = config.SPARSITY_THRESHOLD_PERCENTAGE
+    made = {}
+    with OutputFolder(run.output_dir) as output, RunRecord(run, STARTED) as record:
         sample = texts.choose(run)
         with record.phase("load"):
             loaded = models.load(run)
-        token_ids = extraction.tokenise(loaded, sample, run.sequence_length, run.new_tokens)
+        new_tokens = run.new_tokens if generates else 0
+        token_ids = extraction.tokenise(loaded, sample, length, new_tokens)
         with record.phase("prefill"):
-            start = extraction.prefill(loaded, token_ids)
-        made = _stages(run, record, loaded, start)
-        _deliver(output, record, loaded, sample, len(token_ids), made, {})
+            start = extraction.prefill(loaded, token_ids, probe=focus in ("all", "tokens"))
+        limits = thresholds(start.cache, percentage)
+        if focus != "generation":
+            with record.phase("analysis"):
+                words = [texts.visible(loaded.tokenizer.decode([i])) for i in token_ids.tolist()]
+                subject = Subject(sweep(start.cache, percentage), start.attention, words)
+                made |= tables(subject, focus)
+        if generates:
+            with record.phase("generation"):
+                cache = extraction.generate(loaded, start, run.new_tokens)
+            with record.phase("analysis"):
+                made["tokens/generation_stages_comparison"] = generation_stages(cache, percentage)
+        about = f"{loaded.name} · {sample.name} · {len(token_ids)} tokens"
+        with record.phase("drawing"):
+            for stem, table in made.items():
+                named = table.assign(model=loaded.name, text_source=sample.source)
+                if stem not in PICTURES:
+                    output.table(stem, named)
+                elif len(table):
+                    output.picture(stem, PICTURES[stem](table, about), named)
+        facts = record.manifest(loaded, sample, len(token_ids)) | {"thresholds": limits}
+        _deliver(output, facts, made)
+    if not run.quiet:
+        print(record.timing_line())
 
 
-def _stages(run: RunConfig, record, loaded, start) -> dict:
-    from analysis.generation import generation_stages
-    from data.extraction import generate
-
-    with record.phase("generation"):
-        cache = generate(loaded, start, run.new_tokens)
-    with record.phase("analysis"):
-        stages = generation_stages(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-    return {"tokens/generation_stages_comparison": stages}
-
-
-def _deliver(output, record, loaded, sample, n_tokens, made, facts) -> None:
-    """Draw and save the tables of a run, then print what they say."""
+def _deliver(output, facts: dict, made: dict) -> None:
+    """Put the results in their place and print what they say."""
     from analysis.findings import key_findings, recommendations
-    from visualization.catalogue import PICTURES
 
-    about = f"{loaded.name} · {sample.name} · {n_tokens} tokens"
     shares = (config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE)
-    with record.phase("drawing"):
-        for stem, table in made.items():
-            named = table.assign(model=loaded.name, text_source=sample.source)
-            if stem not in PICTURES:
-                output.table(stem, named)
-            elif len(table):
-                output.picture(stem, PICTURES[stem](table, about), named)
     findings = key_findings(made, *shares, config.TOP_TOKENS)
     advice = recommendations(made, shares[0])
-    manifest = record.manifest(loaded, sample, n_tokens) | facts
-    manifest |= {"findings": findings, "recommendations_not_measured": advice}
-    files = output.commit(f"{record.run.mode}.json", manifest)
-    record.close()
-    if record.run.quiet:
-        return
-    _print_list(f"Key findings ({about})", findings)
-    _print_list("Recommendations (heuristics, not yet measured)", advice)
-    _print_list("Files", files)
-    print(record.timing_line())
+    facts |= {"findings": findings, "recommendations_not_measured": advice}
+    files = output.commit(f"{facts['mode']}.json", facts)
+    if not facts["settings"]["quiet"]:
+        text = facts["text"]
+        _print_list(f"Key findings on {facts['model']['name']}, {text['source']}", findings)
+        _print_list("Recommendations (heuristics, not yet measured)", advice)
+        _print_list("Files", files)
 
 
 def _print_list(title: str, lines: list[str]) -> None:

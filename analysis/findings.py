@@ -36,11 +36,7 @@ def recommendations(tables: Tables, sparse: float) -> list[str]:
         head, _, _ = _steady_head(table)
         advice.append(f"Heads: try KV head {head} first, sparse and alike in all layers.")
     if (table := tables.get("tokens/token_position_importance")) is not None:
-        n = int((table["importance"] < table["importance"].median() / 2).sum())
-        advice.append(
-            f"Tokens: keep position {table['position'][table['importance'].idxmax()]} exact; "
-            f"{n} of {len(table)} tokens score below half the median and might do with fewer bits."
-        )
+        advice.append(_token_advice(table))
     if (table := tables.get("embeddings/embedding_consistency")) is not None:
         counts = [f"{_count_above(table, kind, sparse)} {kind} dimensions" for kind in KINDS]
         advice.append(f"Dimensions: {' and '.join(counts)} are sparse enough to try removing.")
@@ -53,6 +49,16 @@ def recommendations(tables: Tables, sparse: float) -> list[str]:
             f"of sparsity: {verb}."
         )
     return advice
+
+
+def _token_advice(table: pd.DataFrame) -> str:
+    seen = table[table["well_seen"]]
+    lowest = seen["importance"].quantile(0.1)
+    keep = seen["attention_received"].fillna(seen["importance"]).idxmax()
+    return (
+        f"Tokens: keep position {table['position'][keep]} exact; the tenth of the tokens that "
+        f"score below {lowest:.2f} might do with fewer bits."
+    )
 
 
 def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
@@ -92,11 +98,12 @@ def _steady_head(table: pd.DataFrame) -> tuple[int, float, float]:
 
 
 def _token_findings(table: pd.DataFrame, top: int) -> list[str]:
-    rows = table.nlargest(top, "importance")
+    seen = table[table["well_seen"]]
+    rows = seen.nlargest(top, "importance")
     tokens = _listed([f"{r.position} “{r.token}” ({r.importance:.2f})" for r in rows.itertuples()])
-    found = [f"Most important tokens: {tokens}."]
-    if table["attention_received"].notna().any():
-        sink = table.loc[table["attention_received"].idxmax()]
+    found = [f"Most important tokens (seen by {seen['seen_by'].min()} or more queries): {tokens}."]
+    if seen["attention_received"].notna().any():
+        sink = seen.loc[seen["attention_received"].idxmax()]
         found.append(
             f"Strongest attention sink: position {sink['position']} “{sink['token']}”, which "
             f"queries give {sink['attention_received']:.1%} of their attention on average."

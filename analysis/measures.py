@@ -11,8 +11,9 @@ import torch
 
 from data.cache import KINDS, KVCache, LayerKV
 
-# Magnitude bins are read off the bits of |x| / threshold: exponent and first mantissa bits.
-OCTAVE_BITS = 2  # 4 bins for each factor of two
+# Magnitude bins are read off the bits of |x| / threshold: its exponent and leading mantissa bits.
+OCTAVE_BITS = 5  # fine steps of 1/32 within a factor of two, put together to 4 bins:
+OCTAVE_STARTS = (0, 6, 13, 22)  # 2^(k/4) - 1 in 32nds, rounded: bins of nearly equal log width
 OCTAVES_BELOW = 10  # below the threshold; smaller magnitudes share the first bin
 MANTISSA_BITS, EXPONENT_BIAS = 23, 127  # of float32
 
@@ -26,7 +27,7 @@ class TensorSums:
     abs_token_dim: (tokens, dim) sum of |x| over heads.
     norm_head_token: (kv_heads, tokens) L2 norm over dims.
     magnitude_counts: (bins,) entries in each bin of `magnitude_edges`.
-    mean, variance, fourth: population mean and central moments 2 and 4.
+    variance, fourth: population central moments 2 and 4.
     """
 
     n_entries: int
@@ -35,7 +36,6 @@ class TensorSums:
     abs_token_dim: torch.Tensor
     norm_head_token: torch.Tensor
     magnitude_counts: torch.Tensor
-    mean: float
     variance: float
     fourth: float
 
@@ -103,14 +103,14 @@ def _tiny() -> float:
 def sweep(cache: KVCache, percentage: float) -> Sweep:
     """All sums of a cache, in one pass after the one for the global maxima."""
     limits = thresholds(cache, percentage)
-    n_bins = len(magnitude_edges(1.0, percentage)) - 1
+    octaves = OCTAVES_BELOW + _octaves_above(percentage)
     scratch = _Scratch(cache)
     sums: dict[str, list[TensorSums]] = {kind: [] for kind in KINDS}
     correlations = []
     for layer in cache.layers:
         for kind in KINDS:
             x = layer.tensor(kind).float()
-            sums[kind].append(_tensor_sums(x, limits[kind], n_bins, scratch, kind))
+            sums[kind].append(_tensor_sums(x, limits[kind], octaves, scratch, kind))
         correlations.append(_correlation(layer, sums["key"][-1], sums["value"][-1], scratch))
     return Sweep(cache, limits, percentage, sums, correlations)
 
@@ -135,7 +135,7 @@ class _Scratch:
 
 
 def _tensor_sums(
-    x: torch.Tensor, threshold: float, n_bins: int, scratch: _Scratch, kind: str
+    x: torch.Tensor, threshold: float, octaves: int, scratch: _Scratch, kind: str
 ) -> TensorSums:
     """The sums of one tensor (kv_heads, tokens, dim); leaves it less its mean in the scratch."""
     n = x.numel()
@@ -151,8 +151,7 @@ def _tensor_sums(
         abs_head=magnitude.sum((1, 2), dtype=torch.float64).cpu(),
         abs_token_dim=magnitude.sum(0).cpu(),
         norm_head_token=torch.linalg.vector_norm(x, dim=-1).cpu(),
-        magnitude_counts=_magnitude_counts(torch.div(magnitude, threshold, out=work), n_bins),
-        mean=mean,
+        magnitude_counts=_magnitude_counts(torch.div(magnitude, threshold, out=work), octaves),
         variance=variance,
         fourth=fourth,
     )
@@ -169,25 +168,34 @@ def _correlation(layer: LayerKV, key: TensorSums, value: TensorSums, scratch: _S
     return covariance.item() / spread if spread > 0 else math.nan
 
 
-def _magnitude_counts(ratio: torch.Tensor, n_bins: int) -> torch.Tensor:
-    """Entries of |x| / threshold per bin; overwrites `ratio`. A float's exponent and leading
-    mantissa bits, read as an integer, number its bin; division rounds monotonically, so 1 is an
-    exact edge."""
+def _magnitude_counts(ratio: torch.Tensor, octaves: int) -> torch.Tensor:
+    """Entries of |x| / threshold per bin, (1 + 4 x octaves,); overwrites `ratio`.
+
+    A float's exponent and leading mantissa bits, read as one integer, number its fine bin. Division
+    rounds monotonically, so 1 is an exact edge.
+    """
     first = (EXPONENT_BIAS - OCTAVES_BELOW) << OCTAVE_BITS
-    bins = ratio.view(torch.int32).bitwise_right_shift_(MANTISSA_BITS - OCTAVE_BITS)
-    bins.sub_(first - 1).clamp_(0, n_bins - 1)
-    return torch.bincount(bins.flatten(), minlength=n_bins).cpu()
+    fine = ratio.view(torch.int32).bitwise_right_shift_(MANTISSA_BITS - OCTAVE_BITS)
+    fine.sub_(first - 1).clamp_(0, octaves << OCTAVE_BITS)
+    counts = torch.bincount(fine.flatten(), minlength=1 + (octaves << OCTAVE_BITS)).cpu()
+    ends = (*OCTAVE_STARTS[1:], 1 << OCTAVE_BITS)
+    by_octave = counts[1:].view(octaves, -1)
+    bins = [by_octave[:, a:b].sum(1) for a, b in zip(OCTAVE_STARTS, ends, strict=True)]
+    return torch.cat([counts[:1], torch.stack(bins, dim=1).flatten()])
+
+
+def _octaves_above(percentage: float) -> int:
+    """Factors of two from the threshold to beyond the maximum."""
+    return math.floor(math.log2(100 / percentage)) + 1
 
 
 def magnitude_edges(threshold: float, percentage: float) -> torch.Tensor:
-    """(bins + 1,) edges of the magnitude bins: 0, then 4 to each factor of two, up to beyond the
+    """(bins + 1,) edges of the magnitude bins: 0, then 4 to each factor of two up to beyond the
     maximum; the threshold is one of them."""
-    octaves_above = math.floor(math.log2(100 / percentage)) + 1
-    octaves = torch.arange(-OCTAVES_BELOW, octaves_above, dtype=torch.float64)
-    steps = 1 + torch.arange(2**OCTAVE_BITS, dtype=torch.float64) / 2**OCTAVE_BITS
-    edges = (2.0 ** octaves[:, None] * steps).flatten()
-    last = torch.tensor([2.0**octaves_above], dtype=torch.float64)
-    return threshold * torch.cat([torch.zeros(1, dtype=torch.float64), edges, last])
+    exponents = torch.arange(-OCTAVES_BELOW, _octaves_above(percentage), dtype=torch.float64)
+    steps = 1 + torch.tensor(OCTAVE_STARTS, dtype=torch.float64) / (1 << OCTAVE_BITS)
+    edges = (2.0 ** exponents[:, None] * steps).flatten().tolist()
+    return threshold * torch.tensor([0.0, *edges, 2.0 ** _octaves_above(percentage)])
 
 
 def below_per_token(cache: KVCache, limits: dict[str, float]) -> dict[str, list[torch.Tensor]]:

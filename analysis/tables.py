@@ -47,10 +47,14 @@ def _heads(subject: Subject) -> Tables:
 def _tokens(subject: Subject) -> Tables:
     return {
         "tokens/token_position_importance": tokens.token_importance(
-            subject.sweep, subject.attention, subject.tokens, config.IMPORTANCE_WEIGHTS
+            subject.sweep,
+            subject.attention,
+            subject.tokens,
+            config.IMPORTANCE_WEIGHTS,
+            config.MIN_QUERIES,
         ),
         "tokens/attention_sinks": tokens.attention_sinks(
-            subject.sweep, subject.attention, subject.tokens
+            subject.sweep, subject.attention, subject.tokens, config.MIN_QUERIES
         ),
     }
 

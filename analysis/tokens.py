@@ -32,15 +32,16 @@ def token_importance(
     attention: Sequence[torch.Tensor | None],
     tokens: Sequence[str],
     weights: dict[str, float],
+    min_queries: int,
 ) -> pd.DataFrame:
     """position, token_id, token, key_norm, value_norm, attention_received, attention_energy,
-    importance; one row for each token that at least one layer holds.
+    importance, seen_by, well_seen; one row for each token that at least one layer holds.
 
     Norms are L2 over heads and dims, then the mean over layers. attention: per layer (kv_heads,
     tokens), the mean weight a token's key received; None where it was not measured, and with it
     the columns stay empty. attention_energy is that weight times the value's norm per KV head.
     importance: the terms, each divided by its maximum, in the given weights; the weights of terms
-    that were not measured are spread over the others.
+    that were not measured are spread over the others. seen_by, well_seen: see `_seen`.
     """
     cache = sweep.cache
     names = ("key_norm", "value_norm", "attention_received", "attention_energy")
@@ -63,7 +64,7 @@ def token_importance(
     )
     table = table[table["key_norm"].notna()].reset_index(drop=True)
     table["importance"] = _importance(table, weights)
-    return table
+    return table.assign(**_seen(table["position"], cache.n_tokens, min_queries))
 
 
 def _over_heads(norms: torch.Tensor) -> torch.Tensor:
@@ -81,14 +82,25 @@ def _importance(table: pd.DataFrame, weights: dict[str, float]) -> pd.Series:
     return score
 
 
+def _seen(positions: pd.Series, n_tokens: int, min_queries: int) -> dict[str, pd.Series]:
+    """seen_by: queries of the text at or after a token, those that can see it. well_seen: at least
+    `min_queries` of them, as a mean over fewer says little (any number in a text that short)."""
+    seen_by = n_tokens - positions
+    return {"seen_by": seen_by, "well_seen": seen_by >= min(min_queries, n_tokens)}
+
+
 def attention_sinks(
-    sweep: Sweep, attention: Sequence[torch.Tensor | None], tokens: Sequence[str]
+    sweep: Sweep,
+    attention: Sequence[torch.Tensor | None],
+    tokens: Sequence[str],
+    min_queries: int,
 ) -> pd.DataFrame:
-    """layer, position, token, attention_received, mean_received, even_share.
+    """layer, position, token, attention_received, mean_received, even_share, seen_by, well_seen.
 
     Attention is the mean over a layer's KV heads, mean_received that over all layers as well.
     even_share: what the token would receive if every query of the text spread its attention evenly
-    over all tokens up to its own (empty where a layer's window hides some of them).
+    over all tokens up to its own (empty where a layer's window hides some of them). Without
+    measured attention the table is empty.
     """
     cache = sweep.cache
     parts, over_layers = [], _MeanOverLayers(cache.n_tokens)
@@ -107,15 +119,14 @@ def attention_sinks(
             )
         )
     if not parts:
-        columns = ["layer", "position", "token", "attention_received", "mean_received"]
-        return pd.DataFrame(columns=[*columns, "even_share"])
+        return pd.DataFrame()
     table = pd.concat(parts, ignore_index=True)
     table.insert(2, "token", np.asarray(tokens, dtype=object)[table["position"]])
     table["mean_received"] = over_layers.mean()[table["position"]]
     all_full = all(layer.kind != "sliding" for layer in cache.layers)
     even = _even_share(cache.n_tokens) if all_full else np.full(cache.n_tokens, np.nan)
     table["even_share"] = even[table["position"]]
-    return table
+    return table.assign(**_seen(table["position"], cache.n_tokens, min_queries))
 
 
 def _even_share(n_tokens: int) -> np.ndarray:

@@ -53,8 +53,8 @@ def prepare() -> Path:
             _make_anew()
     except OSError as error:
         raise UsageError(
-            f"The default model cannot be kept in {config.cache_folder()}: {error.strerror or error}. "
-            "Set KV_CACHE_HOME to a folder with 1.3 GB of room."
+            f"The default model cannot be kept in {config.cache_folder()} "
+            f"({error.strerror or error}): set KV_CACHE_HOME to a folder with 1.3 GB of room."
         ) from None
     return folder()
 
@@ -106,7 +106,7 @@ def _make_anew() -> None:
         receipt = {"revision": REVISION, "files": _checksums(made)}
         (made / RECEIPT).write_text(json.dumps(receipt, indent=1))
         shutil.rmtree(folder(), ignore_errors=True)
-        os.replace(made, folder())
+        made.replace(folder())
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -157,7 +157,7 @@ def _size(under: Path) -> int:
     for where, _, names in os.walk(under):
         for name in names:
             with suppress(FileNotFoundError):
-                total += os.path.getsize(os.path.join(where, name))
+                total += Path(where, name).stat().st_size
     return total
 
 

@@ -100,7 +100,7 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
 
 def refuse_non_finite(cache: KVCache, dtype: str) -> None:
     """Raise UsageError naming the first layer whose keys or values hold NaN or Inf."""
-    peaks = torch.stack([l.tensor(kind).abs().amax() for l in cache.layers for kind in KINDS])
+    peaks = torch.stack([x.tensor(kind).abs().amax() for x in cache.layers for kind in KINDS])
     broken = (~peaks.isfinite()).nonzero().flatten().tolist()
     if broken:
         layer, kind = cache.layers[broken[0] // 2].index, KINDS[broken[0] % 2]

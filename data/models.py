@@ -1,4 +1,4 @@
-"""A name, hub id, folder or .gguf file in; a causal model ready to run out, or one sentence why not."""
+"""A name, hub id, folder or .gguf file in; a causal model out, or one sentence why not."""
 
 import logging
 from collections.abc import Callable

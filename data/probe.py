@@ -36,7 +36,7 @@ class AttentionProbe:
 
     @contextmanager
     def watching(self, model: torch.nn.Module):
-        """Stand behind the attention look-up of every part of `model`; step back whatever happens."""
+        """Stand behind the attention look-up of all parts of `model`; step back in any case."""
         registries = {id(r): r for m in model.modules() if (r := _registry(m)) is not None}
         for registry in registries.values():
             registry.get_interface = partial(self._look_up, registry.get_interface)

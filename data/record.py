@@ -15,16 +15,18 @@ from data.models import LoadedModel
 from data.texts import Sample
 
 LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib", "seaborn")
-PHASES = ("load", "prefill", "generation", "analysis", "drawing")
+PHASES = ("start", "load", "prefill", "generation", "analysis", "drawing")
 
 
 class RunRecord:
     """Times the phases of one run and gives its manifest; shows a bar of the phases meanwhile."""
 
-    def __init__(self, run: RunConfig) -> None:
+    def __init__(self, run: RunConfig, started: float) -> None:
+        """started: `time.perf_counter()` when the command began, before its imports."""
         self.run = run
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._bar = tqdm(total=len(PHASES), bar_format="{desc} |{bar}| {elapsed}", leave=False)
+        self.seconds["start"] = time.perf_counter() - started
+        self._bar = tqdm(total=len(PHASES) - 1, bar_format="{desc} |{bar}| {elapsed}", leave=False)
 
     @contextmanager
     def phase(self, name: str):

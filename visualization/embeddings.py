@@ -29,7 +29,9 @@ LINES = ("#1b4f72", "#2e86c1", "#17a589", "#b7950b", "#a04000", "#6c3483", "#7b7
 @styled
 def embedding_consistency(table: pd.DataFrame, about: str) -> Figure:
     """Sparsity of each dimension over the whole cache, with the sparse and the dense line."""
-    fig, axes = figure("Sparsity of each embedding dimension", about, (12, 7), 2, 1, sharey=True)
+    fig, axes = figure(
+        "Sparsity of each embedding dimension", about, (12, 7), 2, 1, gap=(0, 0.7), sharey=True
+    )
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
         filled_steps(ax, rows["sparsity"].to_numpy(), color=COLOURS[kind])
         sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE
@@ -69,8 +71,7 @@ def _pattern_lines(ax: Axes, table: pd.DataFrame) -> None:
         at, line = binned(rows["position"].to_numpy(), rows["mean_abs"].to_numpy(), width, "mean")
         label = f"dim {dim} (variance {rows['variance'].iloc[0]:.2g})"
         ax.plot(at, line, lw=1.3, color=LINES[i % len(LINES)], label=label)
-    ax.set_ylim(bottom=0)
-    ax.margins(y=0.35)
+    ax.set_ylim(0, 1.3 * ax.dataLim.y1)  # room for the legend
     ax.set_xlabel("Token position" + per_bin(width, "mean"))
     ax.set_ylabel("Mean |entry|")
     whole_numbers(ax.xaxis)

@@ -9,6 +9,7 @@ from visualization.style import (
     MISSING,
     NAMES,
     SPARSITY_MAP,
+    beside,
     by_kind,
     figure,
     kind_bars,
@@ -24,7 +25,8 @@ def head_sparsity(table: pd.DataFrame, about: str) -> Figure:
     """Two heat maps, layers by heads, on one colour scale; darker is sparser."""
     n_layers, n_heads = table["layer"].nunique(), table["head"].nunique()
     size = (min(16, max(8, 3 + 0.5 * n_heads)), min(20, max(5, 1.8 + 0.24 * n_layers)))
-    fig, axes = figure("Sparsity by layer and KV head", about, size, 1, 2, sharey=True)
+    spaces = {"gap": (0.3, 0), "right": 1.2, "sharey": True}
+    fig, axes = figure("Sparsity by layer and KV head", about, size, 1, 2, **spaces)
     top = _scale_top(table)
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
         grid = rows.pivot(index="layer", columns="head", values="sparsity")
@@ -41,7 +43,8 @@ def head_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
     """Mean sparsity of each head over layers; error bars are its standard deviation."""
     n_heads = table["head"].nunique()
     size = (min(16, max(8, 2 + 0.4 * n_heads)), 5.5)
-    fig, ax = figure("Pruning potential by KV head: sparsity, a heuristic", about, size)
+    title = "Pruning potential by KV head: sparsity, a heuristic"
+    fig, ax = figure(title, about, size, head=0.55)
     kind_bars(ax, table, "head", "sparsity_mean", spread="sparsity_std")
     ax.set_xlabel("KV head")
     ax.set_ylabel("Sparsity, mean over layers\n(bars: standard deviation over layers)")
@@ -56,7 +59,8 @@ def pruning_heatmap_by_layer_head(table: pd.DataFrame, about: str) -> Figure:
     """Sparsity of keys: one column per layer, one row per head."""
     n_layers, n_heads = table["layer"].nunique(), table["head"].nunique()
     size = (min(22, max(8, 2.5 + 0.42 * n_layers)), min(16, max(4, 2.2 + 0.35 * n_heads)))
-    fig, ax = figure("Key sparsity by KV head and layer: a heuristic", about, size)
+    title = "Key sparsity by KV head and layer: a heuristic"
+    fig, ax = figure(title, about, size, right=1.2, head=0.15)
     grid = table.pivot(index="head", columns="layer", values="sparsity")
     _heat_map(ax, grid, _scale_top(table))
     ax.set_xlabel("Layer")
@@ -89,5 +93,5 @@ def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
 
 
 def _colour_bar(fig: Figure, axes) -> None:
-    bar = fig.colorbar(axes[0].collections[0], ax=axes)
+    bar = beside(fig, axes[-1], axes[0].collections[0])
     bar.set_label("Sparsity (% of entries below the threshold)")

@@ -70,7 +70,8 @@ def _correlation(ax: Axes, rows: pd.DataFrame) -> None:
 @styled
 def layer_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
     """Bars of key and value sparsity per layer, with dashed lines at their means."""
-    fig, ax = figure("Pruning potential by layer: sparsity, a heuristic", about, (12, 5.5))
+    title = "Pruning potential by layer: sparsity, a heuristic"
+    fig, ax = figure(title, about, (12, 5.5), head=0.55)
     kind_bars(ax, table, "layer", "sparsity")
     for kind, rows in by_kind(table):
         mean = rows["mean_sparsity"].iloc[0]
@@ -79,5 +80,5 @@ def layer_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
     ax.set_xlabel("Layer")
     ax.set_ylabel("Sparsity")
     percent(ax.yaxis)
-    ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return fig

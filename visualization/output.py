@@ -6,7 +6,6 @@ results untouched.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -38,7 +37,8 @@ class OutputFolder:
     def picture(self, stem: str, figure: Figure, table: pd.DataFrame) -> None:
         """Stage `stem`.png and its table `stem`.csv."""
         with self._in_one_sentence():
-            figure.savefig(self._staged(f"{stem}.png"), dpi=config.FIGURE_DPI)
+            path = self._staged(f"{stem}.png")
+            figure.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
         self.table(stem, table)
 
     def table(self, stem: str, table: pd.DataFrame) -> None:
@@ -53,7 +53,7 @@ class OutputFolder:
             self._staged(name).write_text(text + "\n", encoding="utf-8")
             for file in self.files:
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self._stage / file, self.folder / file)
+                (self._stage / file).replace(self.folder / file)
         return [str(self.folder / file) for file in self.files]
 
     def _staged(self, file: str) -> Path:

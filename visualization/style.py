@@ -1,5 +1,6 @@
 """One look for all pictures: colours, sizes, titles, and how many things fit on an axis."""
 
+import textwrap
 from collections.abc import Callable
 from functools import wraps
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 KINDS = ("key", "value")
 COLOURS = {"key": "#2f6db3", "value": "#d9822b"}
@@ -18,6 +19,7 @@ NAMES = {"key": "Keys", "value": "Values"}
 SPARSITY_MAP = "Blues"  # darker is sparser
 ACCENT = "#c0392b"  # thresholds, sinks, new tokens
 SAFE = "#2e8b57"
+CHARACTERS_PER_INCH = 13  # of the line below the title
 MISSING = "#d0d0d0"  # heat map cells that do not exist
 
 RC = {
@@ -52,18 +54,51 @@ def styled(draw: Draw) -> Draw:
 
 
 def figure(
-    title: str, about: str, size: tuple[float, float], rows: int = 1, columns: int = 1, **kw
+    title: str,
+    about: str,
+    size: tuple[float, float],
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    gap: tuple[float, float] = (0.95, 1.0),
+    right: float = 0.25,
+    bottom: float = 0.65,
+    head: float = 0.4,
+    **subplots,
 ):
-    """A figure of `size` inches with a title and below it the model and the text it shows, and
-    its axes. `kw` goes to `Figure.subplots`."""
-    fig = Figure(figsize=size, layout="constrained")
+    """A figure with a title, the model and text it shows, and its axes.
+
+    Everything is in inches: `size`, the `gap` between panels (across, down), the margins to the
+    `right` and `bottom`, and the `head` room above the upper panels. Fixed margins, since letting
+    matplotlib find them takes as long as all the drawing. `subplots` goes to `Figure.subplots`.
+    """
+    width, height = size
+    fig = Figure(figsize=size)
     FigureCanvasAgg(fig)
-    fig.suptitle(f"{title}\n", fontsize=13, fontweight="bold")
-    # Inches from the top edge, into the blank second line of the title.
-    fig.text(
-        0.5, 1 - 0.38 / size[1], shown(about), ha="center", va="center", fontsize=9, color="#555"
+    lines = textwrap.wrap(shown(about), int(CHARACTERS_PER_INCH * width))
+    fig.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=13, fontweight="bold")
+    small = {"ha": "center", "va": "top", "fontsize": 9, "color": "#555555", "linespacing": 1.4}
+    fig.text(0.5, 1 - 0.38 / height, "\n".join(lines), **small)
+    left, top = 0.95, 0.38 + 0.18 * len(lines) + head
+    across = (width - left - right - gap[0] * (columns - 1)) / columns
+    down = (height - top - bottom - gap[1] * (rows - 1)) / rows
+    fig.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=gap[0] / across,
+        hspace=gap[1] / down,
     )
-    return fig, fig.subplots(rows, columns, **kw)
+    return fig, fig.subplots(rows, columns, **subplots)
+
+
+def beside(fig: Figure, ax: Axes, image):
+    """A colour bar in the right margin next to `ax`."""
+    box = ax.get_position()
+    width = fig.get_figwidth()
+    place = (box.x1 + 0.15 / width, box.y0, 0.2 / width, box.height)
+    return fig.colorbar(image, cax=fig.add_axes(place))
 
 
 def shown(text: str) -> str:
@@ -82,6 +117,12 @@ def by_kind(table: pd.DataFrame):
 def percent(axis) -> None:
     """Shares between 0 and 1 as percentages, on one axis of a panel."""
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+
+
+def plain_log(axis) -> None:
+    """0.001 rather than a typeset power, which costs a parser, at each power of ten."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def whole_numbers(axis) -> None:

@@ -12,10 +12,12 @@ from visualization.style import (
     COLOURS,
     MISSING,
     NAMES,
+    beside,
     bin_width,
     binned,
     figure,
     per_bin,
+    plain_log,
     shown,
     styled,
     whole_numbers,
@@ -30,13 +32,13 @@ NORMS = {"key": "key_norm", "value": "value_norm"}
 @styled
 def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
     """Bars of importance per position, lines of the normalised key and value norms."""
-    fig, ax = figure("Importance of each token position", about, (14, 6))
+    fig, ax = figure("Importance of each token position", about, (14, 6), head=0.4)
     positions = table["position"].to_numpy()
     span = positions.max() + 1
     width = bin_width(span, MOST_BARS)
     middles, heights = binned(positions, table["importance"].to_numpy(), width, "mean")
     label = "Importance score" + per_bin(width, "mean")
-    ax.bar(middles, heights, width=width, color="#b8bfc8", label=label, rasterized=True)
+    ax.fill_between(middles, heights, step="mid", color="#b8bfc8", lw=0, label=label)
     line_width = bin_width(span, MOST_POINTS)
     for kind, name in NORMS.items():
         norms = table[name].to_numpy() / table[name].max()
@@ -45,11 +47,11 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
         ax.plot(at, line, color=COLOURS[kind], lw=1.2, label=text)
     _name_top(ax, table, "importance")
     ax.set_xlim(-0.01 * span - 0.5, span * 1.01)
-    ax.set_ylim(0, 1.25)
+    ax.set_ylim(0, 1.3)  # room for the list of tokens
     ax.set_xlabel("Token position")
     ax.set_ylabel("Score (terms as shares of their maximum)")
     whole_numbers(ax.xaxis)
-    ax.legend(loc="upper right", ncols=3)
+    ax.legend(loc="lower right", ncols=4, bbox_to_anchor=(1, 1))
     return fig
 
 
@@ -59,19 +61,20 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     layers = sorted(table["layer"].unique())
     size = (14, min(16, 6 + 0.11 * len(layers)))
     title = "Attention sinks: mean attention that each token receives"
-    ratios = {"height_ratios": [1, 1.2], "sharex": True}
-    fig, (above, below) = figure(title, about, size, 2, 1, **ratios)
+    spaces = {"gap": (0, 0.2), "right": 1.2, "head": 0.15, "sharex": True}
+    fig, (above, below) = figure(title, about, size, 2, 1, **spaces)
     first = table.drop_duplicates("position").sort_values("position")
     above.vlines(first["position"], _floor(first), first["mean_received"], color="#7d8894", lw=0.8)
     even = first.dropna(subset="even_share")
     if len(even):
         label = "if every query spread its attention evenly"
         above.plot(even["position"], even["even_share"], "--", color="#333333", lw=1, label=label)
-        above.legend(loc="upper right")
     above.set_yscale("log")
+    plain_log(above.yaxis)
     above.set_ylim(bottom=_floor(first), top=4)
-    above.set_ylabel("Attention weight,\nmean over layers")
+    above.set_ylabel("Attention weight, mean over layers")
     _name_top(above, first, "mean_received")
+    above.legend(loc="upper right", ncols=2)
     _sink_map(fig, below, table, layers)
     return fig
 
@@ -106,19 +109,26 @@ def _sink_map(fig: Figure, ax: Axes, table: pd.DataFrame, layers: list[int]) -> 
     ax.set_xlabel("Token position" + per_bin(width, "maximum"))
     ax.set_ylabel("Layer")
     whole_numbers(ax.xaxis)
-    bar = fig.colorbar(image, ax=ax, pad=0.01, extend="min")
+    bar = beside(fig, ax, image)
+    plain_log(bar.ax.yaxis)
     bar.set_label("Attention weight, mean over KV heads")
 
 
 def _name_top(ax: Axes, table: pd.DataFrame, column: str) -> None:
     """Mark the tokens with the largest values; their names stand in a list, since the tokens that
-    matter most are often neighbours and labels at the marks would overlap."""
-    top = table.nlargest(config.TOP_TOKENS, column, keep="first")
+    matter most are often neighbours and labels at the marks would overlap. Tokens that few queries
+    can see are shaded, not ranked."""
+    seen = table[table["well_seen"]]
+    top = seen.nlargest(config.TOP_TOKENS, column, keep="first")
     ax.plot(top["position"], top[column], "v", color=ACCENT, ms=6, clip_on=False)
+    last = seen["position"].max()
+    if last < table["position"].max():
+        note = f"seen by fewer than {seen['seen_by'].min()} queries"
+        ax.axvspan(last + 0.5, table["position"].max() + 0.5, color="#f3e3d3", zorder=0, label=note)
     lines = [f"{row.position}: {shown(row.token)}" for row in top.itertuples()]
     ax.text(
-        0.01 if top["position"].iloc[0] > table["position"].max() / 2 else 0.06,
-        0.97,
+        0.06,
+        0.96,
         "Highest (position: token)\n" + "\n".join(lines),
         transform=ax.transAxes,
         va="top",
