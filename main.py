@@ -95,7 +95,7 @@ def analyze_generation(run: RunConfig) -> None:
 def _analyse(run: RunConfig, focus: str, length: int | None) -> None:
     """Prefill, measure, generate, draw, deliver."""
     from analysis.generation import generation_stages
-    from analysis.measures import sweep, thresholds
+    from analysis.measures import sweep
     from analysis.tables import Subject, tables
     from data import extraction, models, texts
     from data.record import RunRecord
@@ -104,7 +104,7 @@ def _analyse(run: RunConfig, focus: str, length: int | None) -> None:
 
     generates = focus in ("all", "tokens", "generation")
     percentage = config.SPARSITY_THRESHOLD_PERCENTAGE
-    made = {}
+    made, limits = {}, {}
     with OutputFolder(run.output_dir) as output, RunRecord(run, STARTED) as record:
         sample = texts.choose(run)
         with record.phase("load"):
@@ -113,17 +113,21 @@ def _analyse(run: RunConfig, focus: str, length: int | None) -> None:
         token_ids = extraction.tokenise(loaded, sample, length, new_tokens)
         with record.phase("prefill"):
             start = extraction.prefill(loaded, token_ids, probe=focus in ("all", "tokens"))
-        limits = thresholds(start.cache, percentage)
         if focus != "generation":
             with record.phase("analysis"):
                 words = [texts.visible(loaded.tokenizer.decode([i])) for i in token_ids.tolist()]
-                subject = Subject(sweep(start.cache, percentage), start.attention, words)
-                made |= tables(subject, focus)
+                swept = sweep(start.cache, percentage)
+                made |= tables(Subject(swept, start.attention, words), focus)
+                limits["text"] = swept.thresholds
         if generates:
             with record.phase("generation"):
                 cache = extraction.generate(loaded, start, run.new_tokens)
             with record.phase("analysis"):
-                made["tokens/generation_stages_comparison"] = generation_stages(cache, percentage)
+                stages = generation_stages(cache, percentage)
+                made["tokens/generation_stages_comparison"] = stages
+                limits["with_new_tokens"] = dict(
+                    zip(stages["kind"], stages["threshold"], strict=True)
+                )
         about = f"{loaded.name} · {sample.name} · {len(token_ids)} tokens"
         with record.phase("drawing"):
             for stem, table in made.items():
@@ -205,7 +209,6 @@ def _quiet_start(quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("note: %(message)s"))
     for package in ("data", "analysis", "visualization"):
         logging.getLogger(package).handlers = [handler]
-        logging.getLogger(package).propagate = False
 
 
 def main(arguments: list[str] | None = None) -> int:

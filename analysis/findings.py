@@ -38,8 +38,7 @@ def recommendations(tables: Tables, sparse: float) -> list[str]:
     if (table := tables.get("tokens/token_position_importance")) is not None:
         advice.append(_token_advice(table))
     if (table := tables.get("embeddings/embedding_consistency")) is not None:
-        counts = [f"{_count_above(table, kind, sparse)} {kind} dimensions" for kind in KINDS]
-        advice.append(f"Dimensions: {' and '.join(counts)} are sparse enough to try removing.")
+        advice.append(_dim_advice(table, sparse))
     if (table := tables.get("tokens/generation_stages_comparison")) is not None:
         drift = _drift(table)
         kind = max(drift, key=lambda k: abs(drift[k]))
@@ -61,6 +60,14 @@ def _token_advice(table: pd.DataFrame) -> str:
     )
 
 
+def _dim_advice(table: pd.DataFrame, sparse: float) -> str:
+    counts = {kind: _count_above(table, kind, sparse) for kind in KINDS}
+    if not any(counts.values()):
+        return f"Dimensions: remove none; not one is above {sparse:.0%} sparsity."
+    parts = " and ".join(f"{n} of the {kind}s" for kind, n in counts.items())
+    return f"Dimensions: try removing {parts}, those above {sparse:.0%} sparsity."
+
+
 def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
     found = []
     for kind in KINDS:
@@ -70,9 +77,9 @@ def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
     odd = table.loc[table["kurtosis"].idxmax()]
     hoyer = table.loc[table["hoyer_sparsity"].idxmax()]
     found.append(
-        f"Outliers decide that ranking: layer {odd['layer']}'s {odd['kind']}s have kurtosis "
-        f"{odd['kurtosis']:.0f} (normal: 3). By Hoyer sparsity, which knows no threshold, layer "
-        f"{hoyer['layer']}'s {hoyer['kind']}s come first."
+        "Free of the threshold, which one outlier can move: highest kurtosis "
+        f"{odd['kurtosis']:.1f} (normal: 3) in layer {odd['layer']}'s {odd['kind']}s, highest "
+        f"Hoyer sparsity {hoyer['hoyer_sparsity']:.2f} in layer {hoyer['layer']}'s {hoyer['kind']}s."
     )
     return found
 

@@ -13,12 +13,13 @@ STAGES = {"prefill": 0.0, "early": 0.2, "mid": 0.5, "late": 1.0}  # share of the
 
 
 def generation_stages(cache: KVCache, percentage: float) -> pd.DataFrame:
-    """stage, kind, n_tokens, sparsity, sparsity_new_tokens.
+    """stage, kind, n_tokens, sparsity, sparsity_new_tokens, threshold.
 
     The text and the given share of the generated tokens, rounded up; sparsity_new_tokens is that
     of the generated ones among them, empty for prefill.
     """
-    counts = below_per_token(cache, thresholds(cache, percentage))
+    limits = thresholds(cache, percentage)
+    counts = below_per_token(cache, limits)
     n_new = cache.n_tokens - cache.n_prompt
     rows = []
     for kind in KINDS:
@@ -33,6 +34,7 @@ def generation_stages(cache: KVCache, percentage: float) -> pd.DataFrame:
                     "sparsity_new_tokens": _share_between(
                         cache, kind, counts[kind], cache.n_prompt, end
                     ),
+                    "threshold": limits[kind],
                 }
             )
     return pd.DataFrame(rows)

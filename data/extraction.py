@@ -76,6 +76,13 @@ def prefill(loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False) -
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
     refuse_non_finite(cache, loaded.dtype)
     attention = _received(watch, layers) if watch else (None,) * len(layers)
+    if probe and any(received is None for received in attention):
+        log.warning(
+            "%s does not show its attention in %s: those entries of the attention columns are "
+            "empty, and importance is of norms alone where all are.",
+            loaded.name,
+            "any layer" if not any(a is not None for a in attention) else "some layers",
+        )
     return Prefill(cache, attention, output.logits[:, -1:].argmax(-1), past)
 
 

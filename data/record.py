@@ -10,11 +10,20 @@ from importlib.metadata import version
 import torch
 from tqdm import tqdm
 
+import config
 from config import RunConfig
 from data.models import LoadedModel
 from data.texts import Sample
 
 LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib", "seaborn")
+CONSTANTS = (  # of config.py that no flag shows
+    "SPARSITY_THRESHOLD_PERCENTAGE",
+    "IMPORTANCE_WEIGHTS",
+    "SPARSE_DIM_SHARE",
+    "DENSE_DIM_SHARE",
+    "PATTERN_DIMS",
+    "MIN_QUERIES",
+)
 PHASES = ("start", "load", "prefill", "generation", "analysis", "drawing")
 
 
@@ -55,7 +64,7 @@ class RunRecord:
         """Everything needed to tell what made the files of a run; times in seconds."""
         return {
             "mode": self.run.mode,
-            "settings": asdict(self.run),
+            "settings": asdict(self.run) | {name: getattr(config, name) for name in CONSTANTS},
             "model": {
                 "name": loaded.name,
                 "revision": loaded.revision,

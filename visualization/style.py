@@ -162,4 +162,4 @@ def binned(positions: np.ndarray, values: np.ndarray, width: int, how: str):
 
 def per_bin(width: int, how: str) -> str:
     """What a label says of binning: nothing where each token is drawn."""
-    return "" if width == 1 else f" ({how} of {width} tokens each)"
+    return "" if width == 1 else f" ({how} of {width} tokens)"

@@ -43,7 +43,7 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
     for kind, name in NORMS.items():
         norms = table[name].to_numpy() / table[name].max()
         at, line = binned(positions, norms, line_width, "mean")
-        text = f"{NAMES[kind][:-1]} norm / its maximum" + per_bin(line_width, "mean")
+        text = f"{NAMES[kind][:-1]} norm / maximum" + per_bin(line_width, "mean")
         ax.plot(at, line, color=COLOURS[kind], lw=1.2, label=text)
     _name_top(ax, table, "importance")
     ax.set_xlim(-0.01 * span - 0.5, span * 1.01)
@@ -74,7 +74,8 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     above.set_ylim(bottom=_floor(first), top=4)
     above.set_ylabel("Attention weight, mean over layers")
     _name_top(above, first, "mean_received")
-    above.legend(loc="upper right", ncols=2)
+    if above.get_legend_handles_labels()[0]:
+        above.legend(loc="upper right", ncols=2)
     _sink_map(fig, below, table, layers)
     return fig
 

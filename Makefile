@@ -1,0 +1,32 @@
+# make analyze   set up on first use, then the documented run
+# make test      set up on first use, then format check, lint and tests
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+STAMP := .venv/.complete
+
+.PHONY: setup analyze test format clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt constraints.txt tests/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $(STAMP)
+
+analyze: setup
+	$(RUN) main.py --mode analyze
+
+test: setup
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+format: setup
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

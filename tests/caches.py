@@ -1,0 +1,45 @@
+"""Random caches of every awkward shape, for tests that compare with brute force."""
+
+import torch
+
+from data.cache import KVCache, LayerKV
+
+
+def layer(index, heads, tokens, dims, n_tokens=None, kind="full", seed=0, dtype=torch.float32):
+    """dims: (key_dim, value_dim). The cached tokens are the last `tokens` of `n_tokens`."""
+    generator = torch.Generator().manual_seed(1000 * seed + index)
+    n_tokens = n_tokens or tokens
+    key = torch.randn(heads, tokens, dims[0], generator=generator)
+    value = torch.randn(heads, tokens, dims[1], generator=generator) + 0.3
+    key[0, 0, 0] = 20.0  # the outlier that sets the threshold
+    return LayerKV(
+        key.to(dtype), value.to(dtype), torch.arange(n_tokens - tokens, n_tokens), index, kind
+    )
+
+
+def cache(*layers, n_prompt=None):
+    n_tokens = int(layers[0].positions[-1]) + 1
+    return KVCache(tuple(layers), torch.arange(n_tokens), n_prompt or n_tokens, "random")
+
+
+def alike(**kw):
+    return cache(*(layer(i, 3, 10, (8, 8), **kw) for i in range(4)))
+
+
+def mixed():
+    """A sliding, a wider full, a latent and an MQA layer; layer 1 of the model has no cache."""
+    return cache(
+        layer(0, 2, 6, (8, 8), n_tokens=10, kind="sliding"),
+        layer(2, 3, 10, (16, 16)),
+        layer(3, 1, 10, (24, 8), kind="latent"),
+        layer(5, 1, 10, (8, 8)),
+    )
+
+
+SHAPES = {
+    "alike": alike,
+    "mixed": mixed,
+    "one token": lambda: cache(layer(0, 2, 1, (4, 4))),
+    "one entry a head": lambda: cache(layer(0, 2, 3, (1, 1))),
+    "half precision": lambda: alike(dtype=torch.bfloat16),
+}

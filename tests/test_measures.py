@@ -1,0 +1,155 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.measures import below_per_token, magnitude_edges, sweep, thresholds
+from data.cache import KINDS, KVCache
+from tests import caches
+
+PERCENTAGE = 5.0
+every_shape = pytest.mark.parametrize("name", caches.SHAPES)
+
+
+def array(layer, kind) -> np.ndarray:
+    return layer.tensor(kind).double().numpy()
+
+
+def changed(cache: KVCache, change) -> KVCache:
+    layers = tuple(
+        replace(layer, keys=change(layer.keys), values=change(layer.values))
+        for layer in cache.layers
+    )
+    return replace(cache, layers=layers)
+
+
+@every_shape
+def test_thresholds_are_a_percentage_of_the_maximum_over_the_whole_cache(name):
+    cache = caches.SHAPES[name]()
+    for kind in KINDS:
+        peak = max(np.abs(array(layer, kind)).max() for layer in cache.layers)
+        assert thresholds(cache, PERCENTAGE)[kind] == pytest.approx(peak * PERCENTAGE / 100)
+
+
+@every_shape
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sum_equals_brute_force(name, kind):
+    cache = caches.SHAPES[name]()
+    swept = sweep(cache, PERCENTAGE)
+    t = np.float32(swept.thresholds[kind])
+    for layer, sums in zip(cache.layers, swept.sums[kind], strict=True):
+        x = array(layer, kind)
+        below = np.abs(x.astype(np.float32)) < t
+        assert sums.n_entries == x.size
+        assert sums.sparsity == pytest.approx(below.mean())
+        assert sums.mean_abs == pytest.approx(np.abs(x).mean(), rel=1e-6)
+        assert sums.std == pytest.approx(x.std(), rel=1e-6)
+        assert sums.kurtosis == pytest.approx(((x - x.mean()) ** 4).mean() / x.var() ** 2, rel=1e-5)
+        root = math.sqrt(x.size)
+        hoyer = (root - np.abs(x).sum() / np.linalg.norm(x)) / (root - 1)
+        assert sums.hoyer_sparsity == pytest.approx(hoyer, abs=1e-6)
+        np.testing.assert_array_equal(sums.below_head_dim, below.sum(1))
+        np.testing.assert_allclose(sums.abs_head, np.abs(x).sum((1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(sums.abs_token_dim, np.abs(x).sum(0), rtol=1e-6)
+        np.testing.assert_allclose(sums.norm_head_token, np.linalg.norm(x, axis=-1), rtol=1e-6)
+
+
+@every_shape
+def test_correlation_is_pearsons_and_empty_where_shapes_differ(name):
+    cache = caches.SHAPES[name]()
+    for layer, found in zip(cache.layers, sweep(cache, PERCENTAGE).kv_correlation, strict=True):
+        keys, values = array(layer, "key"), array(layer, "value")
+        if keys.shape != values.shape:
+            assert math.isnan(found)
+        else:
+            expected = np.corrcoef(keys.flatten(), values.flatten())[0, 1]
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
+@every_shape
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("percentage", [1.0, 7.3, 100.0])
+def test_magnitude_bins_count_every_entry_and_split_at_the_threshold(name, kind, percentage):
+    cache = caches.SHAPES[name]()
+    swept = sweep(cache, percentage)
+    t = swept.thresholds[kind]
+    edges = magnitude_edges(t, percentage).numpy()
+    counts = sum(sums.magnitude_counts for sums in swept.sums[kind]).numpy()
+    magnitudes = np.concatenate([np.abs(array(layer, kind)).flatten() for layer in cache.layers])
+    assert counts.sum() == magnitudes.size
+    assert edges[-1] > magnitudes.max()
+    below = sum(sums.below_head_dim.sum().item() for sums in swept.sums[kind])
+    assert counts[edges[1:] <= t].sum() == below  # exactly the sparse entries lie to its left
+    if name != "half precision":  # whose values can lie on edges to the last bit
+        np.testing.assert_array_equal(counts, np.histogram(magnitudes, edges)[0])
+
+
+def test_edges_rise_by_nearly_equal_factors():
+    edges = magnitude_edges(3.0, 1.0).numpy()
+    factors = edges[2:] / edges[1:-1]
+    assert (np.diff(edges) > 0).all() and 3.0 in edges
+    assert 1.17 < factors.min() and factors.max() < 1.21
+
+
+def test_the_order_of_tokens_does_not_matter_to_a_layer():
+    cache = caches.alike()
+    order = torch.randperm(cache.n_tokens)
+    shuffled = changed(cache, lambda x: x[:, order])
+    for kind in KINDS:
+        for a, b in zip(sweep(cache, 1.0).sums[kind], sweep(shuffled, 1.0).sums[kind], strict=True):
+            assert a.sparsity == b.sparsity
+            assert a.kurtosis == pytest.approx(b.kurtosis)
+            assert torch.equal(a.magnitude_counts, b.magnitude_counts)
+
+
+def test_a_common_scale_changes_neither_sparsity_nor_the_scale_free_measures():
+    cache = caches.alike()
+    scaled = changed(cache, lambda x: 8 * x)
+    for kind in KINDS:
+        for a, b in zip(sweep(cache, 1.0).sums[kind], sweep(scaled, 1.0).sums[kind], strict=True):
+            assert a.sparsity == b.sparsity
+            assert a.hoyer_sparsity == pytest.approx(b.hoyer_sparsity)
+            assert a.kurtosis == pytest.approx(b.kurtosis)
+            assert b.std == pytest.approx(8 * a.std)
+
+
+def test_hoyer_sparsity_is_0_for_equal_magnitudes_and_1_for_a_single_one():
+    flat = changed(caches.alike(), lambda x: torch.full_like(x, -2.0))
+    assert sweep(flat, 1.0).sums["key"][0].hoyer_sparsity == pytest.approx(0, abs=1e-6)
+    single = torch.zeros(3, 10, 8)
+    single[1, 2, 3] = 5
+    peaked = changed(caches.alike(), lambda _: single)
+    assert sweep(peaked, 1.0).sums["key"][0].hoyer_sparsity == pytest.approx(1, abs=1e-6)
+
+
+def test_a_zero_cache_is_sparse_and_breaks_nothing():
+    swept = sweep(changed(caches.alike(), torch.zeros_like), 1.0)
+    for sums in swept.sums["value"]:
+        assert sums.sparsity == 1.0 and sums.std == 0 and math.isnan(sums.kurtosis)
+        assert sums.magnitude_counts[0] == sums.n_entries
+
+
+def test_a_far_mean_does_not_spoil_the_moments():
+    # E[x^2] - E[x]^2 would lose every digit of this
+    far = changed(caches.alike(), lambda x: x + 1000)
+    x = array(far.layers[0], "value")
+    assert sweep(far, 1.0).sums["value"][0].std == pytest.approx(x.std(), rel=1e-3)
+
+
+def test_the_sweep_leaves_the_cache_alone():
+    cache = caches.mixed()
+    before = [layer.keys.clone() for layer in cache.layers]
+    sweep(cache, 1.0)
+    assert all(torch.equal(a, b.keys) for a, b in zip(before, cache.layers, strict=True))
+
+
+@every_shape
+def test_sparse_entries_per_token_equal_brute_force(name):
+    cache = caches.SHAPES[name]()
+    limits = thresholds(cache, PERCENTAGE)
+    for kind, counts in below_per_token(cache, limits).items():
+        for layer, found in zip(cache.layers, counts, strict=True):
+            below = np.abs(array(layer, kind).astype(np.float32)) < np.float32(limits[kind])
+            np.testing.assert_array_equal(found, below.sum((0, 2)))

@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from data.extraction import prefill
+from data.probe import AttentionProbe, softmax_sums
+from tests import families
+
+PROBED = sorted(set(families.SETTINGS) - families.WITHOUT_PROBE)
+N = 40  # beyond the window, so that sliding layers have forgotten something
+
+
+def eager_weights(name: str, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Attention weights (heads, N, N) of each attending layer as transformers itself shows them."""
+    model = families.model(name, attn_implementation="eager")
+    with torch.no_grad():
+        attentions = model(ids[None], output_attentions=True).attentions
+    return [weights[0, :, :, :N] for weights in attentions if weights is not None]
+
+
+def mean_received(weights: torch.Tensor, visible: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """Brute force: per key, the mean weight over the queries that see it, per KV head."""
+    received = torch.zeros(len(weights), N)
+    for head in range(len(weights)):
+        for key in range(N):
+            queries = visible[:, key]
+            received[head, key] = weights[head, queries, key].mean()
+    return received.unflatten(0, (n_heads, -1)).mean(1)
+
+
+def visible_pairs(window: int | None) -> torch.Tensor:
+    query, key = torch.arange(N)[:, None], torch.arange(N)[None]
+    return (key <= query) & (key > query - window if window else torch.tensor(True))
+
+
+@pytest.mark.parametrize("name", sorted(set(PROBED) - families.SHARED_CACHE))
+def test_attention_received_is_the_mean_of_the_models_own_weights(name):
+    ids = families.token_ids(N)
+    result = prefill(families.loaded(name), ids, probe=True)
+    every_layer = eager_weights(name, ids)
+    # Layers without attention return no weights: the attending ones come in the cache's order.
+    for layer, received, weights in zip(
+        result.cache.layers, result.attention, every_layer, strict=True
+    ):
+        sees = visible_pairs(
+            families.WINDOW if layer.kind == "sliding" and name != "mimo" else None
+        )
+        expected = mean_received(weights, sees, layer.n_heads)[:, layer.positions]
+        torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_the_probe_changes_nothing(name):
+    loaded, ids = families.loaded(name), families.token_ids(N)
+    plain, probed = prefill(loaded, ids), prefill(loaded, ids, probe=True)
+    again = prefill(loaded, ids)
+    for a, b, c in zip(plain.cache.layers, probed.cache.layers, again.cache.layers, strict=True):
+        assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
+        assert torch.equal(a.keys, c.keys)  # and it has stepped back afterwards
+
+
+def test_full_attention_rows_sum_to_the_number_of_queries():
+    query, key = torch.randn(6, 11, 8), torch.randn(2, 11, 8)
+    torch.testing.assert_close(softmax_sums(query, key).sum(-1), torch.full((2,), 11.0))
+
+
+@pytest.mark.parametrize("block", [1, 64, 10**9])
+@pytest.mark.parametrize("kind", ["causal", "bool", "float", "per head"])
+def test_softmax_sums_equal_plain_attention_in_any_block_size(monkeypatch, block, kind):
+    monkeypatch.setattr("data.probe.BLOCK_SCORES", block)
+    query, key = torch.randn(4, 5, 8), torch.randn(2, 9, 8)
+    causal = torch.ones(5, 9, dtype=torch.bool).tril(4)
+    heads = causal.expand(4, 5, 9).clone()
+    heads[1, :, 2] = False
+    masks = {
+        "causal": None,
+        "bool": causal[None, None],
+        "float": torch.where(causal, 0.0, torch.finfo(torch.float32).min)[None, None],
+        "per head": heads[None],
+    }
+    visible = heads if kind == "per head" else causal.expand(4, 5, 9)
+    scores = query @ key.repeat_interleave(2, 0).transpose(1, 2) * 0.3
+    weights = torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=-1)
+    expected = weights.sum(1).unflatten(0, (2, 2)).mean(1)
+    torch.testing.assert_close(softmax_sums(query, key, masks[kind], 0.3), expected)
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "mistral", "gemma2"])
+def test_blocks_of_queries_do_not_change_what_is_measured(monkeypatch, name):
+    loaded, ids = families.loaded(name), families.token_ids(N)
+    whole = prefill(loaded, ids, probe=True)
+    monkeypatch.setattr("data.probe.BLOCK_SCORES", 3 * 4 * N)  # three queries at a time
+    blocks = prefill(loaded, ids, probe=True)
+    for a, b in zip(whole.attention, blocks.attention, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(whole.cache.layers, blocks.cache.layers, strict=True):
+        torch.testing.assert_close(a.keys, b.keys)
+
+
+def test_layers_that_read_another_layers_cache_count_for_its_owner():
+    # Gemma 4: layers 2 and 3 attend to what layers 0 and 1 have stored.
+    result = prefill(families.loaded("gemma4"), families.token_ids(12), probe=True)
+    with_own = AttentionProbe(12)
+    model = families.model("gemma4")
+    with torch.no_grad(), with_own.watching(model):
+        model(families.token_ids(12)[None], use_cache=True)  # all logits: all queries of all layers
+    assert [layer.index for layer in result.cache.layers] == [0, 1]
+    assert all(received is not None for received in result.attention)
+    by_layer = {call.layer: call for call in with_own._calls}
+    keys = {layer.index: layer.keys for layer in result.cache.layers}
+    owned = AttentionProbe(12, [by_layer[0], by_layer[1], by_layer[2], by_layer[3]]).received(keys)
+    total = (by_layer[1].weight_sums + by_layer[3].weight_sums) / (
+        by_layer[1].seen_by + by_layer[3].seen_by
+    )
+    torch.testing.assert_close(owned[1], total)
+
+
+def test_the_look_up_is_put_back_when_the_model_fails():
+    model = families.model("llama_gqa")
+    registry = __import__("sys").modules[type(model).__module__].ALL_ATTENTION_FUNCTIONS
+    with pytest.raises(RuntimeError), AttentionProbe(4).watching(model):
+        assert "get_interface" in vars(registry)
+        raise RuntimeError
+    assert "get_interface" not in vars(registry)
+
+
+@pytest.mark.parametrize("name", sorted(families.WITHOUT_PROBE))
+def test_a_model_without_the_interface_yields_no_attention_and_says_so(name, caplog):
+    result = prefill(families.loaded(name), families.token_ids(N), probe=True)
+    assert result.attention == (None, None)
+    assert "attention columns are empty" in caplog.text

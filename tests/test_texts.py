@@ -1,0 +1,144 @@
+import hashlib
+import json
+import socket
+import time
+
+import pytest
+from datasets import Dataset
+
+import config
+from config import RunConfig, UsageError
+from data import hub, texts
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Corpora and the hub's answer are remembered for the length of a run."""
+    for remembered in (texts.wikitext_samples, texts.reference_samples, hub.reachable):
+        remembered.cache_clear()
+    yield
+    for remembered in (texts.wikitext_samples, texts.reference_samples, hub.reachable):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def wikitext_in_cache(tmp_path, monkeypatch):
+    """A hub cache that holds the test split: three articles, the second of them short."""
+    body = [" Some words . \n"] * 500
+    rows = ["", " = First = \n", "", *body, "", " = = Part = = \n", "", " = 1 henry = \n", *body]
+    rows += ["", " = Short = \n", "", " Words . \n", "", " = Third = One = \n", "", *body]
+    repository = tmp_path / "datasets--Salesforce--wikitext"
+    file = repository / "snapshots" / texts.WIKITEXT_REVISION / texts.WIKITEXT_FILE
+    file.parent.mkdir(parents=True)
+    Dataset.from_dict({"text": rows}).to_parquet(str(file))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return file
+
+
+def test_articles_are_joined_from_their_lines(wikitext_in_cache):
+    first, third = texts.wikitext_samples()
+    assert (first.index, first.title) == (0, "First")
+    assert (third.index, third.title) == (1, "Third = One")  # the short one is no sample
+    assert first.text.startswith("= First =") and "= = Part = =" in first.text
+    assert " = 1 henry = " in first.text  # looks like a title, but stands in running text
+    assert first.source == "WikiText-103 test"
+
+
+def test_the_index_chooses_the_article(wikitext_in_cache):
+    run = RunConfig(wikitext_index=1)
+    assert texts.choose(run) == texts.choose(run) == texts.wikitext_samples()[1]
+
+
+def test_out_of_reach_falls_back_loudly(caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    chosen = texts.choose(RunConfig(use_wikitext=True))
+    assert chosen.source == texts.REFERENCE_SOURCE
+    assert caplog.text.count("using the offline corpus") == 1
+
+
+def test_a_hub_that_does_not_answer_is_given_up_on(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(config, "HUB_PATIENCE_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call, never says a word
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        assert texts.wikitext_samples() is None
+    assert time.monotonic() - began < 5
+
+
+def test_the_offline_corpus_is_long_coherent_text_in_a_fixed_order():
+    samples = texts.reference_samples()
+    assert [s.index for s in samples] == list(range(len(samples)))
+    assert len(samples) >= 15
+    topics = [s.title.split(":")[0] for s in samples]
+    assert topics == sorted(topics)
+    assert all(len(s.text) >= config.MIN_SAMPLE_CHARACTERS for s in samples)
+
+
+def test_the_offline_corpus_is_taken_without_asking_the_hub(monkeypatch):
+    monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
+    assert texts.choose(RunConfig(use_wikitext=False)).source == texts.REFERENCE_SOURCE
+
+
+def test_an_index_out_of_range_names_the_range():
+    last = len(texts.reference_samples()) - 1
+    with pytest.raises(UsageError, match=f"--wikitext_index is 999: .* samples 0 to {last}"):
+        texts.choose(RunConfig(use_wikitext=False, wikitext_index=999))
+
+
+def test_a_prompt_is_taken_as_it_is():
+    sample = texts.choose(RunConfig(prompt="  Hello\nworld "))
+    assert sample.text == "  Hello\nworld " and sample.title == "Hello world"
+    assert sample.sha256 == hashlib.sha256(b"  Hello\nworld ").hexdigest()
+
+
+def test_a_text_file_is_read_whole(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("Füße\nand more", encoding="utf-8")
+    sample = texts.choose(RunConfig(text_file=str(file)))
+    assert (sample.text, sample.title, sample.source) == ("Füße\nand more", "a.txt", "file")
+
+
+def test_jsonl_texts_are_joined_and_may_hold_any_line_separator(tmp_path):
+    file = tmp_path / "a.jsonl"
+    rows = [{"text": "one\u2028still one"}, {"text": "two", "other": 1}]
+    file.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n", "utf-8")
+    assert texts.read_text_file(str(file)) == "one\u2028still one\n\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.txt", b" \n\t ", "holds no text"),
+        ("binary.txt", b"abc\0def", "is binary"),
+        ("latin.txt", "Füße".encode("latin-1"), "is not UTF-8"),
+        ("bad.jsonl", b'{"text": "a"}\n{oops\n', "line 2 is not JSON"),
+        ("other.jsonl", b'{"body": "a"}\n', "line 1 has no text field"),
+        ("number.jsonl", b'{"text": 3}\n', "line 1 has no text field"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path, name, content, says):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=says):
+        texts.choose(RunConfig(text_file=str(file)))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        texts.read_text_file(str(tmp_path / "none.txt"))
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        texts.read_text_file(str(tmp_path))
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(UsageError, match="--prompt holds no text"):
+        texts.choose(RunConfig(prompt=" \n"))
+
+
+def test_what_is_shown_cannot_leave_its_line_or_move_the_cursor():
+    assert texts.visible("a b\n\x1b[2J\u202e") == "a␣b\\n\\x1b[2J\\u202e"
+    assert texts.first_line("a\n\x1b[2Jb", 10) == "a [2Jb"
+    assert len(texts.first_line("word " * 100, 40)) == 40

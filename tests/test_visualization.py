@@ -1,0 +1,260 @@
+"""Pictures are checked by their artists, labels and values, and at awkward sizes."""
+
+import math
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from analysis.generation import generation_stages
+from analysis.measures import sweep
+from analysis.tables import Subject, tables
+from data.cache import KVCache
+from tests import caches
+from visualization.catalogue import PICTURES
+from visualization.output import OutputFolder
+from visualization.style import COLOURS, bin_width, binned, shown
+
+ABOUT = "tiny (random) · test text #0: $a_b$ · 10 tokens"
+
+
+def made(cache: KVCache, attention=None) -> dict[str, pd.DataFrame]:
+    """Every table that has a picture."""
+    if attention is None:
+        attention = [torch.rand(x.n_heads, x.n_tokens).clamp(min=1e-4) for x in cache.layers]
+    words = [f"${i}" for i in range(cache.n_tokens)]
+    result = tables(Subject(sweep(cache, 1.0), attention, words), "all")
+    result["tokens/generation_stages_comparison"] = generation_stages(cache, 1.0)
+    return {stem: table for stem, table in result.items() if stem in PICTURES}
+
+
+def big(layers: int, heads: int, tokens: int, dims: int) -> KVCache:
+    built = (caches.layer(i, heads, tokens, (dims, dims)) for i in range(layers))
+    return caches.cache(*built, n_prompt=max(1, tokens - 5))
+
+
+SIZES = {
+    "usual": lambda: caches.cache(*(caches.layer(i, 3, 30, (8, 8)) for i in range(4)), n_prompt=25),
+    "unequal layers": lambda: KVCache(caches.mixed().layers, torch.arange(10), 8, "random"),
+    "smallest": lambda: caches.cache(caches.layer(0, 1, 2, (2, 2)), n_prompt=1),
+    "deep": lambda: big(80, 8, 12, 4),
+    "wide": lambda: big(4, 64, 12, 4),
+    "long": lambda: big(2, 1, 8192, 4),
+}
+
+
+def texts_of(figure) -> list[str]:
+    found = [t.get_text() for t in figure.texts]
+    for ax in figure.axes:
+        found += [ax.get_title(), ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()]
+        found += [t.get_text() for t in ax.texts]
+        legend = ax.get_legend()
+        found += [t.get_text() for t in legend.get_texts()] if legend else []
+    return found
+
+
+@pytest.fixture(scope="module")
+def usual():
+    torch.manual_seed(0)
+    return made(SIZES["usual"]())
+
+
+def test_every_documented_picture_has_a_table(usual):
+    assert set(usual) == set(PICTURES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stem", PICTURES)
+def test_each_picture_draws_at_every_size_and_says_what_it_shows(size, stem, tmp_path):
+    figure = PICTURES[stem](made(SIZES[size]())[stem], ABOUT)
+    figure.savefig(tmp_path / "a.png", dpi=50)  # warnings are errors: glyphs, empty axes, limits
+    pixels = matplotlib.image.imread(tmp_path / "a.png")
+    assert pixels.std() > 0.02
+    written = texts_of(figure)
+    assert ABOUT in " ".join(written).replace("\n", " ")  # $ and all
+    panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+    assert any(ax.get_xlabel() or len(ax.get_xticklabels()) for ax in panels)
+    assert any(ax.get_ylabel() for ax in panels)
+    width, height = figure.get_size_inches()
+    assert width <= 24 and height <= 24
+    assert sum(len(ax.patches) + len(ax.texts) for ax in panels) < 1500  # no ten thousand bars
+
+
+@pytest.mark.parametrize("size", ["usual", "deep", "long"])
+@pytest.mark.parametrize("stem", PICTURES)
+def test_no_label_leaves_the_figure(size, stem):
+    figure = PICTURES[stem](made(SIZES[size]())[stem], ABOUT)
+    figure.canvas.draw()
+    box = figure.bbox
+    renderer = figure.canvas.get_renderer()
+    labels = list(figure.texts)
+    for ax in figure.axes:
+        labels += [ax.xaxis.label, ax.yaxis.label, ax.title]
+        labels += [ax.get_legend()] if ax.get_legend() else []
+    for label in labels:
+        extent = label.get_window_extent(renderer)
+        if extent.width and extent.height:
+            assert extent.x0 >= box.x0 - 1 and extent.x1 <= box.x1 + 1, label
+            assert extent.y0 >= box.y0 - 1 and extent.y1 <= box.y1 + 1, label
+
+
+def test_layer_lines_are_the_tables_values_in_the_kinds_colours(usual):
+    table = usual["layers/layer_statistics"]
+    panel = PICTURES["layers/layer_statistics"](table, ABOUT).axes[2]
+    for kind, line in zip(("key", "value"), panel.lines, strict=True):
+        rows = table[table["kind"] == kind]
+        np.testing.assert_allclose(line.get_ydata(), rows["std"])
+        assert to_hex(line.get_color()) == COLOURS[kind]
+
+
+def test_layer_bars_and_their_mean_lines(usual):
+    table = usual["layers/layer_pruning_potential"]
+    (ax,) = PICTURES["layers/layer_pruning_potential"](table, ABOUT).axes
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx(list(table["sparsity"]))
+    assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx(
+        list(table.groupby("kind")["mean_sparsity"].first())
+    )
+    legend = " ".join(t.get_text() for t in ax.get_legend().get_texts())
+    assert f"Keys: mean of layers {table['mean_sparsity'].iloc[0]:.1%}" in legend
+
+
+def test_where_keys_and_values_differ_in_shape_the_panel_says_so():
+    cache = caches.cache(*(caches.layer(i, 1, 10, (8, 4)) for i in range(3)))
+    figure = PICTURES["layers/layer_statistics"](made(cache)["layers/layer_statistics"], ABOUT)
+    assert any("differ in shape" in text for text in texts_of(figure))
+
+
+def test_both_head_maps_share_one_scale_and_show_the_table(usual):
+    table = usual["heads/head_sparsity"]
+    keys, values, _bar = PICTURES["heads/head_sparsity"](table, ABOUT).axes
+    assert keys.collections[0].get_clim() == values.collections[0].get_clim()
+    cells = keys.collections[0].get_array().data.flatten()
+    expected = table[table["kind"] == "key"].sort_values(["layer", "head"])["sparsity"]
+    np.testing.assert_allclose(cells, 100 * expected)
+
+
+def test_darker_is_sparser(usual):
+    keys = PICTURES["heads/head_sparsity"](usual["heads/head_sparsity"], ABOUT).axes[0]
+    light, dark = keys.collections[0].cmap([0.0, 1.0])[:, :3].sum(1)
+    assert dark < light
+
+
+def test_error_bars_are_the_deviation_over_layers(usual):
+    table = usual["heads/head_pruning_potential"]
+    (ax,) = PICTURES["heads/head_pruning_potential"](table, ABOUT).axes
+    keys = table[table["kind"] == "key"]
+    segments = ax.containers[0].lines[2][0].get_segments()
+    lengths = [(end - start)[1] for start, end in segments]
+    assert lengths == pytest.approx(list(2 * keys["sparsity_std"]))
+
+
+def test_the_red_line_is_the_threshold_and_its_label_the_sparse_share(usual):
+    table = usual["weight_magnitude_distribution"]
+    figure = PICTURES["weight_magnitude_distribution"](table, ABOUT)
+    for ax, kind in zip(figure.axes, ("key", "value"), strict=True):
+        rows = table[table["kind"] == kind]
+        assert ax.lines[0].get_xdata()[0] == rows["threshold"].iloc[0]
+        left = rows.loc[rows["bin_right"] <= rows["threshold"], "count"].sum()
+        assert f"{left / rows['count'].sum():.1%}" in ax.get_legend().get_texts()[0].get_text()
+        assert ax.get_yscale() == "log"
+
+
+def test_the_highest_tokens_are_marked_at_their_height_and_named(usual):
+    table = usual["tokens/token_position_importance"]
+    (ax,) = PICTURES["tokens/token_position_importance"](table, ABOUT).axes
+    top = table[table["well_seen"]].nlargest(5, "importance")
+    marks = next(line for line in ax.lines if line.get_marker() == "v")
+    np.testing.assert_allclose(marks.get_ydata(), top["importance"])
+    assert (
+        ax.texts[0].get_text().splitlines()[1]
+        == f"{top['position'].iloc[0]}: " + (top["token"].iloc[0])
+    )
+
+
+def test_a_lone_sink_is_visible_in_the_map_of_a_long_text():
+    cache = SIZES["long"]()
+    attention = [torch.full((1, 8192), 1e-4) for _ in cache.layers]
+    attention[1][:, 5003] = 0.9
+    table = made(cache, attention)["tokens/attention_sinks"]
+    heat_map = PICTURES["tokens/attention_sinks"](table, ABOUT).axes[1]
+    cells = heat_map.images[0].get_array()
+    assert cells.shape == (2, 512)
+    assert cells[1, 5003 // 16] == pytest.approx(0.9) and cells[0].max() == pytest.approx(1e-4)
+
+
+def test_stage_bars_and_the_red_line_of_new_tokens(usual):
+    table = usual["tokens/generation_stages_comparison"]
+    figure = PICTURES["tokens/generation_stages_comparison"](table, ABOUT)
+    for ax, kind in zip(figure.axes, ("key", "value"), strict=True):
+        rows = table[table["kind"] == kind]
+        assert [bar.get_height() for bar in ax.patches] == pytest.approx(list(rows["sparsity"]))
+        red = ax.lines[0].get_ydata()
+        np.testing.assert_allclose(red, rows["sparsity_new_tokens"])
+        assert math.isnan(red[0])  # nothing is new in the prefill
+
+
+def test_the_sparse_and_the_dense_line_are_labelled(usual):
+    table = usual["embeddings/embedding_consistency"]
+    for ax in PICTURES["embeddings/embedding_consistency"](table, ABOUT).axes:
+        assert [line.get_ydata()[0] for line in ax.lines] == [0.8, 0.2]
+        assert [t.get_text()[:3] for t in ax.get_legend().get_texts()] == ["80%", "20%"]
+
+
+def test_sensitive_dimensions_stand_above_invariant_ones(usual):
+    table = usual["embeddings/sparse_dense_embedding_patterns"]
+    figure = PICTURES["embeddings/sparse_dense_embedding_patterns"](table, ABOUT)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[0].startswith("Keys: most position-sensitive")
+    assert titles[3].startswith("Values: most position-invariant")
+    rows = table[(table["kind"] == "key") & (table["pattern"] == "sensitive")]
+    first = rows[rows["dim"] == rows["dim"].iloc[0]]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), first["mean_abs"])
+
+
+def test_binning_keeps_the_mean_the_maximum_and_the_places():
+    positions, values = np.arange(10), np.arange(10.0) ** 2
+    width = bin_width(10, 4)
+    assert width == 3
+    middles, means = binned(positions, values, width, "mean")
+    assert list(middles) == [1, 4, 7, 10] and means[1] == pytest.approx((9 + 16 + 25) / 3)
+    assert binned(positions, values, width, "max")[1][3] == 81
+    assert bin_width(10, 10) == 1
+
+
+def test_characters_that_the_font_lacks_are_escaped():
+    assert shown("aé␣") == "aé␣"
+    assert shown("\u4e2d") == "\\u4e2d"
+
+
+def test_drawing_leaves_the_callers_settings_alone(usual):
+    before = dict(matplotlib.rcParams)
+    PICTURES["layers/layer_statistics"](usual["layers/layer_statistics"], ABOUT)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_nothing_has_its_final_name_before_the_commit(tmp_path, usual):
+    stem = "layers/layer_statistics"
+    with OutputFolder(tmp_path) as output:
+        output.picture(stem, PICTURES[stem](usual[stem], ABOUT), usual[stem])
+        assert not (tmp_path / "layers").exists()
+        paths = output.commit("analyze.json", {"mode": "analyze"})
+    assert [p.removeprefix(f"{tmp_path}/") for p in paths] == [
+        "layers/layer_statistics.png",
+        "layers/layer_statistics.csv",
+        "analyze.json",
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["analyze.json", "layers"]
+    back = pd.read_csv(tmp_path / "layers/layer_statistics.csv")
+    pd.testing.assert_frame_equal(back, usual[stem], check_dtype=False)
+
+
+def test_what_fails_leaves_earlier_results_and_no_litter(tmp_path, usual):
+    (tmp_path / "a.csv").write_text("earlier")
+    with pytest.raises(RuntimeError), OutputFolder(tmp_path) as output:
+        output.table("a", usual["layers/layer_statistics"])
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "earlier"
