@@ -79,7 +79,8 @@ def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
     found.append(
         "Free of the threshold, which one outlier can move: highest kurtosis "
         f"{odd['kurtosis']:.1f} (normal: 3) in layer {odd['layer']}'s {odd['kind']}s, highest "
-        f"Hoyer sparsity {hoyer['hoyer_sparsity']:.2f} in layer {hoyer['layer']}'s {hoyer['kind']}s."
+        f"Hoyer sparsity {hoyer['hoyer_sparsity']:.2f} in layer {hoyer['layer']}'s "
+        f"{hoyer['kind']}s."
     )
     return found
 

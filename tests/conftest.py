@@ -19,7 +19,7 @@ def seeded():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A folder with a tiny random Llama (GQA, 2 layers) and a byte tokenizer, as a person has it."""
+    """A folder with a tiny random Llama (GQA, 2 layers) and a byte tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     families.save(families.model("llama_gqa"), folder)
     return folder

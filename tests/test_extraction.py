@@ -104,7 +104,7 @@ def test_prefill_asks_for_the_last_logits_only():
 )
 def test_a_model_without_keys_and_values_is_refused(model_type, settings):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
-    with pytest.raises(UsageError, match="keeps no keys and values.*fixed-size state"):
+    with pytest.raises(UsageError, match=r"keeps no keys and values.*fixed-size state"):
         prefill(LoadedModel(model, families.tokenizer(), model_type, ""), families.token_ids(8))
 
 
@@ -112,7 +112,7 @@ def test_a_model_without_keys_and_values_is_refused(model_type, settings):
 def test_nan_and_inf_are_refused_with_the_layer(value):
     loaded = families.loaded("llama_gqa")
     loaded.model.model.layers[1].self_attn.v_proj.weight.data[3] = value
-    with pytest.raises(UsageError, match="values of layer 1 .* hold NaN or Inf in float32"):
+    with pytest.raises(UsageError, match=r"values of layer 1 .* hold NaN or Inf in float32"):
         prefill(loaded, families.token_ids(8))
 
 
@@ -134,7 +134,7 @@ def test_a_shorter_text_is_used_whole_and_says_so(caplog):
 def test_a_text_beyond_the_models_positions_is_refused_with_the_limit():
     loaded = families.loaded("llama_gqa")  # 256 positions
     assert len(tokenise(loaded, sample("x" * 251), None, 5)) == 251
-    with pytest.raises(UsageError, match="beyond the 256 positions .* --sequence_length 251"):
+    with pytest.raises(UsageError, match=r"beyond the 256 positions .* --sequence_length 251"):
         tokenise(loaded, sample("x" * 252), None, 5)
 
 

@@ -1,4 +1,4 @@
-"""The command line from end to end: on a tiny model, on the real default one, and on wrong input."""
+"""The command line end to end: on a tiny model, on the real default one, on wrong input."""
 
 import json
 import os

@@ -45,7 +45,7 @@ def test_devices_and_dtypes_of_auto():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
 def test_a_device_that_is_missing_is_refused():
-    with pytest.raises(UsageError, match="--device cuda is not available .* it has .*cpu"):
+    with pytest.raises(UsageError, match=r"--device cuda is not available .* it has .*cpu"):
         models.pick_device("cuda")
 
 
@@ -85,7 +85,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_an_encoder_decoder_is_refused_before_its_weights_are_read(tmp_path):
     settings = {"model_type": "t5", "vocab_size": 300, "is_encoder_decoder": True}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UsageError, match="is an encoder-decoder .* give a decoder-only"):
+    with pytest.raises(UsageError, match=r"is an encoder-decoder .* give a decoder-only"):
         models.load(run(model=str(tmp_path), device="cpu"))
 
 
