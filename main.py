@@ -136,6 +136,7 @@ def _analyse(run: RunConfig, focus: str, length: int | None) -> None:
                     output.table(stem, named)
                 elif len(table):
                     output.picture(stem, PICTURES[stem](table, about), named)
+        record.close()
         facts = record.manifest(loaded, sample, len(token_ids)) | {"thresholds": limits}
         _deliver(output, facts, made)
     if not run.quiet:
@@ -200,15 +201,22 @@ MODES = {
 }
 
 
+class _Notices(logging.Handler):
+    """Writes notices to stderr, above a bar where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"note: {record.getMessage()}", file=sys.stderr)
+
+
 def _quiet_start(quiet: bool) -> None:
     """Notices go to stderr as they are; bars only to a terminal that wants them."""
     if quiet or not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("note: %(message)s"))
     for package in ("data", "analysis", "visualization"):
-        logging.getLogger(package).handlers = [handler]
+        logging.getLogger(package).handlers = [_Notices()]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -84,7 +84,7 @@ def _importance(table: pd.DataFrame, weights: dict[str, float]) -> pd.Series:
 
 def _seen(positions: pd.Series, n_tokens: int, min_queries: int) -> dict[str, pd.Series]:
     """seen_by: queries of the text at or after a token, those that can see it. well_seen: at least
-    `min_queries` of them, as a mean over fewer says little; half the most where none has as many."""
+    `min_queries` of them, as a mean over fewer says little; in a short text half the most."""
     seen_by = n_tokens - positions
     half = (seen_by.max() + 1) // 2
     return {"seen_by": seen_by, "well_seen": seen_by >= min(min_queries, half)}

@@ -113,7 +113,9 @@ def load(run: RunConfig) -> LoadedModel:
     with _in_one_sentence(run.model):
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
         dtype = pick_dtype(run.dtype, device)
-        model = AutoModelForCausalLM.from_pretrained(**source.arguments, dtype=dtype)
+        # Weights come from safetensors or GGUF: a pickle could run any code.
+        safe = {} if "gguf_file" in source.arguments else {"use_safetensors": True}
+        model = AutoModelForCausalLM.from_pretrained(**source.arguments, **safe, dtype=dtype)
     model = model.eval().requires_grad_(False).to(device)
     revision = source.revision or getattr(model.config, "_commit_hash", None) or "unknown"
     return LoadedModel(model, tokenizer, source.name, revision)

@@ -35,7 +35,8 @@ class RunRecord:
         self.run = run
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.seconds["start"] = time.perf_counter() - started
-        self._bar = tqdm(total=len(PHASES) - 1, bar_format="{desc} |{bar}| {elapsed}", leave=False)
+        bar = {"desc": "start     ", "bar_format": "{desc} |{bar}| {elapsed}", "leave": False}
+        self._bar = tqdm(total=len(PHASES) - 1, **bar)
 
     @contextmanager
     def phase(self, name: str):
@@ -48,6 +49,7 @@ class RunRecord:
         self.seconds[name] += time.perf_counter() - began
 
     def close(self) -> None:
+        """Take the bar away, so that results can be printed."""
         self._bar.close()
 
     def __enter__(self) -> "RunRecord":

@@ -38,7 +38,8 @@ def resolve(name: str, trust_remote_code: bool = False) -> Source:
         raise UsageError(
             f"--model {name} is neither a .gguf file nor a folder with a config.json and weights."
         )
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and path.suffix.lower() != ".gguf"
+    if not is_hub_id:
         raise UsageError(
             f"--model {name} does not exist: give {default_model.NAME}, a hub id such as "
             "owner/name, a local folder, or a .gguf file."
