@@ -248,7 +248,14 @@ def test_a_disk_that_fills_up_leaves_earlier_results_as_they_were(flags, tmp_pat
 
 def test_ctrl_c_exits_130_without_a_traceback_or_half_a_result(flags, tmp_path):
     command = [sys.executable, "main.py", *flags, "--new_tokens", "100"]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background job ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     out = tmp_path / "out"
     while not out.exists():  # it has begun
         assert child.poll() is None

@@ -12,6 +12,7 @@ from visualization.style import (
     beside,
     by_kind,
     figure,
+    from_zero,
     kind_bars,
     percent,
     styled,
@@ -48,7 +49,7 @@ def head_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
     kind_bars(ax, table, "head", "sparsity_mean", spread="sparsity_std")
     ax.set_xlabel("KV head")
     ax.set_ylabel("Sparsity, mean over layers\n(bars: standard deviation over layers)")
-    ax.set_ylim(bottom=0)
+    from_zero(ax, (table["sparsity_mean"] + table["sparsity_std"]).max())
     percent(ax.yaxis)
     ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return fig

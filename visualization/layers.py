@@ -9,6 +9,7 @@ from visualization.style import (
     NAMES,
     by_kind,
     figure,
+    from_zero,
     kind_bars,
     percent,
     styled,
@@ -38,33 +39,24 @@ def _lines(ax: Axes, table: pd.DataFrame, column: str, title: str) -> None:
         ax.plot(rows["layer"], rows[column], "o-", ms=4, color=COLOURS[kind], label=NAMES[kind])
     ax.set_title(title)
     ax.set_ylabel(title.split(" (")[0])
-    ax.set_ylim(bottom=0)
+    from_zero(ax, table[column].max())
     ax.legend()
 
 
 def _correlation(ax: Axes, rows: pd.DataFrame) -> None:
-    ax.set_title("Key-value correlation (Pearson, flattened)")
-    ax.set_ylabel("Correlation")
+    ax.set_ylabel("Correlation (Pearson, flattened)")
     if rows["kv_correlation"].isna().all():
-        ax.text(
-            0.5,
-            0.5,
-            "Keys and values differ in shape:\nthere is no correlation of entries.",
-            ha="center",
-            transform=ax.transAxes,
-        )
+        note = "Keys and values differ in shape:\nthere is no correlation of entries."
+        ax.text(0.5, 0.5, note, ha="center", transform=ax.transAxes)
+        ax.set_title("Key-value correlation")
         ax.set_xlim(rows["layer"].min() - 0.5, rows["layer"].max() + 0.5)
         return
+    largest = rows["kv_correlation"].abs().max()
+    ax.set_title(f"Key-value correlation (largest |r| {largest:.2f}; {SHARED} hints at sharing)")
     ax.axhline(0, color="#888888", lw=1)
     ax.plot(rows["layer"], rows["kv_correlation"], "o-", ms=4, color="#6b4c9a")
-    largest = rows["kv_correlation"].abs().max()
     if largest > SHARED / 2:
-        ax.axhline(SHARED, color="#888888", ls="--", lw=1, label=f"{SHARED}: might be shared")
-        ax.legend()
-    else:
-        ax.legend(
-            [], title=f"largest |r| {largest:.2f}; {SHARED} would hint at sharing", loc="best"
-        )
+        ax.axhline(SHARED, color="#888888", ls="--", lw=1)
 
 
 @styled
@@ -77,6 +69,7 @@ def layer_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
         mean = rows["mean_sparsity"].iloc[0]
         label = f"{NAMES[kind]}: mean of layers {mean:.1%}"
         ax.axhline(mean, color=COLOURS[kind], ls="--", lw=1.5, label=label)
+    from_zero(ax, table["sparsity"].max())
     ax.set_xlabel("Layer")
     ax.set_ylabel("Sparsity")
     percent(ax.yaxis)

@@ -114,6 +114,11 @@ def by_kind(table: pd.DataFrame):
     return [(kind, table[table["kind"] == kind]) for kind in KINDS]
 
 
+def from_zero(ax: Axes, highest: float) -> None:
+    """A vertical axis from 0 to a little above the highest value, which may be 0 as well."""
+    ax.set_ylim(0, 1.08 * highest if highest > 0 else 1)
+
+
 def percent(axis) -> None:
     """Shares between 0 and 1 as percentages, on one axis of a panel."""
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
@@ -126,7 +131,7 @@ def plain_log(axis) -> None:
 
 
 def whole_numbers(axis) -> None:
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
 
 
 def kind_bars(ax: Axes, table: pd.DataFrame, x: str, y: str, spread: str | None = None) -> None:

@@ -38,7 +38,8 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
     width = bin_width(span, MOST_BARS)
     middles, heights = binned(positions, table["importance"].to_numpy(), width, "mean")
     label = "Importance score" + per_bin(width, "mean")
-    ax.fill_between(middles, heights, step="mid", color="#b8bfc8", lw=0, label=label)
+    edges = np.append(middles - width / 2, middles[-1] + width / 2)
+    ax.stairs(heights, edges, fill=True, color="#b8bfc8", label=label)
     line_width = bin_width(span, MOST_POINTS)
     for kind, name in NORMS.items():
         norms = table[name].to_numpy() / table[name].max()
@@ -46,7 +47,7 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
         text = f"{NAMES[kind][:-1]} norm / maximum" + per_bin(line_width, "mean")
         ax.plot(at, line, color=COLOURS[kind], lw=1.2, label=text)
     _name_top(ax, table, "importance")
-    ax.set_xlim(-0.01 * span - 0.5, span * 1.01)
+    ax.set_xlim(-0.5 - 0.01 * span, span - 0.5 + 0.01 * span)
     ax.set_ylim(0, 1.3)  # room for the list of tokens
     ax.set_xlabel("Token position")
     ax.set_ylabel("Score (terms as shares of their maximum)")
