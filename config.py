@@ -1,12 +1,14 @@
-"""Every default a person may want to edit, with unit and reason, and what one run is made of.
+"""Every default a person may want to edit, with unit and reason, and the flags that override it.
 
 Edit the constants below, or override most of them with a flag of `main.py`. `check()` runs at the
 start of every command and names a constant that makes no sense.
 """
 
+import argparse
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # --- Model ------------------------------------------------------------------------------------
@@ -37,7 +39,19 @@ SPARSE_DIM_SHARE = 0.80  # a dimension sparser than this may be worth removing (
 DENSE_DIM_SHARE = 0.20  # a dimension less sparse than this is likely critical (green line)
 PATTERN_DIMS = 5  # dimensions drawn in each panel of the position patterns
 TOP_TOKENS = 5  # tokens named in pictures and findings ...
-MIN_QUERIES = 32  # ... of those that this many queries can see: the last few are rated by too few
+MIN_QUERIES = 64  # ... of those that this many queries can see: the last few are rated by too few
+
+# --- Compression ------------------------------------------------------------------------------
+
+TUCKER_SEQUENCE_LENGTH = 2048  # tokens of context that `tucker` compresses
+SCORE_TOKENS = 256  # tokens after the context on which the cost is measured
+NUM_SAMPLES = 4  # texts that are scored, for a standard error
+TOKEN_RANK = 32
+EMBEDDING_RANK = 32
+TOKEN_RANKS = (16, 32, 64, 96)  # tried beside them, with each of the
+EMBEDDING_RANKS = (16, 32, 48, 64)
+SINK_TOKENS = 4  # first tokens kept as they are: nearly all queries look at them
+RECENT_TOKENS = 64  # most recent tokens kept as they are
 
 # --- Pictures ---------------------------------------------------------------------------------
 
@@ -47,10 +61,24 @@ FIGURE_DPI = 120  # dots per inch of the PNG files
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FOCUSES = ("all", "layers", "heads", "tokens", "embeddings")
+COMPRESSION_COUNTS = {
+    "TUCKER_SEQUENCE_LENGTH": 1,
+    "SCORE_TOKENS": 1,
+    "NUM_SAMPLES": 1,
+    "TOKEN_RANK": 1,
+    "EMBEDDING_RANK": 1,
+    "SINK_TOKENS": 0,
+    "RECENT_TOKENS": 0,
+}
 
 
 class UsageError(Exception):
     """What a person did cannot work. One sentence: what was given, what is allowed, what to do."""
+
+
+def _constant(name: str):
+    """A field's default: the constant as it stands when a run is made, after `check`."""
+    return field(default_factory=lambda: globals()[name])
 
 
 @dataclass(frozen=True)
@@ -59,17 +87,26 @@ class RunConfig:
 
     mode: str = "analyze"
     analysis_focus: str = "all"
-    model: str = DEFAULT_MODEL
-    device: str = DEVICE
-    dtype: str = DTYPE
-    trust_remote_code: bool = TRUST_REMOTE_CODE
+    model: str = _constant("DEFAULT_MODEL")
+    device: str = _constant("DEVICE")
+    dtype: str = _constant("DTYPE")
+    trust_remote_code: bool = _constant("TRUST_REMOTE_CODE")
     prompt: str | None = None
     text_file: str | None = None
-    use_wikitext: bool = USE_WIKITEXT
-    wikitext_index: int = WIKITEXT_INDEX
+    use_wikitext: bool = _constant("USE_WIKITEXT")
+    wikitext_index: int = _constant("WIKITEXT_INDEX")
     sequence_length: int | None = None  # tokens; None: the mode decides
-    new_tokens: int = NEW_TOKENS
-    output_dir: str = OUTPUT_DIR
+    new_tokens: int = _constant("NEW_TOKENS")
+    score_tokens: int = _constant("SCORE_TOKENS")
+    num_samples: int = _constant("NUM_SAMPLES")
+    token_rank: int = _constant("TOKEN_RANK")
+    embedding_rank: int = _constant("EMBEDDING_RANK")
+    energy: float | None = None
+    target_ratio: float | None = None
+    sink_tokens: int = _constant("SINK_TOKENS")
+    recent_tokens: int = _constant("RECENT_TOKENS")
+    no_sensitivity: bool = False
+    output_dir: str = _constant("OUTPUT_DIR")
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -79,19 +116,133 @@ class RunConfig:
             raise UsageError(
                 f"--sequence_length is {self.sequence_length}: it takes 1 or more tokens."
             )
-        if self.new_tokens < 1:
-            raise UsageError(f"--new_tokens is {self.new_tokens}: it takes 1 or more tokens.")
+        for name in ("new_tokens", "score_tokens", "num_samples"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}: it takes 1 or more.")
+        if not self.output_dir.strip():
+            raise UsageError("--output_dir is empty: give a folder.")
         if self.wikitext_index < 0:
             raise UsageError(
                 f"--wikitext_index is {self.wikitext_index}: samples are counted from 0."
             )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UsageError(f"{message}. `python main.py --help` shows all flags.")
+
+
+def parser(modes: Iterable[str]) -> argparse.ArgumentParser:
+    """All flags, with the defaults above; their names are the fields of RunConfig."""
+    p = _Parser(
+        prog="main.py",
+        description="Extract the KV cache of a language model on real text, analyse and draw it.",
+        epilog="Defaults are edited in config.py.",
+        allow_abbrev=False,
+    )
+    p.add_argument(
+        "--mode", choices=list(modes), default="analyze", help="what to do (%(default)s)"
+    )
+    p.add_argument(
+        "--analysis_focus",
+        choices=FOCUSES,
+        default="all",
+        help="which pictures `analyze` makes (%(default)s)",
+    )
+    model = p.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="%(default)s (downloaded on first use), a hub id, a local folder, or a .gguf file",
+    )
+    model.add_argument("--device", choices=DEVICES, default=DEVICE)
+    model.add_argument("--dtype", choices=DTYPES, default=DTYPE)
+    model.add_argument(
+        "--trust_remote_code",
+        action=argparse.BooleanOptionalAction,
+        default=TRUST_REMOTE_CODE,
+        help="let a model run Python code of its own (off)",
+    )
+    text = p.add_argument_group("text")
+    text.add_argument("--prompt", help="this text")
+    text.add_argument("--text_file", help="a UTF-8 .txt file, or a .jsonl file with a field `text`")
+    text.add_argument(
+        "--use_wikitext",
+        action=argparse.BooleanOptionalAction,
+        default=USE_WIKITEXT,
+        help="a WikiText article, or else the offline corpus (%(default)s)",
+    )
+    text.add_argument(
+        "--wikitext_index",
+        type=int,
+        default=WIKITEXT_INDEX,
+        help="which sample of either corpus; `--mode list_samples` shows them (%(default)s)",
+    )
+    text.add_argument(
+        "--sequence_length",
+        type=int,
+        help=f"tokens of the text to read ({SEQUENCE_LENGTH}; analyze_generation: all of them; "
+        f"tucker: {TUCKER_SEQUENCE_LENGTH})",
+    )
+    text.add_argument(
+        "--new_tokens",
+        type=int,
+        default=NEW_TOKENS,
+        help="tokens to generate after it (%(default)s)",
+    )
+    scoring = p.add_argument_group("scoring, by modes that compress")
+    scoring.add_argument(
+        "--score_tokens",
+        type=int,
+        default=SCORE_TOKENS,
+        help="tokens after the context that are scored (%(default)s)",
+    )
+    scoring.add_argument(
+        "--num_samples", type=int, default=NUM_SAMPLES, help="texts to score (%(default)s)"
+    )
+    tucker = p.add_argument_group("tucker")
+    tucker.add_argument("--token_rank", type=int, default=TOKEN_RANK, help="(%(default)s)")
+    tucker.add_argument("--embedding_rank", type=int, default=EMBEDDING_RANK, help="(%(default)s)")
+    tucker.add_argument(
+        "--energy", type=float, help="choose ranks that keep this share of each squared norm"
+    )
+    tucker.add_argument(
+        "--target_ratio", type=float, help="choose ranks for this compression of what is decomposed"
+    )
+    tucker.add_argument(
+        "--sink_tokens",
+        type=int,
+        default=SINK_TOKENS,
+        help="first tokens that stay uncompressed (%(default)s)",
+    )
+    tucker.add_argument(
+        "--recent_tokens",
+        type=int,
+        default=RECENT_TOKENS,
+        help="most recent tokens that stay uncompressed (%(default)s)",
+    )
+    tucker.add_argument(
+        "--no_sensitivity", action="store_true", help="skip the measured cost of each layer"
+    )
+    output = p.add_argument_group("output")
+    output.add_argument("--output_dir", default=OUTPUT_DIR, help="(%(default)s)")
+    output.add_argument("--quiet", action="store_true", help="no progress bars and no findings")
+    return p
+
+
+def user_path(path: str, name: str) -> Path:
+    """A path that a person gave as `name`, with ~ written out."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{name} is {path}: there is no such user's folder.") from None
+
+
 def cache_folder() -> Path:
     """The user's folder for the converted default model; not created here."""
     chosen = os.environ.get("KV_CACHE_HOME") or CACHE_FOLDER
     if chosen:
-        return Path(chosen).expanduser()
+        return user_path(chosen, "The cache folder")
     from platformdirs import user_cache_path
 
     return user_cache_path("kv-cache-visualization")
@@ -112,8 +263,14 @@ def _are_weights(weights: object) -> bool:
     return all(_is_number(w, 0, math.inf) for w in weights.values()) and sum(weights.values()) > 0
 
 
+def _are_ranks(ranks: object) -> bool:
+    return (
+        isinstance(ranks, tuple | list) and len(ranks) > 0 and all(_is_count(r, 1) for r in ranks)
+    )
+
+
 def _is_path(value: object) -> bool:
-    return isinstance(value, str | Path) and bool(str(value).strip())
+    return isinstance(value, str) and bool(value.strip())
 
 
 def check() -> None:
@@ -144,9 +301,15 @@ def check() -> None:
             _is_number(DENSE_DIM_SHARE, 0, 1) and _is_number(SPARSE_DIM_SHARE, DENSE_DIM_SHARE, 1),
             f"{share}, not above SPARSE_DIM_SHARE",
         ),
-        "PATTERN_DIMS": (_is_count(PATTERN_DIMS, 1), "a whole number from 1"),
-        "TOP_TOKENS": (_is_count(TOP_TOKENS, 1), "a whole number from 1"),
+        "PATTERN_DIMS": (_is_number(PATTERN_DIMS, 1, 7) and _is_count(PATTERN_DIMS, 1), "1 to 7"),
+        "TOP_TOKENS": (_is_number(TOP_TOKENS, 1, 15) and _is_count(TOP_TOKENS, 1), "1 to 15"),
         "MIN_QUERIES": (_is_count(MIN_QUERIES, 1), "a whole number from 1"),
+        "TOKEN_RANKS": (_are_ranks(TOKEN_RANKS), "whole numbers from 1"),
+        "EMBEDDING_RANKS": (_are_ranks(EMBEDDING_RANKS), "whole numbers from 1"),
+        **{
+            name: (_is_count(globals()[name], low), f"a whole number from {low}")
+            for name, low in COMPRESSION_COUNTS.items()
+        },
         "OUTPUT_DIR": (_is_path(OUTPUT_DIR), "a folder"),
         "FIGURE_DPI": (_is_number(FIGURE_DPI, 20, 1200), "a number between 20 and 1200"),
     }

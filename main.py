@@ -3,83 +3,19 @@
 Start-up imports stay light; each mode imports what it needs.
 """
 
-import argparse
+import io
 import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 
 import config
 from config import RunConfig, UsageError
 
 STARTED = time.perf_counter()
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(f"{message}. `python main.py --help` shows all flags.")
-
-
-def parser() -> argparse.ArgumentParser:
-    """All flags; their defaults are those of config.py."""
-    p = _Parser(
-        prog="main.py",
-        description="Extract the KV cache of a language model on real text, analyse and draw it.",
-        epilog="Defaults are edited in config.py.",
-        allow_abbrev=False,
-    )
-    p.add_argument("--mode", choices=MODES, default="analyze", help="what to do (%(default)s)")
-    p.add_argument(
-        "--analysis_focus",
-        choices=config.FOCUSES,
-        default="all",
-        help="which pictures `analyze` makes (%(default)s)",
-    )
-    model = p.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default=config.DEFAULT_MODEL,
-        help="%(default)s (downloaded on first use), a hub id, a local folder, or a .gguf file",
-    )
-    model.add_argument("--device", choices=config.DEVICES, default=config.DEVICE)
-    model.add_argument("--dtype", choices=config.DTYPES, default=config.DTYPE)
-    model.add_argument(
-        "--trust_remote_code",
-        action=argparse.BooleanOptionalAction,
-        default=config.TRUST_REMOTE_CODE,
-        help="let a model run Python code of its own (off)",
-    )
-    text = p.add_argument_group("text")
-    text.add_argument("--prompt", help="this text")
-    text.add_argument("--text_file", help="a UTF-8 .txt file, or a .jsonl file with a field `text`")
-    text.add_argument(
-        "--use_wikitext",
-        action=argparse.BooleanOptionalAction,
-        default=config.USE_WIKITEXT,
-        help="a WikiText article, or else the offline corpus (%(default)s)",
-    )
-    text.add_argument(
-        "--wikitext_index",
-        type=int,
-        default=config.WIKITEXT_INDEX,
-        help="which sample of either corpus; `--mode list_samples` shows them (%(default)s)",
-    )
-    text.add_argument(
-        "--sequence_length",
-        type=int,
-        help=f"tokens of the text to read ({config.SEQUENCE_LENGTH}; analyze_generation: all)",
-    )
-    text.add_argument(
-        "--new_tokens",
-        type=int,
-        default=config.NEW_TOKENS,
-        help="tokens to generate after it (%(default)s)",
-    )
-    output = p.add_argument_group("output")
-    output.add_argument("--output_dir", default=config.OUTPUT_DIR, help="(%(default)s)")
-    output.add_argument("--quiet", action="store_true", help="no progress bars and no findings")
-    return p
 
 
 def analyze(run: RunConfig) -> None:
@@ -94,69 +30,112 @@ def analyze_generation(run: RunConfig) -> None:
 
 def _analyse(run: RunConfig, focus: str, length: int | None) -> None:
     """Prefill, measure, generate, draw, deliver."""
+    from analysis.findings import key_findings, recommendations
     from analysis.generation import generation_stages
-    from analysis.measures import sweep
+    from analysis.measures import sweep, thresholds
     from analysis.tables import Subject, tables
     from data import extraction, models, texts
     from data.record import RunRecord
-    from visualization.catalogue import PICTURES
     from visualization.output import OutputFolder
 
     generates = focus in ("all", "tokens", "generation")
     percentage = config.SPARSITY_THRESHOLD_PERCENTAGE
-    made, limits = {}, {}
+    made = {}
     with OutputFolder(run.output_dir) as output, RunRecord(run, STARTED) as record:
-        sample = texts.choose(run)
+        with record.phase("text"):
+            sample = texts.choose(run)
         with record.phase("load"):
             loaded = models.load(run)
         new_tokens = run.new_tokens if generates else 0
-        token_ids = extraction.tokenise(loaded, sample, length, new_tokens)
+        with record.phase("text"):
+            token_ids = extraction.tokenise(loaded, sample, length, new_tokens)
         with record.phase("prefill"):
             start = extraction.prefill(loaded, token_ids, probe=focus in ("all", "tokens"))
-        if focus != "generation":
-            with record.phase("analysis"):
+        with record.phase("analysis"):
+            limits = thresholds(start.cache, percentage)
+            if focus != "generation":
                 words = [texts.visible(loaded.tokenizer.decode([i])) for i in token_ids.tolist()]
                 swept = sweep(start.cache, percentage)
                 made |= tables(Subject(swept, start.attention, words), focus)
-                limits["text"] = swept.thresholds
         if generates:
             with record.phase("generation"):
                 cache = extraction.generate(loaded, start, run.new_tokens)
             with record.phase("analysis"):
-                stages = generation_stages(cache, percentage)
+                stages = generation_stages(start.cache, cache, limits)
                 made["tokens/generation_stages_comparison"] = stages
-                limits["with_new_tokens"] = dict(
-                    zip(stages["kind"], stages["threshold"], strict=True)
-                )
-        about = f"{loaded.name} · {sample.name} · {len(token_ids)} tokens"
-        with record.phase("drawing"):
-            for stem, table in made.items():
-                named = table.assign(model=loaded.name, text_source=sample.source)
-                if stem not in PICTURES:
-                    output.table(stem, named)
-                elif len(table):
-                    output.picture(stem, PICTURES[stem](table, about), named)
-        record.close()
+        _draw(output, record, made, loaded, sample, len(token_ids))
         facts = record.manifest(loaded, sample, len(token_ids)) | {"thresholds": limits}
-        _deliver(output, facts, made)
+        shares = (config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE)
+        facts["findings"] = key_findings(made, *shares, config.TOP_TOKENS)
+        facts["recommendations_not_measured"] = recommendations(made, shares[0])
+        files = output.commit(f"{run.mode}.json", facts)
     if not run.quiet:
+        _print_list(f"Key findings on {loaded.name}, {sample.source}", facts["findings"])
+        advice = facts["recommendations_not_measured"]
+        _print_list("Recommendations (heuristics, not yet measured)", advice)
+        _print_list("Files", files)
         print(record.timing_line())
 
 
-def _deliver(output, facts: dict, made: dict) -> None:
-    """Put the results in their place and print what they say."""
-    from analysis.findings import key_findings, recommendations
+def tucker(run: RunConfig) -> None:
+    """Tucker decomposition: what it stores, what it loses, and what the model makes of it."""
+    import pandas as pd
 
-    shares = (config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE)
-    findings = key_findings(made, *shares, config.TOP_TOKENS)
-    advice = recommendations(made, shares[0])
-    facts |= {"findings": findings, "recommendations_not_measured": advice}
-    files = output.commit(f"{facts['mode']}.json", facts)
-    if not facts["settings"]["quiet"]:
-        text = facts["text"]
-        _print_list(f"Key findings on {facts['model']['name']}, {text['source']}", findings)
-        _print_list("Recommendations (heuristics, not yet measured)", advice)
+    from compression import tucker_study
+    from compression.base import Uncompressed
+    from compression.evaluate import Judge, summary
+    from compression.tucker import Tucker
+    from data import extraction, models, scoring
+    from data.record import RunRecord
+    from visualization.output import OutputFolder
+
+    method = Tucker.from_run(run)
+    context = run.sequence_length or config.TUCKER_SEQUENCE_LENGTH
+    with OutputFolder(run.output_dir) as output, RunRecord(run, STARTED) as record:
+        with record.phase("load"):
+            loaded = models.load(run)
+        with record.phase("text"):
+            texts = scoring.long_enough(loaded, run, context)
+        rows = []
+        for sample, ids in texts:
+            with record.phase("prefill"):
+                start = extraction.prefill(loaded, ids[:context])
+            with record.phase("scoring"):
+                judge = Judge(start.cache, scoring.Continuation(loaded, start.past, ids[context:]))
+                named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
+                rows += [named | judge.score(each) for each in (Uncompressed(), method)]
+                if sample is texts[0][0]:
+                    ranks = (config.TOKEN_RANKS, config.EMBEDDING_RANKS)
+                    sensitive = not run.no_sensitivity
+                    made = tucker_study.close_look(judge, method, ranks, sensitive)
+        made["tucker/texts"] = pd.DataFrame(rows)
+        made["tucker/summary"] = summary(made["tucker/texts"])
+        sample = texts[0][0]
+        _draw(output, record, made, loaded, sample, context)
+        facts = record.manifest(loaded, sample, context)
+        facts["verdict"] = tucker_study.verdict(made["tucker/summary"], made)
+        facts["summary"] = made["tucker/summary"].to_dict("records")
+        files = output.commit(f"{run.mode}.json", facts)
+    if not run.quiet:
+        _print_list(f"Tucker on {loaded.name}, {sample.source}", facts["verdict"])
         _print_list("Files", files)
+        print(record.timing_line())
+
+
+def _draw(output, record, made: dict, loaded, sample, n_tokens: int) -> None:
+    """Pictures and tables of a run, each naming the model and the text."""
+    from visualization.catalogue import PICTURES
+
+    about = f"{loaded.name} · {sample.name} · {n_tokens} tokens"
+    with record.phase("drawing"):
+        for stem, table in made.items():
+            names = {"model": loaded.name, "text_source": sample.source}
+            named = table.assign(**{k: v for k, v in names.items() if k not in table})
+            if stem not in PICTURES:
+                output.table(stem, named)
+            elif len(table):
+                output.picture(stem, PICTURES[stem](table, about), named)
+    record.close()
 
 
 def _print_list(title: str, lines: list[str]) -> None:
@@ -190,13 +169,17 @@ def _token_counter(tokenizer_file):
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # of no narrower type
+        raise UsageError(f"{tokenizer_file} is no tokenizer ({error}): mend the model.") from None
     return lambda text: len(tokenizer.encode(text).ids)
 
 
 MODES = {
     "analyze": analyze,
     "analyze_generation": analyze_generation,
+    "tucker": tucker,
     "list_samples": list_samples,
 }
 
@@ -210,22 +193,35 @@ class _Notices(logging.Handler):
         tqdm.write(f"note: {record.getMessage()}", file=sys.stderr)
 
 
-def _quiet_start(quiet: bool) -> None:
+def _start(quiet: bool) -> None:
     """Notices go to stderr as they are; bars only to a terminal that wants them."""
     if quiet or not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for package in ("data", "analysis", "visualization"):
+    for package in ("data", "analysis", "compression", "visualization"):
         logging.getLogger(package).handlers = [_Notices()]
+
+
+def _usable_streams() -> None:
+    """A closed stream swallows what is written; one that lacks a character shows its escape."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        if isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _terminate(*_) -> None:
+    raise SystemExit(143)  # a kill cleans up as Ctrl-C does
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for what a person can mend, 130 for Ctrl-C."""
     try:
         config.check()
-        flags = vars(parser().parse_args(arguments))
+        flags = vars(config.parser(MODES).parse_args(arguments))
         run = RunConfig(**{f.name: flags[f.name] for f in fields(RunConfig)})
-        _quiet_start(run.quiet)
+        _start(run.quiet)
         MODES[run.mode](run)
         sys.stdout.flush()
     except UsageError as error:
@@ -235,10 +231,16 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nmain.py: interrupted; earlier results were kept.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         return 0
+    except OSError as error:  # output that cannot be written, and whatever else the system refuses
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        print(f"main.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
+    _usable_streams()
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

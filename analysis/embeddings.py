@@ -27,17 +27,16 @@ def _dim_sparsity(sweep: Sweep, kind: str) -> pd.DataFrame:
 
 
 def _mean_abs_by_position(sweep: Sweep, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions held by at least one layer, and |x| there: (positions,), (positions, dim), the
-    mean over the heads of all layers that hold the position and have the dimension."""
-    width = max(sums.abs_token_dim.shape[1] for sums in sweep.sums[kind])
-    total = torch.zeros(sweep.cache.n_tokens, width, dtype=torch.float64)
-    heads = torch.zeros(sweep.cache.n_tokens, width)
-    for layer, sums in zip(sweep.cache.layers, sweep.sums[kind], strict=True):
-        dim = sums.abs_token_dim.shape[1]
-        total[layer.positions, :dim] += sums.abs_token_dim
-        heads[layer.positions, :dim] += layer.n_heads
-    held = (heads > 0).all(1).nonzero().flatten()
-    return held, total[held] / heads[held]
+    """Positions and |x| there: (positions,), (positions, dim), the mean over heads and over the
+    layers of `Sweep.spanning` that have the dimension."""
+    chosen = [(sweep.cache.layers[i], sweep.sums[kind][i].abs_token_dim) for i in sweep.spanning]
+    width = max(sums.shape[1] for _, sums in chosen)
+    total = torch.zeros(chosen[0][0].n_tokens, width, dtype=torch.float64)
+    heads = torch.zeros(width)
+    for layer, sums in chosen:
+        total[:, : sums.shape[1]] += sums
+        heads[: sums.shape[1]] += layer.n_heads
+    return chosen[0][0].positions, total / heads
 
 
 def position_variance(sweep: Sweep) -> pd.DataFrame:
@@ -66,7 +65,8 @@ def position_patterns(sweep: Sweep, variance: pd.DataFrame, n_dims: int) -> pd.D
     for kind in KINDS:
         positions, by_position = _mean_abs_by_position(sweep, kind)
         ranked = variance[variance["kind"] == kind].sort_values("variance", kind="stable")
-        chosen = {"sensitive": ranked.tail(n_dims)[::-1], "invariant": ranked.head(n_dims)}
+        n = min(n_dims, max(1, len(ranked) // 2))  # no dimension is both
+        chosen = {"sensitive": ranked.tail(n)[::-1], "invariant": ranked.head(n)}
         for pattern, dims in chosen.items():
             for row in dims.itertuples():
                 parts.append(

@@ -9,6 +9,9 @@ KINDS = ("key", "value")
 Tables = dict[str, pd.DataFrame]
 
 
+SINK = 10  # times the even share of attention that make a token a sink
+
+
 def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[str]:
     """One sentence for each thing worth knowing. tables: picture stem -> its table, those of the
     run only; sparse, dense: the shares that make a dimension sparse or dense."""
@@ -19,6 +22,8 @@ def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[
         found += _head_findings(table)
     if (table := tables.get("tokens/token_position_importance")) is not None:
         found += _token_findings(table, top)
+    if len(table := tables.get("tokens/attention_sinks", ())):
+        found.append(_sink_finding(table))
     if (table := tables.get("embeddings/embedding_consistency")) is not None:
         found += _dim_findings(table, sparse, dense, top)
     if (table := tables.get("tokens/generation_stages_comparison")) is not None:
@@ -74,6 +79,8 @@ def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
         rows = table[table["kind"] == kind].nlargest(top, "sparsity")
         layers = _listed([f"{r.layer} ({r.sparsity:.1%})" for r in rows.itertuples()])
         found.append(f"Most prunable layers by {kind} sparsity: {layers}.")
+    if table[["kurtosis", "hoyer_sparsity"]].isna().all().any():
+        return found  # constant layers have neither
     odd = table.loc[table["kurtosis"].idxmax()]
     hoyer = table.loc[table["hoyer_sparsity"].idxmax()]
     found.append(
@@ -109,14 +116,26 @@ def _token_findings(table: pd.DataFrame, top: int) -> list[str]:
     seen = table[table["well_seen"]]
     rows = seen.nlargest(top, "importance")
     tokens = _listed([f"{r.position} “{r.token}” ({r.importance:.2f})" for r in rows.itertuples()])
-    found = [f"Most important tokens (seen by {seen['seen_by'].min()} or more queries): {tokens}."]
-    if seen["attention_received"].notna().any():
-        sink = seen.loc[seen["attention_received"].idxmax()]
-        found.append(
-            f"Strongest attention sink: position {sink['position']} “{sink['token']}”, which "
-            f"queries give {sink['attention_received']:.1%} of their attention on average."
-        )
-    return found
+    return [f"Most important tokens (seen by {seen['seen_by'].min()} or more queries): {tokens}."]
+
+
+def _sink_finding(table: pd.DataFrame) -> str:
+    """A sink takes many times the attention that an even spread would give it."""
+    tokens = table[table["well_seen"]].drop_duplicates("position")
+    top = tokens.loc[tokens["mean_received"].fillna(0).idxmax()]
+    strongest = (
+        f"position {top['position']} “{top['token']}”, which queries give "
+        f"{top['mean_received']:.1%} of their attention on average"
+    )
+    times = tokens["mean_received"] / tokens["even_share"]
+    if times.isna().all():
+        return f"Most attended token within the windows: {strongest}."
+    if times.max() < SINK:
+        return f"No attention sinks: no token receives {SINK} times the even share of attention."
+    return (
+        f"Attention sinks: {(times >= SINK).sum()} tokens receive {SINK} times the even share or "
+        f"more; the strongest is {strongest} ({times[top.name]:.0f} times)."
+    )
 
 
 def _dim_findings(table: pd.DataFrame, sparse: float, dense: float, top: int) -> list[str]:

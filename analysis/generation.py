@@ -1,52 +1,78 @@
 """How sparsity changes while text is generated. Decoding never changes past entries, so every
-stage is a slice of the one final cache, under the one threshold of that cache."""
+stage is a slice of one cache, under one threshold."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import torch
 
-from analysis.measures import below_per_token, thresholds
-from data.cache import KINDS, KVCache
+from analysis.measures import below_per_token
+from data.cache import KINDS, KVCache, LayerKV
 
 STAGES = {"prefill": 0.0, "early": 0.2, "mid": 0.5, "late": 1.0}  # share of the new tokens
 
 
-def generation_stages(cache: KVCache, percentage: float) -> pd.DataFrame:
+def generation_stages(prefill: KVCache, cache: KVCache, limits: dict[str, float]) -> pd.DataFrame:
     """stage, kind, n_tokens, sparsity, sparsity_new_tokens, threshold.
 
-    The text and the given share of the generated tokens, rounded up; sparsity_new_tokens is that
-    of the generated ones among them, empty for prefill.
+    What the cache held after the text and the given share of the generated tokens, rounded up;
+    sparsity_new_tokens is that of the generated ones among them, empty for prefill. prefill: the
+    cache after the text, which still has what a sliding window has forgotten in `cache` since.
+    limits: the thresholds of the text, so that all pictures of a run mean the same by sparse.
     """
-    limits = thresholds(cache, percentage)
-    counts = below_per_token(cache, limits)
+    held = _remembered(prefill, cache)
+    counts = below_per_token(held, limits)
     n_new = cache.n_tokens - cache.n_prompt
     rows = []
     for kind in KINDS:
         for stage, share in STAGES.items():
             end = cache.n_prompt + math.ceil(share * n_new)
+            new = _share_between(held, cache, kind, counts[kind], cache.n_prompt, end)
             rows.append(
                 {
                     "stage": stage,
                     "kind": kind,
                     "n_tokens": end,
-                    "sparsity": _share_between(cache, kind, counts[kind], 0, end),
-                    "sparsity_new_tokens": _share_between(
-                        cache, kind, counts[kind], cache.n_prompt, end
-                    ),
+                    "sparsity": _share_between(held, cache, kind, counts[kind], 0, end),
+                    "sparsity_new_tokens": new,
                     "threshold": limits[kind],
                 }
             )
     return pd.DataFrame(rows)
 
 
+def _remembered(prefill: KVCache, cache: KVCache) -> KVCache:
+    """`cache` with the entries that it held after the text and has forgotten since."""
+    return replace(
+        cache,
+        layers=tuple(
+            now
+            if now.n_tokens >= before.n_tokens and now.positions[0] == before.positions[0]
+            else _joined(before.before(int(now.positions[0])), now)
+            for before, now in zip(prefill.layers, cache.layers, strict=True)
+        ),
+    )
+
+
+def _joined(older: LayerKV, newer: LayerKV) -> LayerKV:
+    return replace(
+        newer,
+        keys=torch.cat([older.keys, newer.keys], dim=1),
+        values=torch.cat([older.values, newer.values], dim=1),
+        positions=torch.cat([older.positions, newer.positions]),
+    )
+
+
 def _share_between(
-    cache: KVCache, kind: str, counts: list[torch.Tensor], start: int, end: int
+    held: KVCache, cache: KVCache, kind: str, counts: list[torch.Tensor], start: int, end: int
 ) -> float:
-    """Share of sparse entries at positions start <= p < end; NaN where there are none."""
+    """Share of sparse entries at positions start <= p < end that the cache held when `end` tokens
+    had been read; NaN where there are none."""
     below = entries = 0
-    for layer, below_token in zip(cache.layers, counts, strict=True):
-        inside = (layer.positions >= start) & (layer.positions < end)
+    for layer, final, below_token in zip(held.layers, cache.layers, counts, strict=True):
+        first = max(start, end - final.n_tokens)  # a window holds no more than that
+        inside = (layer.positions >= first) & (layer.positions < end)
         tensor = layer.tensor(kind)
         below += below_token[inside].sum().item()
         entries += inside.sum().item() * tensor.shape[0] * tensor.shape[2]

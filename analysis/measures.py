@@ -84,6 +84,14 @@ class Sweep:
     sums: dict[str, list[TensorSums]]
     kv_correlation: list[float]
 
+    @property
+    def spanning(self) -> list[int]:
+        """Places of the layers that hold the most tokens. What is averaged over layers token by
+        token is averaged over these: with layers whose window has forgotten the older tokens, the
+        mean would step at the window's edge for no reason of the tokens'."""
+        most = max(layer.n_tokens for layer in self.cache.layers)
+        return [i for i, layer in enumerate(self.cache.layers) if layer.n_tokens == most]
+
 
 def thresholds(cache: KVCache, percentage: float) -> dict[str, float]:
     """The magnitude below which an entry counts as sparse: `percentage` % of the maximum of |x|
@@ -195,7 +203,8 @@ def magnitude_edges(threshold: float, percentage: float) -> torch.Tensor:
     exponents = torch.arange(-OCTAVES_BELOW, _octaves_above(percentage), dtype=torch.float64)
     steps = 1 + torch.tensor(OCTAVE_STARTS, dtype=torch.float64) / (1 << OCTAVE_BITS)
     edges = (2.0 ** exponents[:, None] * steps).flatten().tolist()
-    return threshold * torch.tensor([0.0, *edges, 2.0 ** _octaves_above(percentage)])
+    last = 2.0 ** _octaves_above(percentage)
+    return threshold * torch.tensor([0.0, *edges, last], dtype=torch.float64)
 
 
 def below_per_token(cache: KVCache, limits: dict[str, float]) -> dict[str, list[torch.Tensor]]:

@@ -7,24 +7,9 @@ import pandas as pd
 import torch
 
 from analysis.measures import Sweep
+from config import UsageError
 
 TERMS = {"key": "key_norm", "value": "value_norm", "energy": "attention_energy"}
-
-
-class _MeanOverLayers:
-    """The mean of a quantity per token over the layers that hold the token."""
-
-    def __init__(self, n_tokens: int) -> None:
-        self._sum = torch.zeros(n_tokens, dtype=torch.float64)
-        self._layers = torch.zeros(n_tokens)
-
-    def add(self, positions: torch.Tensor, per_token: torch.Tensor) -> None:
-        self._sum[positions] += per_token.double().cpu()
-        self._layers[positions] += 1
-
-    def mean(self) -> np.ndarray:
-        """(tokens,), NaN for a token that no layer held."""
-        return (self._sum / self._layers).numpy()
 
 
 def token_importance(
@@ -35,36 +20,47 @@ def token_importance(
     min_queries: int,
 ) -> pd.DataFrame:
     """position, token_id, token, key_norm, value_norm, attention_received, attention_energy,
-    importance, seen_by, well_seen; one row for each token that at least one layer holds.
+    importance, seen_by, well_seen; one row for each token that the layers holding most tokens have,
+    and means over these layers (see `Sweep.spanning`).
 
-    Norms are L2 over heads and dims, then the mean over layers. attention: per layer (kv_heads,
+    Norms are L2 over heads and dims. attention: per layer (kv_heads,
     tokens), the mean weight a token's key received; None where it was not measured, and with it
     the columns stay empty. attention_energy is that weight times the value's norm per KV head.
     importance: the terms, each divided by its maximum, in the given weights; the weights of terms
     that were not measured are spread over the others. seen_by, well_seen: see `_seen`.
     """
-    cache = sweep.cache
-    names = ("key_norm", "value_norm", "attention_received", "attention_energy")
-    means = {name: _MeanOverLayers(cache.n_tokens) for name in names}
-    for i, layer in enumerate(cache.layers):
-        value_norms = sweep.sums["value"][i].norm_head_token  # (kv_heads, tokens)
-        means["key_norm"].add(layer.positions, _over_heads(sweep.sums["key"][i].norm_head_token))
-        means["value_norm"].add(layer.positions, _over_heads(value_norms))
-        if attention[i] is not None:
-            received = attention[i].cpu()  # (kv_heads, tokens)
-            means["attention_received"].add(layer.positions, received.mean(0))
-            means["attention_energy"].add(layer.positions, (received * value_norms).mean(0))
+    cache, spanning = sweep.cache, sweep.spanning
+    positions = cache.layers[spanning[0]].positions
+    value_norms = [sweep.sums["value"][i].norm_head_token for i in spanning]  # (kv_heads, tokens)
+    key_norms = [sweep.sums["key"][i].norm_head_token for i in spanning]
+    received = [attention[i] for i in spanning]
+    energies = [
+        None if weights is None else weights.cpu() * norms
+        for weights, norms in zip(received, value_norms, strict=True)
+    ]
     table = pd.DataFrame(
         {
-            "position": np.arange(cache.n_tokens),
-            "token_id": cache.token_ids.numpy(),
-            "token": list(tokens),
-            **{name: mean.mean() for name, mean in means.items()},
+            "position": positions.numpy(),
+            "token_id": cache.token_ids[positions].numpy(),
+            "token": [tokens[i] for i in positions.tolist()],
+            "key_norm": _mean([_over_heads(norms) for norms in key_norms]),
+            "value_norm": _mean([_over_heads(norms) for norms in value_norms]),
+            "attention_received": _mean([_mean_of_heads(weights) for weights in received]),
+            "attention_energy": _mean([_mean_of_heads(energy) for energy in energies]),
         }
     )
-    table = table[table["key_norm"].notna()].reset_index(drop=True)
     table["importance"] = _importance(table, weights)
     return table.assign(**_seen(table["position"], cache.n_tokens, min_queries))
+
+
+def _mean(per_layer: list[torch.Tensor | None]) -> np.ndarray | float:
+    """Mean over the layers that were measured, (tokens,); NaN where none was."""
+    measured = [x.double().cpu() for x in per_layer if x is not None]
+    return torch.stack(measured).mean(0).numpy() if measured else np.nan
+
+
+def _mean_of_heads(weights: torch.Tensor | None) -> torch.Tensor | None:
+    return None if weights is None else weights.mean(0)
 
 
 def _over_heads(norms: torch.Tensor) -> torch.Tensor:
@@ -75,10 +71,15 @@ def _over_heads(norms: torch.Tensor) -> torch.Tensor:
 def _importance(table: pd.DataFrame, weights: dict[str, float]) -> pd.Series:
     measured = {term: name for term, name in TERMS.items() if table[name].notna().any()}
     total = sum(weights[term] for term in measured)
+    if not total:
+        raise UsageError(
+            "config.py: IMPORTANCE_WEIGHTS weighs attention energy alone, which this model does "
+            "not show: give the norms a weight."
+        )
     score = pd.Series(0.0, index=table.index)
     for term, name in measured.items():
         share = table[name].fillna(0) / max(table[name].max(), np.finfo(float).tiny)
-        score += share * (weights[term] / total if total else 1 / len(measured))
+        score += share * weights[term] / total
     return score
 
 
@@ -98,34 +99,34 @@ def attention_sinks(
 ) -> pd.DataFrame:
     """layer, position, token, attention_received, mean_received, even_share, seen_by, well_seen.
 
-    Attention is the mean over a layer's KV heads, mean_received that over all layers as well.
-    even_share: what the token would receive if every query of the text spread its attention evenly
-    over all tokens up to its own (empty where a layer's window hides some of them). Without
+    Attention is the mean over a layer's KV heads; mean_received that over layers as well, those of
+    `Sweep.spanning`. even_share: what the token would receive if every query of the text spread its
+    attention evenly over all tokens up to its own (empty where a window hides some). Without
     measured attention the table is empty.
     """
-    cache = sweep.cache
-    parts, over_layers = [], _MeanOverLayers(cache.n_tokens)
-    for layer, received in zip(cache.layers, attention, strict=True):
-        if received is None:
-            continue
-        per_token = received.mean(0).cpu()
-        over_layers.add(layer.positions, per_token)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "layer": layer.index,
-                    "position": layer.positions.numpy(),
-                    "attention_received": per_token.numpy(),
-                }
-            )
+    cache, spanning = sweep.cache, sweep.spanning
+    parts = [
+        pd.DataFrame(
+            {
+                "layer": layer.index,
+                "position": layer.positions.numpy(),
+                "token": [tokens[i] for i in layer.positions.tolist()],
+                "attention_received": received.mean(0).cpu().numpy(),
+            }
         )
+        for layer, received in zip(cache.layers, attention, strict=True)
+        if received is not None
+    ]
     if not parts:
         return pd.DataFrame()
     table = pd.concat(parts, ignore_index=True)
-    table.insert(2, "token", np.asarray(tokens, dtype=object)[table["position"]])
-    table["mean_received"] = over_layers.mean()[table["position"]]
-    all_full = all(layer.kind != "sliding" for layer in cache.layers)
-    even = _even_share(cache.n_tokens) if all_full else np.full(cache.n_tokens, np.nan)
+    per_token = np.full(cache.n_tokens, np.nan)
+    mean = _mean([_mean_of_heads(attention[i]) for i in spanning])
+    per_token[cache.layers[spanning[0]].positions] = mean
+    even = np.full(cache.n_tokens, np.nan)
+    if cache.layers[spanning[0]].kind != "sliding":
+        even = _even_share(cache.n_tokens)
+    table["mean_received"] = per_token[table["position"]]
     table["even_share"] = even[table["position"]]
     return table.assign(**_seen(table["position"], cache.n_tokens, min_queries))
 

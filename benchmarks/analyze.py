@@ -21,7 +21,7 @@ import psutil
 
 import config
 from analysis.generation import generation_stages
-from analysis.measures import sweep
+from analysis.measures import sweep, thresholds
 from analysis.tables import Subject, tables
 from config import RunConfig
 from data import extraction, models, texts
@@ -61,7 +61,11 @@ def whole_run(loaded, ids, new_tokens: int, folder: str):
     start = extraction.prefill(loaded, ids, probe=True)
     made = analysed(loaded, start)
     cache = extraction.generate(loaded, start, new_tokens)
-    stages = {"tokens/generation_stages_comparison": generation_stages(cache, PERCENTAGE)}
+    stages = {
+        "tokens/generation_stages_comparison": generation_stages(
+            start.cache, cache, thresholds(start.cache, PERCENTAGE)
+        )
+    }
     drawn(made | stages, folder)
     return cache, stages
 

@@ -21,6 +21,8 @@ class LayerKV:
         holds only the most recent ones.
     index: which layer of the model this is; layers without keys and values have no LayerKV.
     kind: "full", "sliding" or "latent".
+    keep: (kv_heads, tokens), False where an entry was evicted and must not be attended to; None
+        where nothing was. What stands in an evicted place has no meaning.
     """
 
     keys: torch.Tensor
@@ -28,6 +30,7 @@ class LayerKV:
     positions: torch.Tensor
     index: int
     kind: str = "full"
+    keep: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.keys.ndim != 3 or self.values.ndim != 3:
@@ -42,6 +45,11 @@ class LayerKV:
             )
         if self.positions.shape != (self.n_tokens,):
             raise ValueError(f"{tuple(self.positions.shape)} positions for {self.n_tokens} tokens")
+        if self.keep is not None and self.keep.shape != self.keys.shape[:2]:
+            raise ValueError(
+                f"keep is (kv_heads, tokens) as are the keys, {tuple(self.keys.shape[:2])}, not "
+                f"{tuple(self.keep.shape)}"
+            )
 
     @property
     def n_heads(self) -> int:
@@ -63,7 +71,11 @@ class LayerKV:
         """The entries of tokens ahead of `position`, as views."""
         n = int(torch.searchsorted(self.positions, position))
         return replace(
-            self, keys=self.keys[:, :n], values=self.values[:, :n], positions=self.positions[:n]
+            self,
+            keys=self.keys[:, :n],
+            values=self.values[:, :n],
+            positions=self.positions[:n],
+            keep=None if self.keep is None else self.keep[:, :n],
         )
 
 
@@ -109,6 +121,16 @@ class KVCache:
         """Original bytes: 16 bits for every cached entry."""
         return BYTES_PER_ENTRY * self.n_entries
 
+    def in_16_bits(self) -> "KVCache":
+        """The cache as it is served: float16, or bfloat16 where it was or float16 overflows."""
+        return replace(
+            self,
+            layers=tuple(
+                replace(layer, keys=in_16_bits(layer.keys), values=in_16_bits(layer.values))
+                for layer in self.layers
+            ),
+        )
+
     def before(self, position: int) -> "KVCache":
         """The cache as it stands for the tokens ahead of `position`: views, no copies.
 
@@ -123,3 +145,11 @@ class KVCache:
             token_ids=self.token_ids[:position],
             n_prompt=min(self.n_prompt, position),
         )
+
+
+def in_16_bits(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is stored plainly: float16, or bfloat16 where it was or float16 overflows."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return x
+    fits = x.abs().amax() <= torch.finfo(torch.float16).max
+    return x.to(torch.float16 if fits else torch.bfloat16)

@@ -52,6 +52,11 @@ def tokenise(
         )
     token_ids = token_ids[:sequence_length]
     limit = loaded.max_positions
+    if limit is not None and new_tokens >= limit:
+        raise UsageError(
+            f"--new_tokens {new_tokens} leave no room for a text in the {limit} positions of "
+            f"{loaded.name}: lower it."
+        )
     if limit is not None and len(token_ids) + new_tokens > limit:
         generated = f" and --new_tokens {new_tokens}" if new_tokens else ""
         raise UsageError(

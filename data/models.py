@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from config import RunConfig, UsageError
 from data import default_model, hub
 from data.sources import resolve
+
+CONFIG_PATIENCE_S = 8.0  # seconds for the first file of a model on the hub
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ def _in_one_sentence(name: str):
     """Turn what transformers raises for a model it cannot read into a UsageError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # a model's files may be wrong in any way
         log.debug("loading %s", name, exc_info=True)
         raise UsageError(_why_not(name, error)) from error
 
@@ -73,6 +76,17 @@ def _why_not(name: str, error: Exception) -> str:
             "access to, a local folder, or a .gguf file."
         )
     return f"--model {name} cannot be loaded ({type(error).__name__}: {said[:200]})."
+
+
+def _refuse_incomplete(name: str, report: dict) -> None:
+    """Weights that a checkpoint lacks are filled with random numbers: raise UsageError."""
+    lacking = sorted(str(key) for key in report["missing_keys"] or ())
+    lacking += sorted(str(entry) for entry in report["mismatched_keys"] or ())
+    if lacking:
+        raise UsageError(
+            f"--model {name} lacks {len(lacking)} weights or has them in the wrong shape, "
+            f"{lacking[0]} among them: the checkpoint does not fit its config.json."
+        )
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -104,7 +118,14 @@ def load(run: RunConfig) -> LoadedModel:
     device = pick_device(run.device)
     source = resolve(run.model, run.trust_remote_code)
     with _in_one_sentence(run.model):
-        settings = AutoConfig.from_pretrained(**source.arguments)
+        settings = hub.in_time(
+            CONFIG_PATIENCE_S, lambda: AutoConfig.from_pretrained(**source.arguments)
+        )
+    if settings is None:
+        raise UsageError(
+            f"--model {run.model}: the hub did not answer in {CONFIG_PATIENCE_S:.0f} s; try again, "
+            "or give a model that is on this machine."
+        )
     if settings.is_encoder_decoder:
         raise UsageError(
             f"--model {run.model} is an encoder-decoder ({settings.model_type}): its cache belongs "
@@ -115,7 +136,10 @@ def load(run: RunConfig) -> LoadedModel:
         dtype = pick_dtype(run.dtype, device)
         # Weights come from safetensors or GGUF: a pickle could run any code.
         safe = {} if "gguf_file" in source.arguments else {"use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(**source.arguments, **safe, dtype=dtype)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **source.arguments, **safe, dtype=dtype, output_loading_info=True
+        )
+        _refuse_incomplete(run.model, report)
     model = model.eval().requires_grad_(False).to(device)
     revision = source.revision or getattr(model.config, "_commit_hash", None) or "unknown"
     return LoadedModel(model, tokenizer, source.name, revision)

@@ -1,17 +1,15 @@
 """The attention that every cached token receives, measured while the model runs.
 
-transformers looks an attention function up for every layer and call. While the probe watches, it
-stands behind that look-up: the model's own function still computes the output, so the cache is
-bit for bit what it would be without the probe, and the weights are summed per key beside it.
+The model's own function still computes the output, so the cache is bit for bit what it would be
+without the probe; the weights are summed per key beside it.
 """
 
-import sys
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
+
+from data.attention import wrapped_attention
 
 BLOCK_SCORES = 2**20  # attention scores held at a time (4 MB): never tokens x tokens
 BENDS_WEIGHTS = ("softcap", "s_aux", "position_bias")  # arguments that a plain softmax leaves out
@@ -36,15 +34,9 @@ class AttentionProbe:
 
     @contextmanager
     def watching(self, model: torch.nn.Module):
-        """Stand behind the attention look-up of all parts of `model`; step back in any case."""
-        registries = {id(r): r for m in model.modules() if (r := _registry(m)) is not None}
-        for registry in registries.values():
-            registry.get_interface = partial(self._look_up, registry.get_interface)
-        try:
+        """For as long as this is entered, see every attention call of `model`."""
+        with wrapped_attention(model, self._attend):
             yield self
-        finally:
-            for registry in registries.values():
-                del registry.get_interface  # the class's own shows again
 
     def received(self, keys: dict[int, torch.Tensor]) -> dict[int, torch.Tensor | None]:
         """Mean attention weight that each token's key received from the queries that can see it.
@@ -71,13 +63,9 @@ class AttentionProbe:
             for layer, total in sums.items()
         }
 
-    def _look_up(self, look_up: Callable, name: str, default: Callable) -> Callable:
-        return partial(self._attend, look_up(name, default), name == "eager")
-
-    def _attend(self, attend, gives_weights, module, query, key, value, attention_mask, **kwargs):
-        """Stands in for an attention function: query (1, heads, queries, dim), key and value
-        (1, key_heads, keys, dim) after rotary embedding, mask (1, 1 or heads, queries, keys)."""
-        if gives_weights:
+    def _attend(self, attend, name, module, query, key, value, attention_mask, **kwargs):
+        """Stands in for an attention function; shapes as in `wrapped_attention`."""
+        if name == "eager":  # returns its weights
             output, sums = _in_blocks(attend, module, query, key, value, attention_mask, kwargs)
         else:
             output = attend(module, query, key, value, attention_mask, **kwargs)
@@ -96,11 +84,6 @@ class AttentionProbe:
             )
         )
         return output
-
-
-def _registry(module: torch.nn.Module):
-    """The look-up of attention functions in the file that `module` was written in."""
-    return getattr(sys.modules.get(type(module).__module__), "ALL_ATTENTION_FUNCTIONS", None)
 
 
 def _blocks(n_queries: int, scores_per_query: int) -> list[slice]:

@@ -24,7 +24,7 @@ CONSTANTS = (  # of config.py that no flag shows
     "PATTERN_DIMS",
     "MIN_QUERIES",
 )
-PHASES = ("start", "load", "prefill", "generation", "analysis", "drawing")
+PHASES = ("start", "text", "load", "prefill", "generation", "analysis", "scoring", "drawing")
 
 
 class RunRecord:

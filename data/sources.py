@@ -1,9 +1,11 @@
 """What `--model` means: where its files are, and what outputs call it. Knows files, not torch."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import config
 from config import UsageError
 from data import default_model, hub
 
@@ -27,7 +29,17 @@ def resolve(name: str, trust_remote_code: bool = False) -> Source:
             default_model.DESCRIPTION,
             default_model.REVISION,
         )
-    path = Path(name).expanduser()
+    path = config.user_path(name, "--model")
+    try:
+        return _local(name, path, trust) or _on_hub(name, path, trust)
+    except OSError as error:
+        raise UsageError(
+            f"--model {name[:100]} cannot be looked up ({error.strerror}): give another path."
+        ) from None
+
+
+def _local(name: str, path: Path, trust: dict) -> Source | None:
+    """The file or folder of this name; None where there is none."""
     local = {"pretrained_model_name_or_path": str(path), "local_files_only": True, **trust}
     if path.is_file() and path.suffix.lower() == ".gguf":
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -38,6 +50,10 @@ def resolve(name: str, trust_remote_code: bool = False) -> Source:
         raise UsageError(
             f"--model {name} is neither a .gguf file nor a folder with a config.json and weights."
         )
+    return None
+
+
+def _on_hub(name: str, path: Path, trust: dict) -> Source:
     is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and path.suffix.lower() != ".gguf"
     if not is_hub_id:
         raise UsageError(
@@ -53,11 +69,11 @@ def tokenizer_file(name: str) -> Path | None:
     """The tokenizer.json of `--model` where it is already on this machine, else None."""
     if name == default_model.NAME:
         file = default_model.folder() / "tokenizer.json"
-    elif Path(name).expanduser().is_dir():
-        file = Path(name).expanduser() / "tokenizer.json"
+    elif os.path.isdir(config.user_path(name, "--model")):  # noqa: PTH112 (no error, ever)
+        file = config.user_path(name, "--model") / "tokenizer.json"
     else:
         file = _in_hub_cache(name, "tokenizer.json")
-    return file if file is not None and file.is_file() else None
+    return file if file is not None and os.path.isfile(file) else None  # noqa: PTH113
 
 
 def _in_hub_cache(repository: str, file: str) -> Path | None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 WIKITEXT_FILE = "wikitext-103-raw-v1/test-00000-of-00001.parquet"  # this split only: 0.7 MB
 WIKITEXT_SOURCE = "WikiText-103 test"
+TEXT_PATIENCE_S = 5.0  # seconds for the download of the split, 0.7 MB
 REFERENCE_SOURCE = "Python language reference (offline)"
 
 log = logging.getLogger(__name__)
@@ -84,16 +86,12 @@ def _wikitext_file() -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     where = {"repo_id": WIKITEXT, "repo_type": "dataset", "revision": WIKITEXT_REVISION}
+    where["filename"] = WIKITEXT_FILE
     try:
-        return Path(hf_hub_download(filename=WIKITEXT_FILE, local_files_only=True, **where))
+        return Path(hf_hub_download(local_files_only=True, **where))
     except LocalEntryNotFoundError:
-        if not hub.reachable():
-            return None
-    try:
-        return Path(hf_hub_download(filename=WIKITEXT_FILE, **where))
-    except OSError as error:  # what the hub's client raises for a download that failed
-        log.info("The download of WikiText failed: %s", error)
-        return None
+        found = hub.within(TEXT_PATIENCE_S, lambda: hf_hub_download(**where))
+        return None if found is None else Path(found)
 
 
 @cache
@@ -106,7 +104,12 @@ def wikitext_samples() -> tuple[Sample, ...] | None:
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    lines = Dataset.from_parquet(str(file), keep_in_memory=True)["text"]
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            lines = Dataset.from_parquet(str(file), keep_in_memory=True, cache_dir=scratch)["text"]
+    except (OSError, ValueError) as error:  # a damaged file, or a full disk
+        log.warning("WikiText in %s cannot be read (%s).", file, type(error).__name__)
+        return None
     return _long_enough(_articles(lines), WIKITEXT_SOURCE)
 
 
@@ -141,9 +144,9 @@ def samples(use_wikitext: bool) -> tuple[Sample, ...]:
 
 def read_text_file(path: str) -> str:
     """A UTF-8 text: the whole of a .txt file, or the `text` fields of a .jsonl file, joined."""
-    file = Path(path).expanduser()
+    file = config.user_path(path, "--text_file")
     try:
-        text = file.read_bytes().decode("utf-8")
+        text = file.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"--text_file {path} cannot be read: {reason}.") from None
@@ -157,7 +160,16 @@ def read_text_file(path: str) -> str:
         text = "\n\n".join(_jsonl_texts(text, path))
     if not text.strip():
         raise UsageError(f"--text_file {path} holds no text.")
+    _refuse_surrogates(text, f"--text_file {path}")
     return text
+
+
+def _refuse_surrogates(text: str, name: str) -> None:
+    """Half of a character is no text: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} holds broken characters: give valid UTF-8.") from None
 
 
 def _jsonl_texts(content: str, path: str) -> Iterable[str]:
@@ -167,7 +179,7 @@ def _jsonl_texts(content: str, path: str) -> Iterable[str]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also numbers and nestings beyond all measure
             raise UsageError(f"--text_file {path}, line {number} is not JSON.") from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise UsageError(f"--text_file {path}, line {number} has no text field `text`.")
@@ -176,12 +188,20 @@ def _jsonl_texts(content: str, path: str) -> Iterable[str]:
 
 def choose(run: RunConfig) -> Sample:
     """The text of a run: its prompt, its file, or the sample at its index."""
+    return candidates(run)[0]
+
+
+def candidates(run: RunConfig) -> tuple[Sample, ...]:
+    """The texts that a run may use, in order: its prompt, its file, or the samples of the corpus
+    from its index on."""
     if run.prompt is not None:
         if not run.prompt.strip():
             raise UsageError("--prompt holds no text.")
-        return Sample(0, first_line(run.prompt), "prompt", run.prompt)
+        _refuse_surrogates(run.prompt, "--prompt")
+        return (Sample(0, first_line(run.prompt), "prompt", run.prompt),)
     if run.text_file is not None:
-        return Sample(0, Path(run.text_file).name, "file", read_text_file(run.text_file))
+        title = Path(run.text_file).name
+        return (Sample(0, title, "file", read_text_file(run.text_file)),)
     corpus = samples(run.use_wikitext)
     if not corpus:
         raise UsageError(
@@ -193,7 +213,7 @@ def choose(run: RunConfig) -> Sample:
             f"--wikitext_index is {run.wikitext_index}: {corpus[0].source} has samples 0 to "
             f"{len(corpus) - 1}; `--mode list_samples` shows them."
         )
-    return corpus[run.wikitext_index]
+    return corpus[run.wikitext_index :]
 
 
 def first_line(text: str, length: int = 40) -> str:

@@ -1,10 +1,13 @@
 import json
 import shutil
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from config import RunConfig, UsageError
 from data import default_model, hub, models, sources
@@ -121,6 +124,72 @@ def test_a_damaged_folder_is_refused_in_a_sentence(tiny_model, tmp_path, damage)
     with pytest.raises(UsageError, match=r"--model .*broken cannot be loaded \(") as refusal:
         models.load(run(model=str(folder), device="cpu"))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("damage", ["dropped", "renamed", "reshaped"])
+def test_weights_that_are_missing_are_not_made_up(tiny_model, tmp_path, damage):
+    folder = tmp_path / "incomplete"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensor = weights.pop(name)
+    if damage != "dropped":
+        weights["x." + name if damage == "renamed" else name] = tensor[:-1].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"k_proj|ignore_mismatched_sizes|cannot be loaded"):
+        models.load(run(model=str(folder), device="cpu"))
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    families.save(families.model("gemma2"), tmp_path / "tied")  # its head is its embedding
+    assert models.load(run(model=str(tmp_path / "tied"), device="cpu")).name == "tied"
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/model", "x" * 5000, "a/b/c", ""])
+def test_a_name_that_is_no_path_either_is_one_sentence(name):
+    with pytest.raises(UsageError, match="--model"):
+        models.load(run(model=name, device="cpu"))
+
+
+@pytest.mark.parametrize("settings", [{"hidden_size": "wide"}, {"num_attention_heads": 0}])
+def test_nonsense_in_a_models_settings_is_one_sentence(tiny_model, tmp_path, settings):
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_model, folder)
+    original = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(original | settings))
+    with pytest.raises(UsageError, match=r"--model .*odd cannot be loaded"):
+        models.load(run(model=str(folder), device="cpu"))
+
+
+class Failing(BaseHTTPRequestHandler):
+    """A hub that answers every question with 503."""
+
+    def do_GET(self):
+        self.send_error(503)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_hub_that_fails_is_out_of_reach(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    hub.reachable.cache_clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    assert hub.within(5, lambda: pytest.fail("asked it")) is None
+    server.shutdown()
+    server.server_close()
+    hub.reachable.cache_clear()
+
+
+def test_what_takes_too_long_or_fails_at_the_hub_is_no_answer(monkeypatch):
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    assert hub.within(0.1, lambda: time.sleep(5)) is None
+    assert hub.within(5, lambda: 1 / 0) is None
+    assert hub.within(5, lambda: "answer") == "answer"
 
 
 def test_pickled_weights_are_not_read(tiny_model, tmp_path):

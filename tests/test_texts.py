@@ -126,6 +126,34 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, name, content, says):
         texts.choose(RunConfig(text_file=str(file)))
 
 
+@pytest.mark.parametrize("content", ["123" * 3000, "[" * 100_000])
+def test_json_beyond_measure_is_refused(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(UsageError, match="line 1 "):
+        texts.read_text_file(str(tmp_path / "a.jsonl"))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfHello")
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "Hello"}\n')
+    assert texts.read_text_file(str(tmp_path / "a.txt")) == "Hello"
+    assert texts.read_text_file(str(tmp_path / "a.jsonl")) == "Hello"
+
+
+def test_half_a_character_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "abc\\ud800 def"}')
+    with pytest.raises(UsageError, match="broken characters"):
+        texts.read_text_file(str(tmp_path / "a.jsonl"))
+    with pytest.raises(UsageError, match="broken characters"):
+        texts.choose(RunConfig(prompt="abc\udcff"))
+
+
+def test_a_damaged_download_falls_back_loudly(wikitext_in_cache, caplog):
+    wikitext_in_cache.write_bytes(b"no parquet at all")
+    assert texts.choose(RunConfig()).source == texts.REFERENCE_SOURCE
+    assert "cannot be read" in caplog.text and "using the offline corpus" in caplog.text
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         texts.read_text_file(str(tmp_path / "none.txt"))

@@ -1,6 +1,7 @@
 """Pictures are checked by their artists, labels and values, and at awkward sizes."""
 
 import math
+import shutil
 
 import matplotlib.image
 import numpy as np
@@ -10,14 +11,17 @@ import torch
 from matplotlib.colors import to_hex
 
 from analysis.generation import generation_stages
-from analysis.measures import sweep
+from analysis.magnitudes import magnitude_distribution
+from analysis.measures import sweep, thresholds
 from analysis.tables import Subject, tables
+from config import UsageError
 from data.cache import KVCache
 from tests import caches
 from visualization.catalogue import PICTURES
 from visualization.output import OutputFolder
 from visualization.style import COLOURS, bin_width, binned, shown
 
+OF_THE_ANALYSIS = [stem for stem in PICTURES if not stem.startswith("tucker/")]
 ABOUT = "tiny (random) · test text #0: $a_b$ · 10 tokens"
 
 
@@ -27,7 +31,9 @@ def made(cache: KVCache, attention=None) -> dict[str, pd.DataFrame]:
         attention = [torch.rand(x.n_heads, x.n_tokens).clamp(min=1e-4) for x in cache.layers]
     words = [f"${i}" for i in range(cache.n_tokens)]
     result = tables(Subject(sweep(cache, 1.0), attention, words), "all")
-    result["tokens/generation_stages_comparison"] = generation_stages(cache, 1.0)
+    text = cache.before(cache.n_prompt)
+    stages = generation_stages(text, cache, thresholds(text, 1.0))
+    result["tokens/generation_stages_comparison"] = stages
     return {stem: table for stem, table in result.items() if stem in PICTURES}
 
 
@@ -63,11 +69,11 @@ def usual():
 
 
 def test_every_documented_picture_has_a_table(usual):
-    assert set(usual) == set(PICTURES)
+    assert set(usual) == set(OF_THE_ANALYSIS)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("stem", PICTURES)
+@pytest.mark.parametrize("stem", OF_THE_ANALYSIS)
 def test_each_picture_draws_at_every_size_and_says_what_it_shows(size, stem, tmp_path):
     figure = PICTURES[stem](made(SIZES[size]())[stem], ABOUT)
     figure.savefig(tmp_path / "a.png", dpi=50)  # warnings are errors: glyphs, empty axes, limits
@@ -84,7 +90,7 @@ def test_each_picture_draws_at_every_size_and_says_what_it_shows(size, stem, tmp
 
 
 @pytest.mark.parametrize("size", ["usual", "deep", "long"])
-@pytest.mark.parametrize("stem", PICTURES)
+@pytest.mark.parametrize("stem", OF_THE_ANALYSIS)
 def test_no_label_leaves_the_figure(size, stem):
     figure = PICTURES[stem](made(SIZES[size]())[stem], ABOUT)
     figure.canvas.draw()
@@ -249,6 +255,41 @@ def test_nothing_has_its_final_name_before_the_commit(tmp_path, usual):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["analyze.json", "layers"]
     back = pd.read_csv(tmp_path / "layers/layer_statistics.csv")
     pd.testing.assert_frame_equal(back, usual[stem], check_dtype=False)
+
+
+@pytest.mark.parametrize("obstacle", ["layers", "b.csv", "analyze.json"])
+def test_a_target_that_cannot_be_replaced_is_noticed_before_any_is(tmp_path, usual, obstacle):
+    table = usual["layers/layer_statistics"]
+    with OutputFolder(tmp_path) as output:
+        for stem in ("a", "b", "layers/c"):
+            output.table(stem, table)
+        output.commit("analyze.json", {})
+    before = (tmp_path / "a.csv").read_text()
+    if obstacle == "layers":
+        shutil.rmtree(tmp_path / "layers")
+        (tmp_path / "layers").write_text("in the way")
+    else:
+        (tmp_path / obstacle).unlink()
+        (tmp_path / obstacle).mkdir()
+    with pytest.raises(UsageError, match="earlier results were kept"), OutputFolder(tmp_path) as o:
+        for stem in ("a", "b", "layers/c"):
+            o.table(stem, table.head(1))
+        o.commit("analyze.json", {})
+    assert (tmp_path / "a.csv").read_text() == before
+
+
+def test_the_share_left_of_the_threshold_is_the_sparsity_at_any_threshold():
+    for seed in range(25):
+        layers = (caches.layer(i, 2, 9, (8, 8), seed=seed) for i in range(2))
+        swept = sweep(caches.cache(*layers), 3.0 + seed)
+        table = magnitude_distribution(swept)
+        figure = PICTURES["weight_magnitude_distribution"](table, ABOUT)
+        for ax, kind in zip(figure.axes, ("key", "value"), strict=True):
+            sums = swept.sums[kind]
+            sparse = sum(s.below_head_dim.sum().item() for s in sums) / sum(
+                s.n_entries for s in sums
+            )
+            assert f" {sparse:.1%} lie" in ax.get_legend().get_texts()[0].get_text()
 
 
 def test_what_fails_leaves_earlier_results_and_no_litter(tmp_path, usual):

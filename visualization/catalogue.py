@@ -1,6 +1,6 @@
 """Which picture each table feeds: the file's name without its ending -> how it is drawn."""
 
-from visualization import embeddings, generation, heads, layers, magnitudes, tokens
+from visualization import embeddings, generation, heads, layers, magnitudes, tokens, tucker
 
 PICTURES = {
     "layers/layer_statistics": layers.layer_statistics,
@@ -14,4 +14,7 @@ PICTURES = {
     "tokens/generation_stages_comparison": generation.generation_stages_comparison,
     "embeddings/embedding_consistency": embeddings.embedding_consistency,
     "embeddings/sparse_dense_embedding_patterns": embeddings.sparse_dense_embedding_patterns,
+    "tucker/tucker_components": tucker.tucker_components,
+    "tucker/layer_sensitivity": tucker.layer_sensitivity,
+    "tucker/rank_sensitivity": tucker.rank_sensitivity,
 }

@@ -85,7 +85,7 @@ def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
         vmax=100 * top,
         cbar=False,
         annot=written,
-        fmt=".0f",
+        fmt=".0f" if top >= 0.1 else ".1f",
         annot_kws={"fontsize": 8},
     )
     ax.set_facecolor(MISSING)

@@ -15,7 +15,7 @@ def weight_magnitude_distribution(table: pd.DataFrame, about: str) -> Figure:
         threshold = rows["threshold"].iloc[0]
         edges = [rows["bin_right"].iloc[0] / 2, *rows["bin_right"]]  # a log axis has no 0
         ax.stairs(rows["count"], edges, fill=True, color=COLOURS[kind])
-        below = rows.loc[rows["bin_right"] <= threshold * (1 + 1e-9), "count"].sum()
+        below = rows.loc[rows["bin_right"] <= threshold, "count"].sum()
         share = below / rows["count"].sum()
         label = f"threshold {threshold:.3g}: {share:.1%} lie to its left"
         ax.axvline(threshold, color=ACCENT, lw=1.5, label=label)

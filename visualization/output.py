@@ -22,7 +22,7 @@ class OutputFolder:
     """A context for one run: what was not committed when it ends is dropped."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = config.user_path(str(folder), "--output_dir")
         self.files: list[str] = []  # below the folder, in the order in which they were saved
 
     def __enter__(self) -> "OutputFolder":
@@ -47,12 +47,20 @@ class OutputFolder:
             table.to_csv(self._staged(f"{stem}.csv"), index=False)
 
     def commit(self, name: str, manifest: dict) -> list[str]:
-        """Move everything to its final name, the manifest `name` last. Returns all paths."""
+        """Move everything to its final name, the manifest `name` last. Returns all paths.
+
+        An earlier manifest goes first: where a move fails half way, none claims the rest.
+        """
         with self._in_one_sentence():
             text = json.dumps(manifest | {"files": self.files}, indent=1, ensure_ascii=False)
             self._staged(name).write_text(text + "\n", encoding="utf-8")
             for file in self.files:
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+                if (self.folder / file).is_dir():
+                    raise IsADirectoryError(0, f"{file} is a folder there")
+        with self._in_one_sentence(kept="and some of its files may be new"):
+            (self.folder / name).unlink(missing_ok=True)
+            for file in self.files:
                 (self._stage / file).replace(self.folder / file)
         return [str(self.folder / file) for file in self.files]
 
@@ -63,12 +71,12 @@ class OutputFolder:
         return path
 
     @contextmanager
-    def _in_one_sentence(self):
+    def _in_one_sentence(self, kept: str = "earlier results were kept"):
         """Turn a full disk or a missing permission into a UsageError that names the folder."""
         try:
             yield
         except OSError as error:
             raise UsageError(
                 f"--output_dir {self.folder} cannot be written ({error.strerror or error}): "
-                "earlier results were kept; make room or give another folder."
+                f"{kept}; make room or give another folder."
             ) from None

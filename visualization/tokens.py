@@ -32,23 +32,23 @@ NORMS = {"key": "key_norm", "value": "value_norm"}
 @styled
 def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
     """Bars of importance per position, lines of the normalised key and value norms."""
-    fig, ax = figure("Importance of each token position", about, (14, 6), head=0.4)
+    fig, ax = figure("Importance of each token position", about, (14, 6), head=0.4, right=2.1)
     positions = table["position"].to_numpy()
     span = positions.max() + 1
     width = bin_width(span, MOST_BARS)
-    middles, heights = binned(positions, table["importance"].to_numpy(), width, "mean")
-    label = "Importance score" + per_bin(width, "mean")
+    middles, heights = binned(positions, table["importance"].to_numpy(), width, "max")
+    label = "Importance" + per_bin(width, "maximum")
     edges = np.append(middles - width / 2, middles[-1] + width / 2)
     ax.stairs(heights, edges, fill=True, color="#b8bfc8", label=label)
     line_width = bin_width(span, MOST_POINTS)
     for kind, name in NORMS.items():
         norms = table[name].to_numpy() / table[name].max()
         at, line = binned(positions, norms, line_width, "mean")
-        text = f"{NAMES[kind][:-1]} norm / maximum" + per_bin(line_width, "mean")
+        text = f"{NAMES[kind][:-1]} norm" + per_bin(line_width, "mean")
         ax.plot(at, line, color=COLOURS[kind], lw=1.2, label=text)
     _name_top(ax, table, "importance")
     ax.set_xlim(-0.5 - 0.01 * span, span - 0.5 + 0.01 * span)
-    ax.set_ylim(0, 1.3)  # room for the list of tokens
+    ax.set_ylim(0, 1.05)
     ax.set_xlabel("Token position")
     ax.set_ylabel("Score (terms as shares of their maximum)")
     whole_numbers(ax.xaxis)
@@ -62,7 +62,7 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     layers = sorted(table["layer"].unique())
     size = (14, min(16, 6 + 0.11 * len(layers)))
     title = "Attention sinks: mean attention that each token receives"
-    spaces = {"gap": (0, 0.2), "right": 1.2, "head": 0.15, "sharex": True}
+    spaces = {"gap": (0, 0.2), "right": 2.1, "head": 0.4, "sharex": True}
     fig, (above, below) = figure(title, about, size, 2, 1, **spaces)
     first = table.drop_duplicates("position").sort_values("position")
     above.vlines(first["position"], _floor(first), first["mean_received"], color="#7d8894", lw=0.8)
@@ -72,11 +72,11 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
         above.plot(even["position"], even["even_share"], "--", color="#333333", lw=1, label=label)
     above.set_yscale("log")
     plain_log(above.yaxis)
-    above.set_ylim(bottom=_floor(first), top=4)
+    above.set_ylim(bottom=_floor(first), top=1.3)
     above.set_ylabel("Attention weight, mean over layers")
     _name_top(above, first, "mean_received")
     if above.get_legend_handles_labels()[0]:
-        above.legend(loc="upper right", ncols=2)
+        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     _sink_map(fig, below, table, layers)
     return fig
 
@@ -98,8 +98,8 @@ def _sink_map(fig: Figure, ax: Axes, table: pd.DataFrame, layers: list[int]) -> 
         .reindex(columns=range(-(-span // width)))
         .to_numpy(dtype=float)
     )
-    low = np.nanpercentile(grid[grid > 0], 1) if (grid > 0).any() else 1e-6
-    scale = LogNorm(vmin=min(low, 0.5), vmax=1)
+    seen = grid[grid > 0] if (grid > 0).any() else np.array([1.0])
+    scale = LogNorm(vmin=min(np.percentile(seen, 1), 0.5 * seen.max()), vmax=seen.max())
     extent = (-0.5, grid.shape[1] * width - 0.5, len(layers) - 0.5, -0.5)
     image = ax.imshow(
         grid, aspect="auto", norm=scale, cmap="viridis", extent=extent, interpolation="nearest"
@@ -125,16 +125,15 @@ def _name_top(ax: Axes, table: pd.DataFrame, column: str) -> None:
     ax.plot(top["position"], top[column], "v", color=ACCENT, ms=6, clip_on=False)
     last = seen["position"].max()
     if last < table["position"].max():
-        note = f"seen by fewer than {seen['seen_by'].min()} queries"
+        note = f"seen by < {seen['seen_by'].min()} queries"
         ax.axvspan(last + 0.5, table["position"].max() + 0.5, color="#f3e3d3", zorder=0, label=note)
-    lines = [f"{row.position}: {shown(row.token)}" for row in top.itertuples()]
+    lines = [f"{row.position}: {shown(row.token)[:16]}" for row in top.itertuples()]
     ax.text(
-        0.06,
-        0.96,
+        1.01,
+        1.0,
         "Highest (position: token)\n" + "\n".join(lines),
         transform=ax.transAxes,
         va="top",
         fontsize=9,
         color=ACCENT,
-        bbox={"facecolor": "white", "edgecolor": "#dddddd", "alpha": 0.9},
     )

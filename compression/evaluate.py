@@ -1,0 +1,131 @@
+"""What compression costs: one path for every method, from stored bytes to the model's predictions.
+
+A text's context is prefilled once. For each method the same cache is compressed, restored from
+what is stored, and the tokens that follow are fed on top of it in one teacher-forced forward pass;
+the same pass on top of the untouched cache is what it is compared with. "Untouched" is the cache
+in 16 bits, as it is served.
+"""
+
+import math
+import time
+
+import pandas as pd
+import torch
+
+from compression.base import Compressor
+from config import UsageError
+from data.cache import KINDS, KVCache
+from data.scoring import Continuation
+
+MEASURES = (
+    "stored_bytes",
+    "per_model_bytes",
+    "bits_per_value",
+    "ratio",
+    "key_error",
+    "value_error",
+    "perplexity_full",
+    "perplexity",
+    "delta_perplexity_percent",
+    "kl_mean_nats",
+    "kl_p99_nats",
+    "top1_agreement",
+    "compress_s",
+    "restore_s",
+)
+
+
+def relative_errors(cache: KVCache, restored: KVCache) -> pd.DataFrame:
+    """layer, kind, relative_error, and the squares that the error of several layers is made of.
+
+    ||X - X^|| / ||X||, Frobenius; an evicted entry counts as zero.
+    """
+    rows = []
+    for layer, back in zip(cache.layers, restored.layers, strict=True):
+        for kind in KINDS:
+            x, y = layer.tensor(kind).double(), back.tensor(kind).double()
+            if back.keep is not None:
+                y = y * back.keep[..., None]
+            squares = {"squared_error": (x - y).square().sum().item()}
+            squares["squared_norm"] = x.square().sum().item()
+            rows.append({"layer": layer.index, "kind": kind, **squares})
+    table = pd.DataFrame(rows)
+    table["relative_error"] = (table["squared_error"] / table["squared_norm"]) ** 0.5
+    return table
+
+
+class Judge:
+    """Scores methods on one text: the cache of its context, and the text that follows."""
+
+    def __init__(self, cache: KVCache, continuation: Continuation) -> None:
+        self.cache = cache.in_16_bits()
+        self.continuation = continuation
+        self._full = continuation.log_probabilities(self.cache)  # (scored, vocabulary)
+        self._full_nats = self._mean_nats(self._full, "the untouched cache")
+
+    def score(self, method: Compressor) -> dict:
+        """One row: settings, bytes, errors, and the model's verdict."""
+        began = time.perf_counter()
+        compressed = method.compress(self.cache)
+        compress_s = time.perf_counter() - began
+        began = time.perf_counter()
+        restored = compressed.restore()
+        restore_s = time.perf_counter() - began
+        errors = relative_errors(self.cache, restored).groupby("kind").sum()
+        relative = (errors["squared_error"] / errors["squared_norm"]) ** 0.5
+        return {
+            "method": method.name,
+            "settings": _words(method),
+            "context_tokens": self.cache.n_tokens,
+            "scored_tokens": self.continuation.n_scored,
+            "original_bytes": self.cache.nbytes,
+            "stored_bytes": compressed.nbytes,
+            "per_model_bytes": 0,
+            "bits_per_value": 8 * compressed.nbytes / self.cache.n_entries,
+            "ratio": self.cache.nbytes / compressed.nbytes,
+            "key_error": relative["key"],
+            "value_error": relative["value"],
+            **self.verdict(restored, _words(method)),
+            "compress_s": compress_s,
+            "restore_s": restore_s,
+        }
+
+    def verdict(self, restored: KVCache, name: str = "") -> dict:
+        """Perplexities, KL(full || restored) and agreement over the scored tokens."""
+        other = self.continuation.log_probabilities(restored)
+        nats = self._mean_nats(other, name)
+        # Per position: sum of p (log p - log q); where p is 0, so is its term.
+        kl = (self._full.exp() * (self._full - other)).nan_to_num(nan=0.0).sum(-1)
+        agree = (self._full.argmax(-1) == other.argmax(-1)).float().mean().item()
+        full, now = math.exp(self._full_nats), math.exp(nats)
+        return {
+            "perplexity_full": full,
+            "perplexity": now,
+            "delta_perplexity_percent": 100 * (now / full - 1),
+            "kl_mean_nats": kl.mean().item(),
+            "kl_p99_nats": kl.quantile(0.99).item(),
+            "top1_agreement": agree,
+        }
+
+    def _mean_nats(self, log_probabilities: torch.Tensor, name: str) -> float:
+        nats = self.continuation.nats(log_probabilities).double().mean().item()
+        if not math.isfinite(nats):
+            raise UsageError(
+                f"The model's loss on top of {name} is not finite: this setting cannot be scored."
+            )
+        return nats
+
+
+def _words(method: Compressor) -> str:
+    """The settings that are set, as `name=value`."""
+    chosen = {k: v for k, v in method.settings().items() if v not in (None, 0)}
+    return " ".join(f"{k}={v}" for k, v in chosen.items())
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per method and setting the mean over texts, and `_se`, its standard error (empty for one)."""
+    groups = rows.groupby(["method", "settings"], sort=False)
+    means = groups[list(MEASURES)].mean()
+    errors = groups[["perplexity", "delta_perplexity_percent", "kl_mean_nats"]].sem()
+    counts = groups.size().rename("texts")
+    return pd.concat([counts, means, errors.add_suffix("_se")], axis=1).reset_index()

@@ -1,0 +1,38 @@
+"""A compressed cache in a file: safetensors, the settings and shapes as JSON in its header."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from compression.base import CacheShape, Compressed, LayerShape
+from compression.methods import METHODS
+
+FORMAT = "1"
+
+
+def save(compressed: Compressed, file: Path) -> None:
+    """Write what is stored, and nothing else but a header."""
+    metadata = {
+        "format": FORMAT,
+        "method": compressed.compressor.name,
+        "settings": json.dumps(compressed.compressor.settings()),
+        "shape": json.dumps(asdict(compressed.shape)),
+    }
+    save_file(compressed.stored, file, metadata=metadata)
+
+
+def load(file: Path) -> Compressed:
+    """Read what `save` wrote."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{file} has format {metadata.get('format')}, not {FORMAT}")
+        stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    method = METHODS[metadata["method"]](**json.loads(metadata["settings"]))
+    shape = json.loads(metadata["shape"])
+    layers = tuple(LayerShape(**layer) for layer in shape.pop("layers"))
+    token_ids = tuple(shape.pop("token_ids"))
+    return Compressed(method, stored, CacheShape(layers, token_ids, **shape))

@@ -1,0 +1,150 @@
+"""What a Tucker setting does to one text, in tables: errors by layer, the measured cost of each
+layer's part, other ranks, and the decomposition itself."""
+
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from compression.evaluate import Judge, relative_errors
+from compression.tucker import Tucker
+from config import UsageError
+from data.cache import KINDS, KVCache
+
+
+def layer_sensitivity(judge: Judge, method: Tucker, measured: bool = True) -> pd.DataFrame:
+    """layer, kind, relative_error, kl_mean_nats.
+
+    kl_mean_nats: measured with this layer's keys (or values) restored from the decomposition and
+    all the rest untouched; empty where not `measured`.
+    """
+    restored = method.compress(judge.cache).restore()
+    table = relative_errors(judge.cache, restored)[["layer", "kind", "relative_error"]]
+    table["kl_mean_nats"] = float("nan")
+    if measured:
+        parts = [(i, kind) for i in range(judge.cache.n_layers) for kind in KINDS]
+        table["kl_mean_nats"] = [
+            judge.verdict(_with_part(judge.cache, restored, i, kind))["kl_mean_nats"]
+            for i, kind in tqdm(parts, desc="Layer sensitivity", unit="part", leave=False)
+        ]
+    return table
+
+
+def _with_part(cache: KVCache, restored: KVCache, i: int, kind: str) -> KVCache:
+    """`cache` with the keys or the values of its i-th layer taken from `restored`."""
+    field = {"key": "keys", "value": "values"}[kind]
+    changed = replace(cache.layers[i], **{field: restored.layers[i].tensor(kind)})
+    return replace(cache, layers=(*cache.layers[:i], changed, *cache.layers[i + 1 :]))
+
+
+def rank_sensitivity(
+    judge: Judge, method: Tucker, token_ranks: list[int], embedding_ranks: list[int]
+) -> pd.DataFrame:
+    """token_rank, embedding_rank, ratio, bits_per_value, key_error, value_error, kl_mean_nats,
+    delta_perplexity_percent; ranks that a layer does not have are left out."""
+    columns = ["ratio", "bits_per_value", "key_error", "value_error"]
+    columns += ["kl_mean_nats", "delta_perplexity_percent"]
+    rows = []
+    pairs = [(t, e) for t in token_ranks for e in embedding_ranks]
+    for token_rank, embedding_rank in tqdm(pairs, desc="Ranks", unit="setting", leave=False):
+        other = replace(
+            method,
+            token_rank=token_rank,
+            embedding_rank=embedding_rank,
+            energy=None,
+            target_ratio=None,
+        )
+        try:
+            row = judge.score(other)
+        except UsageError:
+            continue
+        rows.append(
+            {"token_rank": token_rank, "embedding_rank": embedding_rank}
+            | {name: row[name] for name in columns}
+        )
+    return pd.DataFrame(rows, columns=["token_rank", "embedding_rank", *columns])
+
+
+def components(method: Tucker, cache: KVCache, i: int) -> pd.DataFrame:
+    """kind, part, head, row, column, value: core (heads, r_t, r_e), token factor (tokens, r_t) and
+    embedding factor (dim, r_e) of the i-th layer; `head` is empty for factors."""
+    stored = method.compress(replace(cache, layers=(cache.layers[i],))).stored
+    tables = []
+    for kind in KINDS:
+        for part in ("core", "tokens", "dims"):
+            tensor = stored.get(f"0.{kind}.{part}")
+            if tensor is not None:
+                tables.append(_long(tensor.float(), kind, part))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _long(tensor: torch.Tensor, kind: str, part: str) -> pd.DataFrame:
+    heads = len(tensor) if tensor.ndim == 3 else 1
+    head, row, column = torch.meshgrid(
+        torch.arange(heads),
+        torch.arange(tensor.shape[-2]),
+        torch.arange(tensor.shape[-1]),
+        indexing="ij",
+    )
+    return pd.DataFrame(
+        {
+            "kind": kind,
+            "part": part,
+            "head": head.flatten().numpy() if tensor.ndim == 3 else float("nan"),
+            "row": row.flatten().numpy(),
+            "column": column.flatten().numpy(),
+            "value": tensor.flatten().numpy(),
+        }
+    )
+
+
+def close_look(
+    judge: Judge, method: Tucker, ranks: tuple[list[int], list[int]], measured: bool
+) -> dict[str, pd.DataFrame]:
+    """The tables of one text by picture: other ranks (token ranks, embedding ranks), each layer,
+    and the components of the layer that costs most, or where that is not `measured`, errs most."""
+    layers = layer_sensitivity(judge, method, measured)
+    cost = "kl_mean_nats" if measured else "relative_error"
+    dearest = layers["layer"][layers[cost].idxmax()]
+    place = [layer.index for layer in judge.cache.layers].index(dearest)
+    return {
+        "tucker/tucker_components": components(method, judge.cache, place).assign(layer=dearest),
+        "tucker/layer_sensitivity": layers,
+        "tucker/rank_sensitivity": rank_sensitivity(judge, method, *ranks),
+    }
+
+
+def verdict(summary: pd.DataFrame, looked: dict[str, pd.DataFrame]) -> list[str]:
+    """What was stored, lost and measured, in sentences, and the better ranks where some are."""
+    row = summary[summary["method"] == Tucker.name].iloc[0]
+    spread = "" if row["texts"] < 2 else f" ± {row['kl_mean_nats_se']:.4f}"
+    lines = [
+        f"Stored: {row['stored_bytes'] / 2**20:.2f} MiB, {row['bits_per_value']:.2f} bits per "
+        f"value, {row['ratio']:.2f} x smaller than 16 bits, factors and plain tokens included.",
+        f"Restored: relative error {row['key_error']:.3f} of keys, {row['value_error']:.3f} of "
+        "values.",
+        f"Measured over {row['texts']:.0f} text(s): KL {row['kl_mean_nats']:.4f}{spread} nats per "
+        f"token, perplexity {row['perplexity_full']:.2f} -> {row['perplexity']:.2f} "
+        f"({row['delta_perplexity_percent']:+.1f} %), same top token {row['top1_agreement']:.1%}.",
+    ]
+    layers = looked["tucker/layer_sensitivity"]
+    if layers["kl_mean_nats"].notna().any():
+        dearest = layers.nlargest(3, "kl_mean_nats")
+        named = [f"layer {r.layer} {r.kind}s ({r.kl_mean_nats:.4f})" for r in dearest.itertuples()]
+        lines.append(f"Dearest alone, in nats of measured KL: {', '.join(named)}.")
+    lines.append(_better_ranks(looked["tucker/rank_sensitivity"], row))
+    return lines
+
+
+def _better_ranks(ranks: pd.DataFrame, row: pd.Series) -> str:
+    """Of the ranks tried on the first text, those with the least KL at no more bytes."""
+    fits = ranks[ranks["bits_per_value"] <= 1.001 * row["bits_per_value"]]
+    if fits.empty:
+        return "None of the other ranks tried stores as little."
+    best = fits.loc[fits["kl_mean_nats"].idxmin()]
+    return (
+        f"Of the ranks tried at no more bytes, token rank {best['token_rank']:.0f} with embedding "
+        f"rank {best['embedding_rank']:.0f} costs least on the first text: KL "
+        f"{best['kl_mean_nats']:.4f} at {best['ratio']:.2f} x."
+    )

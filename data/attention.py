@@ -1,0 +1,41 @@
+"""Standing behind the attention functions of a model while it runs.
+
+transformers looks an attention function up for every layer and call, in a registry that each
+model's file shares with others. For as long as a stand-in is there, every function that is looked
+up comes wrapped; the models themselves are not changed.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+
+@contextmanager
+def wrapped_attention(model: torch.nn.Module, wrapper: Callable):
+    """Call `wrapper(attend, name, module, query, key, value, attention_mask, **kwargs)` wherever a
+    part of `model` calls its attention function `attend`, which was looked up as `name`.
+
+    query: (1, heads, queries, dim); key, value: (1, key_heads, keys, dim), after rotary embedding;
+    attention_mask: (1, 1 or heads, queries, keys) or None for plain causal attention. Returns what
+    `attend` would. Models that do not use the registry never call it.
+    """
+    registries = {id(r): r for m in model.modules() if (r := _registry(m)) is not None}
+    for registry in registries.values():
+        registry.get_interface = partial(_look_up, registry.get_interface, wrapper)
+    try:
+        yield
+    finally:
+        for registry in registries.values():
+            del registry.get_interface  # the class's own shows again
+
+
+def _look_up(look_up: Callable, wrapper: Callable, name: str, default: Callable) -> Callable:
+    return partial(wrapper, look_up(name, default), name)
+
+
+def _registry(module: torch.nn.Module):
+    """The look-up of attention functions in the file that `module` was written in."""
+    return getattr(sys.modules.get(type(module).__module__), "ALL_ATTENTION_FUNCTIONS", None)

@@ -1,0 +1,151 @@
+"""What the model makes of a cache: its predictions of the text that follows, teacher-forced."""
+
+import copy
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from config import RunConfig, UsageError
+from data import texts
+from data.attention import wrapped_attention
+from data.cache import KVCache, LayerKV
+from data.models import LoadedModel
+from data.texts import Sample
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Scores the text after a cached context, on top of any restored form of that context.
+
+    past: the model's own cache object after the context; it is copied, never written to.
+    token_ids: (scored + 1,) the tokens after the context. The first is fed, not scored, so that
+        even the first scored token is predicted by a query that sees the restored cache.
+    """
+
+    loaded: LoadedModel
+    past: object
+    token_ids: torch.Tensor
+
+    @property
+    def n_scored(self) -> int:
+        return len(self.token_ids) - 1
+
+    @torch.no_grad()
+    def log_probabilities(self, cache: KVCache) -> torch.Tensor:
+        """(scored, vocabulary) natural logarithms, one forward pass on top of `cache`.
+
+        Evicted entries keep their place, so that tokens stand at their original positions, but
+        are invisible to every query; new tokens see each other.
+        """
+        model = self.loaded.model
+        past = _filled(self.past, cache, model.dtype)
+        fed = self.token_ids[None, :-1].to(model.device)
+        with _evicted_hidden(self.loaded, cache):
+            logits = model(fed, past_key_values=past, use_cache=True).logits[0]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    def nats(self, log_probabilities: torch.Tensor) -> torch.Tensor:
+        """(scored,) nats that the true next tokens cost."""
+        targets = self.token_ids[1:].to(log_probabilities.device)
+        return -log_probabilities.gather(1, targets[:, None])[:, 0]
+
+
+def _filled(past, cache: KVCache, dtype: torch.dtype):
+    """A copy of the model's cache object with the keys and values of `cache` in place of its own;
+    whatever else it holds (states of linear attention, window counters) is copied."""
+    tensors = [x for layer in cache.layers for x in vars(past.layers[layer.index]).values()]
+    stored = {id(x): x for x in tensors if isinstance(x, torch.Tensor) and x.ndim == 4}
+    replaced = copy.deepcopy(past, memo=stored)  # not the keys and values: they are replaced
+    for layer in cache.layers:
+        held = replaced.layers[layer.index]
+        device = held.keys.device
+        held.keys = layer.keys[None].to(device, dtype)
+        held.values = layer.values[None].to(device, dtype)
+    return replaced
+
+
+@contextmanager
+def _evicted_hidden(loaded: LoadedModel, cache: KVCache):
+    """While entered, no query of the model sees an entry that was evicted."""
+    layers = {layer.index: layer for layer in cache.layers if layer.keep is not None}
+    reached = set()
+
+    def attend(attend, name, module, query, key, value, attention_mask, **kwargs):
+        layer = layers.get(getattr(module, "layer_idx", None))
+        if layer is not None:
+            reached.add(layer.index)
+            attention_mask = _with_evictions(attention_mask, layer, query, key, name)
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    if not layers:
+        yield
+        return
+    with wrapped_attention(loaded.model, attend):
+        yield
+    if reached != set(layers):
+        raise UsageError(
+            f"{loaded.name} does not let entries of its cache be hidden, so what evicting them "
+            "costs cannot be measured: choose a method that keeps all tokens and heads."
+        )
+
+
+def _with_evictions(
+    mask: torch.Tensor | None, layer: LayerKV, query: torch.Tensor, key: torch.Tensor, name: str
+) -> torch.Tensor:
+    """The mask (1, 1 or heads, queries, keys) with the layer's evicted entries hidden: the cached
+    tokens are the first keys, the queries' own the last."""
+    n_queries, n_keys = query.shape[-2], key.shape[-2]
+    kept = torch.ones(layer.n_heads, n_keys, dtype=torch.bool, device=query.device)
+    kept[:, : layer.n_tokens] = layer.keep
+    kept = kept.repeat_interleave(query.shape[1] // layer.n_heads, dim=0)[None, :, None]
+    if mask is None:  # plain causal attention, the last query at the last key
+        causal = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)
+        mask = causal.tril(n_keys - n_queries)[None, None]
+    if mask.dtype == torch.bool:
+        visible = mask & kept
+    else:
+        return mask.masked_fill(~kept, torch.finfo(mask.dtype).min)
+    if name == "eager":  # which adds its mask
+        zero = torch.zeros((), dtype=query.dtype, device=query.device)
+        return zero.masked_fill(~visible, torch.finfo(query.dtype).min)
+    return visible
+
+
+def long_enough(
+    loaded: LoadedModel, run: RunConfig, context_tokens: int
+) -> list[tuple[Sample, torch.Tensor]]:
+    """The first `num_samples` texts of a run with a context and scored tokens after it, and their
+    first (context + scored + 1,) token ids. The one more is fed first and not scored."""
+    need = context_tokens + run.score_tokens + 1
+    limit = loaded.max_positions
+    if limit is not None and need > limit:
+        raise UsageError(
+            f"A context of {context_tokens} tokens and {run.score_tokens} scored ones are beyond "
+            f"the {limit} positions of {loaded.name}: lower --sequence_length or --score_tokens."
+        )
+    found, longest = [], 0
+    for sample in texts.candidates(run):
+        ids = torch.tensor(loaded.tokenizer(sample.text)["input_ids"][:need])
+        longest = max(longest, len(ids))
+        if len(ids) == need:
+            found.append((sample, ids))
+        if len(found) == run.num_samples:
+            return found
+    if not found:
+        raise UsageError(
+            f"A context of {context_tokens} tokens and {run.score_tokens} scored ones need a text "
+            f"of {need} tokens, the longest here has {longest}: give a longer one, or lower "
+            "--sequence_length or --score_tokens."
+        )
+    if len(found) < run.num_samples:
+        log.warning(
+            "Only %d of the %d texts of --num_samples are long enough (%d tokens): using those.",
+            len(found),
+            run.num_samples,
+            need,
+        )
+    return found
