@@ -67,7 +67,8 @@ def _token_step(gram: torch.Tensor, dims: torch.Tensor, rank: int):
     right = torch.bmm(gram.view(len(gram), -1, dim), dims).view(len(gram), heads * dim, -1)
     small = (dims.transpose(1, 2)[:, None] @ right.unflatten(1, (heads, -1))).flatten(1, 2)
     vectors, values = _leading(small, rank)
-    scale = values.clamp(min=values[:, :1] * torch.finfo(gram.dtype).eps).rsqrt()
+    limits = torch.finfo(gram.dtype)  # directions without energy must not become infinite
+    scale = values.clamp(min=limits.eps * values[:, :1]).clamp(min=limits.tiny).rsqrt()
     vectors = vectors * scale[:, None]  # (layers, heads x r_e, rank)
     to_tokens = (dims[:, None] @ vectors.unflatten(1, (heads, -1))).flatten(1, 2)
     return to_tokens, torch.bmm(vectors.transpose(1, 2), right.transpose(1, 2)), values.sum(-1)

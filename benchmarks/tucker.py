@@ -1,0 +1,105 @@
+"""Our Tucker-2 solver beside tensorly's, on the same real cache at the same ranks.
+
+    python -m benchmarks.tucker [--sequence_length 2048] [--rank 32] [--repeat 3] [--layers N]
+
+Both decompose keys and values of every layer (or of the first N) along tokens and dimensions, one
+after the other in one process; times are medians, the error is that of all layers together.
+tensorly runs `partial_tucker(init="svd")` with its own tolerance, each backend and SVD in turn.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ["TQDM_DISABLE"] = "1"
+
+import tensorly
+import torch
+from tensorly.decomposition import partial_tucker
+
+import config
+from compression.tucker import SWEEPS
+from compression.tucker_math import rebuilt, tucker2
+from config import RunConfig
+from data import extraction, models, texts
+
+SOLVERS = [
+    ("numpy", "truncated_svd"),
+    ("numpy", "symeig_svd"),
+    ("numpy", "randomized_svd"),
+    ("pytorch", "truncated_svd"),
+    ("pytorch", "symeig_svd"),
+    ("pytorch", "randomized_svd"),
+]
+
+
+def ours(stacks: list[torch.Tensor], rank: int) -> list[torch.Tensor]:
+    parts = [tucker2(x, rank, rank, SWEEPS) for x in stacks]
+    return [rebuilt(*each) for each in parts]
+
+
+def theirs(stacks: list[torch.Tensor], rank: int, backend: str, svd: str) -> list[torch.Tensor]:
+    tensorly.set_backend(backend)
+    back = []
+    for stack in stacks:
+        layers = []
+        for x in stack:
+            tensor = x.numpy() if backend == "numpy" else x
+            (core, factors), _ = partial_tucker(
+                tensor, rank=[rank, rank], modes=[1, 2], init="svd", svd=svd
+            )
+            layers.append(
+                torch.as_tensor(tensorly.tenalg.multi_mode_dot(core, factors, modes=[1, 2]))
+            )
+        back.append(torch.stack(layers))
+    return back
+
+
+def error(stacks: list[torch.Tensor], back: list[torch.Tensor]) -> float:
+    wrong = sum((x - y).double().square().sum() for x, y in zip(stacks, back, strict=True))
+    return (wrong / sum(x.double().square().sum() for x in stacks)).sqrt().item()
+
+
+def median_seconds(action, repeat: int) -> tuple[float, list[torch.Tensor]]:
+    seconds = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        result = action()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds), result
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--sequence_length", type=int, default=2048)
+    p.add_argument("--rank", type=int, default=32)
+    p.add_argument("--repeat", type=int, default=3)
+    p.add_argument("--layers", type=int, default=None)
+    p.add_argument("--model", default=config.DEFAULT_MODEL)
+    flags = p.parse_args()
+    run = RunConfig(model=flags.model, use_wikitext=False)
+    loaded = models.load(run)
+    ids = extraction.tokenise(loaded, texts.choose(run), flags.sequence_length, 0)
+    layers = extraction.prefill(loaded, ids).cache.layers[: flags.layers]
+    stacks = [torch.stack([layer.tensor(kind) for layer in layers]) for kind in ("key", "value")]
+    print(
+        f"{loaded.name}, {len(ids)} tokens, {len(layers)} layers, ranks {flags.rank}/{flags.rank}"
+    )
+    print(f"{'':26} {'seconds':>8} {'error':>9} {'times ours':>11} {'our error/its':>14}")
+    ours(stacks, flags.rank)  # warm up
+    our_s, back = median_seconds(lambda: ours(stacks, flags.rank), 2 * flags.repeat + 1)
+    our_error = error(stacks, back)
+    print(f"{'ours':26} {our_s:8.3f} {our_error:9.6f}")
+    for backend, svd in SOLVERS:
+        action = lambda b=backend, s=svd: theirs(stacks, flags.rank, b, s)  # noqa: E731
+        seconds, back = median_seconds(action, flags.repeat)
+        its = error(stacks, back)
+        name = f"tensorly {backend} {svd.removesuffix('_svd')}"
+        print(
+            f"{name:26} {seconds:8.3f} {its:9.6f} {seconds / our_s:11.1f} {our_error / its:14.5f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
