@@ -105,6 +105,7 @@ class RunConfig:
     target_ratio: float | None = None
     sink_tokens: int = _constant("SINK_TOKENS")
     recent_tokens: int = _constant("RECENT_TOKENS")
+    unrotated_keys: bool = False
     no_sensitivity: bool = False
     output_dir: str = _constant("OUTPUT_DIR")
     quiet: bool = False
@@ -220,6 +221,11 @@ def parser(modes: Iterable[str]) -> argparse.ArgumentParser:
         type=int,
         default=RECENT_TOKENS,
         help="most recent tokens that stay uncompressed (%(default)s)",
+    )
+    tucker.add_argument(
+        "--unrotated_keys",
+        action="store_true",
+        help="decompose keys before rotary embedding; both ways are reported",
     )
     tucker.add_argument(
         "--no_sensitivity", action="store_true", help="skip the measured cost of each layer"

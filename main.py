@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import config
@@ -103,7 +103,9 @@ def tucker(run: RunConfig) -> None:
             with record.phase("scoring"):
                 judge = Judge(start.cache, scoring.Continuation(loaded, start.past, ids[context:]))
                 named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
-                rows += [named | judge.score(each) for each in (Uncompressed(), method)]
+                compared = dict.fromkeys([Uncompressed(), replace(method, unrotated_keys=False)])
+                compared[method] = None
+                rows += [named | judge.score(each) for each in compared]
                 if sample is texts[0][0]:
                     ranks = (config.TOKEN_RANKS, config.EMBEDDING_RANKS)
                     sensitive = not run.no_sensitivity

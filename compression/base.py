@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from data.cache import KVCache, LayerKV
+from data.rotary import Rotary
 
 Tensors = dict[str, torch.Tensor]
 
@@ -23,6 +24,7 @@ class LayerShape:
     value_dim: int
     start: int
     dtype: str
+    rotary: Rotary | None = None
 
     @classmethod
     def of(cls, layer: LayerKV) -> "LayerShape":
@@ -35,16 +37,27 @@ class LayerShape:
             value_dim=layer.values.shape[2],
             start=int(layer.positions[0]),
             dtype=str(layer.keys.dtype).removeprefix("torch."),
+            rotary=layer.rotary,
         )
 
     def dim(self, kind: str) -> int:
         return {"key": self.key_dim, "value": self.value_dim}[kind]
 
-    def filled(self, keys: torch.Tensor, values: torch.Tensor, keep=None) -> LayerKV:
+    @property
+    def positions(self) -> torch.Tensor:
+        return torch.arange(self.start, self.start + self.n_tokens)
+
+    def filled(self, keys: torch.Tensor, values: torch.Tensor) -> LayerKV:
         """The layer with this content, in its own dtype."""
         dtype = getattr(torch, self.dtype)
-        positions = torch.arange(self.start, self.start + self.n_tokens)
-        return LayerKV(keys.to(dtype), values.to(dtype), positions, self.index, self.kind, keep)
+        return LayerKV(
+            keys.to(dtype),
+            values.to(dtype),
+            self.positions,
+            self.index,
+            self.kind,
+            rotary=self.rotary,
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from compression.base import CacheShape, Compressed, LayerShape
 from compression.methods import METHODS
+from data.rotary import Rotary
 
 FORMAT = "1"
 
@@ -24,6 +25,13 @@ def save(compressed: Compressed, file: Path) -> None:
     save_file(compressed.stored, file, metadata=metadata)
 
 
+def _layer_shape(layer: dict) -> LayerShape:
+    rotary = layer.pop("rotary")
+    if rotary is not None:
+        rotary = Rotary(tuple(rotary.pop("frequencies")), **rotary)
+    return LayerShape(**layer, rotary=rotary)
+
+
 def load(file: Path) -> Compressed:
     """Read what `save` wrote."""
     with safe_open(file, framework="pt") as opened:
@@ -33,6 +41,6 @@ def load(file: Path) -> Compressed:
         stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     method = METHODS[metadata["method"]](**json.loads(metadata["settings"]))
     shape = json.loads(metadata["shape"])
-    layers = tuple(LayerShape(**layer) for layer in shape.pop("layers"))
+    layers = tuple(_layer_shape(layer) for layer in shape.pop("layers"))
     token_ids = tuple(shape.pop("token_ids"))
     return Compressed(method, stored, CacheShape(layers, token_ids, **shape))

@@ -10,6 +10,7 @@ from compression.ranks import choose_ranks
 from compression.tucker_math import rebuilt, tucker2
 from config import RunConfig, UsageError
 from data.cache import KINDS, KVCache, in_16_bits
+from data.rotary import NOT_ROTATED, Rotary
 
 SWEEPS = 4  # HOOI sweeps; more change the fourth digit of the error
 
@@ -22,6 +23,7 @@ class Tucker(Compressor):
         tensor's squared norm to keep) or `target_ratio` (of the decomposed part, spent over layers
         where the error falls fastest) to choose them per layer.
     sink_tokens, recent_tokens: first and most recent tokens that are stored as they are.
+    unrotated_keys: decompose keys as they were before rotary embedding, which is redone after.
     """
 
     name: ClassVar[str] = "tucker"
@@ -31,6 +33,7 @@ class Tucker(Compressor):
     target_ratio: float | None = None
     sink_tokens: int = 0
     recent_tokens: int = 0
+    unrotated_keys: bool = False
 
     @classmethod
     def from_run(cls, run: RunConfig) -> "Tucker":
@@ -43,6 +46,7 @@ class Tucker(Compressor):
             target_ratio=run.target_ratio,
             sink_tokens=run.sink_tokens,
             recent_tokens=run.recent_tokens,
+            unrotated_keys=run.unrotated_keys,
         )
 
     def __post_init__(self) -> None:
@@ -70,7 +74,9 @@ class Tucker(Compressor):
                 if outside.numel():
                     stored[f"{i}.{kind}.plain"] = outside
                 if span.stop > span.start:
-                    middles[i, kind] = x[:, span].float()
+                    turned_back = kind == "key" and self.unrotated_keys
+                    middle = layer.unrotated_keys() if turned_back else x.float()
+                    middles[i, kind] = middle[:, span]
         ranks = self._ranks(middles)
         for group in _alike(middles, ranks):
             stacked = torch.stack([middles[key] for key in group])
@@ -84,8 +90,10 @@ class Tucker(Compressor):
         layers = []
         for i, layer in enumerate(shape.layers):
             span = _decomposed(layer, self)
-            both = [_restored(stored, f"{i}.{kind}", layer, kind, span) for kind in KINDS]
-            layers.append(layer.filled(*both))
+            turn = layer.rotary if self.unrotated_keys else NOT_ROTATED
+            keys = _restored(stored, f"{i}.key", layer, "key", span, turn)
+            values = _restored(stored, f"{i}.value", layer, "value", span, NOT_ROTATED)
+            layers.append(layer.filled(keys, values))
         return shape.filled(tuple(layers))
 
     def _ranks(self, middles: dict) -> dict:
@@ -127,8 +135,9 @@ def _alike(middles: dict, ranks: dict) -> list[list]:
 
 
 def _restored(
-    stored: Tensors, prefix: str, layer: LayerShape, kind: str, span: slice
+    stored: Tensors, prefix: str, layer: LayerShape, kind: str, span: slice, turn: Rotary
 ) -> torch.Tensor:
+    """(kv_heads, tokens, dim) float32; `turn` rotates what was decomposed."""
     x = torch.empty(layer.n_heads, layer.n_tokens, layer.dim(kind))
     if f"{prefix}.plain" in stored:
         plain = stored[f"{prefix}.plain"].float()
@@ -136,5 +145,5 @@ def _restored(
         x[:, span.stop :] = plain[:, span.start :]
     if f"{prefix}.core" in stored:
         parts = [stored[f"{prefix}.{name}"].float() for name in ("core", "tokens", "dims")]
-        x[:, span] = rebuilt(*parts)
+        x[:, span] = turn.rotated(rebuilt(*parts), layer.positions[span])
     return x

@@ -116,8 +116,10 @@ def close_look(
 
 
 def verdict(summary: pd.DataFrame, looked: dict[str, pd.DataFrame]) -> list[str]:
-    """What was stored, lost and measured, in sentences, and the better ranks where some are."""
-    row = summary[summary["method"] == Tucker.name].iloc[0]
+    """What was stored, lost and measured, in sentences, and the better ranks where some are. The
+    last Tucker row of `summary` is the one asked for."""
+    rows = summary[summary["method"] == Tucker.name]
+    row = rows.iloc[-1]
     spread = "" if row["texts"] < 2 else f" ± {row['kl_mean_nats_se']:.4f}"
     lines = [
         f"Stored: {row['stored_bytes'] / 2**20:.2f} MiB, {row['bits_per_value']:.2f} bits per "
@@ -128,6 +130,13 @@ def verdict(summary: pd.DataFrame, looked: dict[str, pd.DataFrame]) -> list[str]
         f"token, perplexity {row['perplexity_full']:.2f} -> {row['perplexity']:.2f} "
         f"({row['delta_perplexity_percent']:+.1f} %), same top token {row['top1_agreement']:.1%}.",
     ]
+    if len(rows) > 1:
+        other = rows.iloc[0]
+        lines.append(
+            f"Keys were decomposed before rotary embedding; as they are stored, after it, the same "
+            f"setting errs by {other['key_error']:.3f} on keys and costs KL "
+            f"{other['kl_mean_nats']:.4f}."
+        )
     layers = looked["tucker/layer_sensitivity"]
     if layers["kl_mean_nats"].notna().any():
         dearest = layers.nlargest(3, "kl_mean_nats")

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from config import UsageError
+from data.rotary import Rotary
+
 KINDS = ("key", "value")
 BYTES_PER_ENTRY = 2  # caches are served in 16 bits, whatever dtype a run computes in
 
@@ -23,6 +26,7 @@ class LayerKV:
     kind: "full", "sliding" or "latent".
     keep: (kv_heads, tokens), False where an entry was evicted and must not be attended to; None
         where nothing was. What stands in an evicted place has no meaning.
+    rotary: what rotated the keys by position; None where that is not known.
     """
 
     keys: torch.Tensor
@@ -31,6 +35,7 @@ class LayerKV:
     index: int
     kind: str = "full"
     keep: torch.Tensor | None = None
+    rotary: Rotary | None = None
 
     def __post_init__(self) -> None:
         if self.keys.ndim != 3 or self.values.ndim != 3:
@@ -66,6 +71,18 @@ class LayerKV:
     def tensor(self, kind: str) -> torch.Tensor:
         """Keys or values by name: (kv_heads, tokens, dim)."""
         return {"key": self.keys, "value": self.values}[kind]
+
+    def unrotated_keys(self) -> torch.Tensor:
+        """(kv_heads, tokens, key_dim) in float32, as they were before rotary embedding.
+
+        Raises UsageError where it is not known what rotated them.
+        """
+        if self.rotary is None:
+            raise UsageError(
+                f"The rotary embedding of layer {self.index} cannot be undone exactly: "
+                "leave out --unrotated_keys."
+            )
+        return self.rotary.unrotated(self.keys.float(), self.positions)
 
     def before(self, position: int) -> "LayerKV":
         """The entries of tokens ahead of `position`, as views."""

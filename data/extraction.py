@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
@@ -11,6 +12,7 @@ from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.models import LoadedModel
 from data.probe import AttentionProbe
+from data.rotary import NOT_ROTATED, Rotary, rotary_of, seen_tables
 from data.texts import Sample
 
 log = logging.getLogger(__name__)
@@ -71,13 +73,10 @@ def prefill(loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False) -
     """One forward pass over (tokens,) token ids; `probe` measures the attention they receive."""
     model = loaded.model
     watch = AttentionProbe(len(token_ids)) if probe else None
-    if watch is None:
+    with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
         output = _forward(model, token_ids)
-    else:
-        with watch.watching(model):
-            output = _forward(model, token_ids)
     past = _own_cache(output, loaded)
-    layers = _layers(past, len(token_ids), loaded)
+    layers = _layers(past, len(token_ids), loaded, tables)
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
     refuse_non_finite(cache, loaded.dtype)
     attention = _received(watch, layers) if watch else (None,) * len(layers)
@@ -104,7 +103,11 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
     _step(loaded.model, tokens[-1], start.past)  # the last token's own keys and values
     new_ids = torch.cat(tokens, dim=1)[0].cpu()
     token_ids = torch.cat([start.cache.token_ids, new_ids])
-    layers = _layers(start.past, len(token_ids), loaded)
+    layers = _layers(start.past, len(token_ids), loaded, {})
+    layers = tuple(
+        replace(layer, rotary=before.rotary)
+        for layer, before in zip(layers, start.cache.layers, strict=True)
+    )
     cache = KVCache(layers, token_ids, start.cache.n_tokens, loaded.name)
     refuse_non_finite(cache, loaded.dtype)
     return cache
@@ -151,8 +154,9 @@ def _stored(layer) -> bool:
     return keys is not None and keys.numel() > 0
 
 
-def _layers(past, n_tokens: int, loaded: LoadedModel) -> tuple[LayerKV, ...]:
-    """What each layer holds after `n_tokens` tokens; the model's own tensors, not copies.
+def _layers(past, n_tokens: int, loaded: LoadedModel, tables: dict) -> tuple[LayerKV, ...]:
+    """What each layer holds after `n_tokens` tokens; the model's own tensors, not copies. tables:
+    the rotary tables that layers were seen with.
 
     transformers appends by making new tensors, so later steps do not reach into these.
     """
@@ -164,6 +168,7 @@ def _layers(past, n_tokens: int, loaded: LoadedModel) -> tuple[LayerKV, ...]:
             positions=torch.arange(n_tokens - layer.keys.shape[-2], n_tokens),
             index=index,
             kind=_kind(layer, settings),
+            rotary=_rotary(loaded.model, tables, index, layer, settings),
         )
         for index, layer in enumerate(past.layers)
         if _stored(layer)
@@ -174,6 +179,12 @@ def _kind(layer, settings) -> str:
     if layer.keys.shape[1] == 1 and layer.keys.shape[-1] == getattr(settings, "kv_lora_rank", None):
         return "latent"
     return "sliding" if getattr(layer, "is_sliding", False) else "full"
+
+
+def _rotary(model, tables: dict, index: int, layer, settings) -> Rotary | None:
+    if _kind(layer, settings) == "latent":  # its "keys" are the latent, which is not rotated
+        return NOT_ROTATED
+    return rotary_of(model, tables, index, layer.keys.shape[-1])
 
 
 def _received(probe: AttentionProbe, layers: tuple[LayerKV, ...]):

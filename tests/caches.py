@@ -3,6 +3,7 @@
 import torch
 
 from data.cache import KVCache, LayerKV
+from data.rotary import Rotary
 
 
 def layer(index, heads, tokens, dims, n_tokens=None, kind="full", seed=0, dtype=torch.float32):
@@ -12,9 +13,9 @@ def layer(index, heads, tokens, dims, n_tokens=None, kind="full", seed=0, dtype=
     key = torch.randn(heads, tokens, dims[0], generator=generator)
     value = torch.randn(heads, tokens, dims[1], generator=generator) + 0.3
     key[0, 0, 0] = 20.0  # the outlier that sets the threshold
-    return LayerKV(
-        key.to(dtype), value.to(dtype), torch.arange(n_tokens - tokens, n_tokens), index, kind
-    )
+    rotary = Rotary(tuple(0.3 / (k + 1) for k in range(dims[0] // 2)))
+    places = torch.arange(n_tokens - tokens, n_tokens)
+    return LayerKV(key.to(dtype), value.to(dtype), places, index, kind, rotary=rotary)
 
 
 def cache(*layers, n_prompt=None):

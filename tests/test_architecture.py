@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "config.py": set(),
     "data": {"config", "data"},
     "analysis": {"config", "analysis", "data.cache"},
-    "compression": {"config", "compression", "data.cache", "data.scoring"},
+    "compression": {"config", "compression", "data.cache", "data.rotary", "data.scoring"},
     "visualization": {"config", "visualization"},
 }
 UNKNOWN = {

@@ -136,6 +136,61 @@ def test_analyze_generation_runs_on_the_whole_text(flags, tmp_path):
     }
 
 
+TUCKER = ["tucker_components", "layer_sensitivity", "rank_sensitivity"]
+
+
+@pytest.fixture
+def tucker_flags(flags, monkeypatch):
+    monkeypatch.setattr(config, "TOKEN_RANKS", (2, 8))
+    monkeypatch.setattr(config, "EMBEDDING_RANKS", (4, 8))
+    ranks = ["--token_rank", "8", "--embedding_rank", "8", "--sink_tokens", "2"]
+    scored = ["--score_tokens", "10", "--recent_tokens", "4", "--sequence_length", "100"]
+    return [*flags, *ranks, *scored, "--mode", "tucker"]
+
+
+def test_tucker_measures_and_draws(tucker_flags, tmp_path, capsys):
+    assert run(*tucker_flags) == 0
+    out = tmp_path / "out"
+    tables = {f"tucker/{name}.csv" for name in [*TUCKER, "texts", "summary"]}
+    assert files_below(out) == tables | {f"tucker/{name}.png" for name in TUCKER} | {"tucker.json"}
+    row = pd.read_csv(out / "tucker/texts.csv").set_index("method").loc["tucker"]
+    # 2 layers, keys and values, 2 heads: 6 plain tokens of 16 dims, core 8 x 8, factors
+    assert row["stored_bytes"] == 2 * 2 * 2 * (2 * 6 * 16 + 2 * 8 * 8 + 94 * 8 + 16 * 8)
+    assert row["original_bytes"] == 2 * 2 * 2 * 2 * 100 * 16
+    assert row["ratio"] == pytest.approx(row["original_bytes"] / row["stored_bytes"])
+    assert (row["context_tokens"], row["scored_tokens"]) == (100, 10)
+    assert row["kl_mean_nats"] > 0
+    manifest = json.loads((out / "tucker.json").read_text())
+    assert manifest["settings"]["token_rank"] == 8 and manifest["text"]["source"] == "prompt"
+    assert (
+        manifest["summary"][0]["method"] == "none" and manifest["summary"][0]["kl_mean_nats"] == 0
+    )
+    printed = capsys.readouterr().out
+    for words in ("bits per value", "Restored: relative error", "Measured over 1 text", "Dearest"):
+        assert words in printed
+    layers = pd.read_csv(out / "tucker/layer_sensitivity.csv")
+    assert layers["kl_mean_nats"].notna().all()
+
+
+def test_sensitivity_can_be_skipped(tucker_flags, tmp_path, capsys):
+    assert run(*tucker_flags, "--no_sensitivity", "--target_ratio", "2") == 0
+    layers = pd.read_csv(tmp_path / "out/tucker/layer_sensitivity.csv")
+    assert layers["kl_mean_nats"].isna().all() and layers["relative_error"].notna().all()
+    assert "Dearest" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("start", [["compression/run_tucker_analysis.py"],
+                                   ["-m", "compression.run_tucker_analysis"]])  # fmt: skip
+def test_the_documented_tucker_command(tucker_flags, tmp_path, start):
+    arguments = [flag for flag in tucker_flags if flag not in ("--mode", "tucker")]
+    command = [sys.executable, *start, *arguments, "--no_sensitivity"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/tucker/tucker_components.png").exists()
+    refused = subprocess.run([*command, "--token_rank", "9999"], cwd=ROOT, capture_output=True)
+    assert refused.returncode == 2 and b"--token_rank is 9999" in refused.stderr
+
+
 def test_quiet_says_nothing(flags, capsys):
     assert run(*flags, "--quiet") == 0
     assert capsys.readouterr() == ("", "")
@@ -208,6 +263,11 @@ def test_a_token_of_dollars_and_escapes_spoils_neither_tables_nor_pictures(flags
         (["--text_file", "nowhere.txt"], "both given"),
         (["--model", "./nowhere"], "does not exist"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--mode", "tucker", "--sink_tokens", "-1"], "--sink_tokens is -1"),
+        (["--mode", "tucker", "--score_tokens", "0"], "--score_tokens is 0"),
+        (["--mode", "tucker", "--score_tokens", "99"], "need a text of 250 tokens"),
+        (["--mode", "tucker", "--energy", "2"], "--energy is 2.0"),
+        (["--mode", "tucker", "--energy", ".5", "--target_ratio", "2"], "both given"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(flags, tmp_path, capsys, arguments, says):
