@@ -12,7 +12,7 @@ from config import RunConfig, UsageError
 from data.cache import KINDS, KVCache, in_16_bits
 from data.rotary import NOT_ROTATED, Rotary
 
-SWEEPS = 4  # HOOI sweeps; more change the fourth digit of the error
+SWEEPS = 3  # HOOI sweeps; more change the fourth digit of the error
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,9 @@ def _over_heads(projected: torch.Tensor, dim: int) -> torch.Tensor:
 
 def _leading(gram: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Leading eigenvectors (layers, n, rank) and eigenvalues (layers, rank), largest first."""
-    values, vectors = torch.linalg.eigh(gram.double())
+    values, vectors = torch.linalg.eigh(gram)
     first = gram.shape[-1] - rank
-    return vectors[..., first:].flip(-1).to(gram.dtype), values[..., first:].flip(-1).to(gram.dtype)
+    return vectors[..., first:].flip(-1), values[..., first:].flip(-1)
 
 
 def rebuilt(core: torch.Tensor, tokens: torch.Tensor, dims: torch.Tensor) -> torch.Tensor:
