@@ -12,6 +12,8 @@ from compression.tucker import Tucker
 from config import UsageError
 from data.cache import KINDS, KVCache
 
+MORE_BYTES = 1.1  # what counts as about the same bytes
+
 
 def layer_sensitivity(judge: Judge, method: Tucker, measured: bool = True) -> pd.DataFrame:
     """layer, kind, relative_error, kl_mean_nats.
@@ -147,13 +149,17 @@ def verdict(summary: pd.DataFrame, looked: dict[str, pd.DataFrame]) -> list[str]
 
 
 def _better_ranks(ranks: pd.DataFrame, row: pd.Series) -> str:
-    """Of the ranks tried on the first text, those with the least KL at no more bytes."""
-    fits = ranks[ranks["bits_per_value"] <= 1.001 * row["bits_per_value"]]
+    """Of the ranks tried on the first text, those with the least KL at about the bytes of `row`."""
+    fits = ranks[ranks["bits_per_value"] <= MORE_BYTES * row["bits_per_value"]]
     if fits.empty:
-        return "None of the other ranks tried stores as little."
+        return "All other ranks tried store more."
     best = fits.loc[fits["kl_mean_nats"].idxmin()]
+    asked = f"token_rank={best['token_rank']:.0f} embedding_rank={best['embedding_rank']:.0f} "
+    if f"{row['settings']} ".startswith(asked):
+        return "No other ranks tried cost less at about these bytes."
     return (
-        f"Of the ranks tried at no more bytes, token rank {best['token_rank']:.0f} with embedding "
-        f"rank {best['embedding_rank']:.0f} costs least on the first text: KL "
-        f"{best['kl_mean_nats']:.4f} at {best['ratio']:.2f} x."
+        f"Better at about these bytes, of the ranks tried on the first text: token rank "
+        f"{best['token_rank']:.0f} with embedding rank {best['embedding_rank']:.0f}, KL "
+        f"{best['kl_mean_nats']:.4f} at {best['bits_per_value']:.2f} bits per value "
+        f"({best['ratio']:.2f} x)."
     )

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 KINDS = ("key", "value")
 COLOURS = {"key": "#2f6db3", "value": "#d9822b"}
@@ -124,8 +124,9 @@ def percent(axis) -> None:
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
 
 
-def plain_log(axis) -> None:
-    """0.001 rather than a typeset power, which costs a parser, at each power of ten."""
+def plain_log(axis, steps: tuple[float, ...] = (1.0,)) -> None:
+    """0.001 rather than a typeset power, which costs a parser, at these steps of each decade."""
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 

@@ -125,7 +125,7 @@ def rank_sensitivity(table: pd.DataFrame, about: str) -> Figure:
     left.legend(title="Embedding rank", ncols=3, fontsize=8, loc="upper right")
     if (table["kl_mean_nats"] > 0).all():
         right.set_yscale("log")
-        plain_log(right.yaxis)
+        plain_log(right.yaxis, steps=(1.0, 2.0, 5.0))
     right.set_ylabel("KL (nats per token)")
     right.set_xlabel("Stored bits per value (numbers: token rank)")
     right.legend(title="Embedding rank", fontsize=8)
