@@ -128,111 +128,83 @@ class RunConfig:
             )
 
 
+SWITCH = {"action": argparse.BooleanOptionalAction}
+FLAGS = {  # group -> field of RunConfig -> what argparse needs beside its name and default
+    "what to do": {
+        "mode": {"help": "what to do"},
+        "analysis_focus": {"choices": FOCUSES, "help": "which pictures `analyze` makes"},
+    },
+    "model": {
+        "model": {"help": "this name, a hub id, a local folder, or a .gguf file"},
+        "device": {"choices": DEVICES, "help": "where to run"},
+        "dtype": {"choices": DTYPES, "help": "in which precision"},
+        "trust_remote_code": {**SWITCH, "help": "let a model run Python code of its own"},
+    },
+    "text": {
+        "prompt": {"help": "this text"},
+        "text_file": {"help": "a UTF-8 .txt file, or a .jsonl file with a field `text`"},
+        "use_wikitext": {**SWITCH, "help": "a WikiText article, or else the offline corpus"},
+        "wikitext_index": {"help": "which sample; `--mode list_samples` shows them"},
+        "sequence_length": {
+            "type": int,
+            "help": f"tokens to read; where it is not given {SEQUENCE_LENGTH}, tucker: "
+            f"{TUCKER_SEQUENCE_LENGTH}, analyze_generation: all",
+        },
+        "new_tokens": {"help": "tokens to generate after the text"},
+    },
+    "scoring, by modes that compress": {
+        "score_tokens": {"help": "tokens after the context that are scored"},
+        "num_samples": {"help": "texts to score"},
+    },
+    "tucker": {
+        "token_rank": {"help": "rank along tokens"},
+        "embedding_rank": {"help": "rank along embedding dimensions"},
+        "energy": {"type": float, "help": "choose ranks that keep this share of squared norms"},
+        "target_ratio": {
+            "type": float,
+            "help": "choose ranks for this ratio of what is decomposed",
+        },
+        "sink_tokens": {"help": "first tokens that stay uncompressed"},
+        "recent_tokens": {"help": "most recent tokens that stay uncompressed"},
+        "unrotated_keys": {
+            "action": "store_true",
+            "help": "decompose keys before rotary embedding; both ways are reported",
+        },
+        "no_sensitivity": {"action": "store_true", "help": "skip the measured cost of each layer"},
+    },
+    "output": {
+        "output_dir": {"help": "folder of the results"},
+        "quiet": {"action": "store_true", "help": "no progress bars and no findings"},
+    },
+}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UsageError(f"{message}. `python main.py --help` shows all flags.")
 
 
 def parser(modes: Iterable[str]) -> argparse.ArgumentParser:
-    """All flags, with the defaults above; their names are the fields of RunConfig."""
+    """All flags; their names and defaults are the fields of RunConfig."""
     p = _Parser(
         prog="main.py",
         description="Extract the KV cache of a language model on real text, analyse and draw it.",
         epilog="Defaults are edited in config.py.",
         allow_abbrev=False,
     )
-    p.add_argument(
-        "--mode", choices=list(modes), default="analyze", help="what to do (%(default)s)"
-    )
-    p.add_argument(
-        "--analysis_focus",
-        choices=FOCUSES,
-        default="all",
-        help="which pictures `analyze` makes (%(default)s)",
-    )
-    model = p.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="%(default)s (downloaded on first use), a hub id, a local folder, or a .gguf file",
-    )
-    model.add_argument("--device", choices=DEVICES, default=DEVICE)
-    model.add_argument("--dtype", choices=DTYPES, default=DTYPE)
-    model.add_argument(
-        "--trust_remote_code",
-        action=argparse.BooleanOptionalAction,
-        default=TRUST_REMOTE_CODE,
-        help="let a model run Python code of its own (off)",
-    )
-    text = p.add_argument_group("text")
-    text.add_argument("--prompt", help="this text")
-    text.add_argument("--text_file", help="a UTF-8 .txt file, or a .jsonl file with a field `text`")
-    text.add_argument(
-        "--use_wikitext",
-        action=argparse.BooleanOptionalAction,
-        default=USE_WIKITEXT,
-        help="a WikiText article, or else the offline corpus (%(default)s)",
-    )
-    text.add_argument(
-        "--wikitext_index",
-        type=int,
-        default=WIKITEXT_INDEX,
-        help="which sample of either corpus; `--mode list_samples` shows them (%(default)s)",
-    )
-    text.add_argument(
-        "--sequence_length",
-        type=int,
-        help=f"tokens of the text to read ({SEQUENCE_LENGTH}; analyze_generation: all of them; "
-        f"tucker: {TUCKER_SEQUENCE_LENGTH})",
-    )
-    text.add_argument(
-        "--new_tokens",
-        type=int,
-        default=NEW_TOKENS,
-        help="tokens to generate after it (%(default)s)",
-    )
-    scoring = p.add_argument_group("scoring, by modes that compress")
-    scoring.add_argument(
-        "--score_tokens",
-        type=int,
-        default=SCORE_TOKENS,
-        help="tokens after the context that are scored (%(default)s)",
-    )
-    scoring.add_argument(
-        "--num_samples", type=int, default=NUM_SAMPLES, help="texts to score (%(default)s)"
-    )
-    tucker = p.add_argument_group("tucker")
-    tucker.add_argument("--token_rank", type=int, default=TOKEN_RANK, help="(%(default)s)")
-    tucker.add_argument("--embedding_rank", type=int, default=EMBEDDING_RANK, help="(%(default)s)")
-    tucker.add_argument(
-        "--energy", type=float, help="choose ranks that keep this share of each squared norm"
-    )
-    tucker.add_argument(
-        "--target_ratio", type=float, help="choose ranks for this compression of what is decomposed"
-    )
-    tucker.add_argument(
-        "--sink_tokens",
-        type=int,
-        default=SINK_TOKENS,
-        help="first tokens that stay uncompressed (%(default)s)",
-    )
-    tucker.add_argument(
-        "--recent_tokens",
-        type=int,
-        default=RECENT_TOKENS,
-        help="most recent tokens that stay uncompressed (%(default)s)",
-    )
-    tucker.add_argument(
-        "--unrotated_keys",
-        action="store_true",
-        help="decompose keys before rotary embedding; both ways are reported",
-    )
-    tucker.add_argument(
-        "--no_sensitivity", action="store_true", help="skip the measured cost of each layer"
-    )
-    output = p.add_argument_group("output")
-    output.add_argument("--output_dir", default=OUTPUT_DIR, help="(%(default)s)")
-    output.add_argument("--quiet", action="store_true", help="no progress bars and no findings")
+    defaults = RunConfig()
+    for group, flags in FLAGS.items():
+        section = p.add_argument_group(group)
+        for name, options in flags.items():
+            default = getattr(defaults, name)
+            if isinstance(default, int) and not isinstance(default, bool):
+                options = {"type": int, **options}
+            if name == "mode":
+                options = {"choices": list(modes), **options}
+            if default not in (None, False):
+                shown = str(default).replace("%", "%%")
+                options = {**options, "help": f"{options['help']} (default: {shown})"}
+            section.add_argument(f"--{name}", default=default, **options)
     return p
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import families
+from tests.commands import PROMPT
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +24,10 @@ def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     families.save(families.model("llama_gqa"), folder)
     return folder
+
+
+@pytest.fixture
+def flags(tiny_model, tmp_path):
+    """Flags of a run on the tiny model, into an empty folder."""
+    where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    return [*where, "--prompt", PROMPT, "--sequence_length", "150", "--new_tokens", "5"]

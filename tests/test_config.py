@@ -7,7 +7,12 @@ from config import RunConfig, UsageError
 
 
 def test_the_defaults_are_in_order():
-    config.check()
+    assert config.check() is None
+
+
+def test_every_field_of_a_run_has_its_flag_and_default():
+    flags = vars(config.parser(["analyze"]).parse_args([]))
+    assert flags == vars(RunConfig())
 
 
 @pytest.mark.parametrize(

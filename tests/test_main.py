@@ -1,13 +1,9 @@
-"""The command line end to end: on a tiny model, on the real default one, on wrong input."""
+"""The command line from end to end: on a tiny model, and on the real default one."""
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import matplotlib.image
 import pandas as pd
@@ -15,10 +11,9 @@ import pytest
 import torch
 
 import config
-import main
 from tests import families
+from tests.commands import PROMPT, ROOT, files_below, in_a_process, run
 
-ROOT = Path(__file__).parent.parent
 PICTURES = {
     "layers": ["layers/layer_statistics", "layers/layer_pruning_potential"],
     "heads": [
@@ -53,27 +48,6 @@ COLUMNS = {
     "embeddings/embedding_consistency": "dim kind sparsity",
     "embeddings/sparse_dense_embedding_patterns": "kind dim position mean_abs variance",
 }
-PROMPT = "The cache of a model holds the keys and values of every token that it has read. " * 2
-
-
-@pytest.fixture
-def flags(tiny_model, tmp_path):
-    """Flags of a run on the tiny model, into an empty folder."""
-    where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
-    return [*where, "--prompt", PROMPT, "--sequence_length", "150", "--new_tokens", "5"]
-
-
-def run(*arguments: str) -> int:
-    return main.main([*arguments])
-
-
-def in_a_process(*arguments: str, **kw) -> subprocess.CompletedProcess:
-    command = [sys.executable, "main.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **kw)
-
-
-def files_below(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("focus", PICTURES)
@@ -247,105 +221,6 @@ def test_a_token_of_dollars_and_escapes_spoils_neither_tables_nor_pictures(flags
     table = pd.read_csv(tmp_path / "out/tokens/token_position_importance.csv")
     assert len(table) == len(strange.encode()) < 150
     assert "\\x1b" in set(table["token"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--mode", "compress_all"], "invalid choice: 'compress_all'"),
-        (["--analysis_focus", "neurons"], "invalid choice: 'neurons'"),
-        (["--new_tokens", "many"], "--new_tokens"),
-        (["--new_tokens", "0"], "--new_tokens is 0"),
-        (["--sequence_length", "-3"], "--sequence_length is -3"),
-        (["--sequence_length", "0"], "--sequence_length is 0"),
-        (["--sequence_length", "300", "--prompt", "x" * 300], "beyond the 256 positions"),
-        (["--seq", "5"], "unrecognized arguments"),
-        (["--text_file", "nowhere.txt"], "both given"),
-        (["--model", "./nowhere"], "does not exist"),
-        (["--device", "tpu"], "invalid choice: 'tpu'"),
-        (["--mode", "tucker", "--sink_tokens", "-1"], "--sink_tokens is -1"),
-        (["--mode", "tucker", "--score_tokens", "0"], "--score_tokens is 0"),
-        (["--mode", "tucker", "--score_tokens", "99"], "need a text of 250 tokens"),
-        (["--mode", "tucker", "--energy", "2"], "--energy is 2.0"),
-        (["--mode", "tucker", "--energy", ".5", "--target_ratio", "2"], "both given"),
-    ],
-)
-def test_wrong_input_is_one_sentence_and_exit_code_2(flags, tmp_path, capsys, arguments, says):
-    assert run(*flags, *arguments) == 2
-    printed = capsys.readouterr()
-    assert says in printed.err and printed.out == ""
-    assert printed.err.startswith("main.py: ") and printed.err.count("\n") == 1
-    assert "Traceback" not in printed.err
-    out = tmp_path / "out"
-    assert not out.exists() or not any(out.iterdir())
-
-
-def test_nonsense_in_config_is_named_on_start(monkeypatch, capsys):
-    monkeypatch.setattr(config, "FIGURE_DPI", "high")
-    assert run("--mode", "list_samples") == 2
-    assert "config.py: FIGURE_DPI is 'high'" in capsys.readouterr().err
-
-
-def test_an_output_folder_that_cannot_be_written_is_refused_before_the_work(
-    flags, tmp_path, capsys
-):
-    (tmp_path / "file").write_text("")
-    assert run(*flags, "--output_dir", str(tmp_path / "file" / "out")) == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def test_a_disk_that_fills_up_leaves_earlier_results_as_they_were(flags, tmp_path):
-    out = tmp_path / "out"
-    assert in_a_process(*flags, "--analysis_focus", "layers").returncode == 0
-    before = {name: (out / name).read_bytes() for name in files_below(out)}
-    small_files = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
-    full = in_a_process(*flags, preexec_fn=small_files)
-    assert full.returncode == 2, full.stderr
-    assert "cannot be written (File too large)" in full.stderr
-    assert "Traceback" not in full.stderr
-    assert {name: (out / name).read_bytes() for name in files_below(out)} == before
-
-
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_no_traceback_and_no_half_result(flags, tmp_path, sent, code):
-    child = subprocess.Popen(
-        [sys.executable, "main.py", *flags, "--new_tokens", "100"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # A shell's background job ignores Ctrl-C, and so would all that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    out = tmp_path / "out"
-    while not out.exists():  # it has begun
-        assert child.poll() is None
-        time.sleep(0.01)
-    child.send_signal(sent)
-    _, complaint = child.communicate(timeout=60)
-    assert child.returncode == code
-    assert b"Traceback" not in complaint
-    assert not any(out.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("redirection", "code"), [(">&-", 0), ("2>&-", 0), (">/dev/full", 2), ("| head -1", 0)]
-)
-def test_streams_that_take_nothing(redirection, code):
-    listing = f"{sys.executable} main.py --mode list_samples --no-use_wikitext {redirection}"
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = ["bash", "-c", f"set -o pipefail; {listing}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == code and "Traceback" not in done.stderr
-    assert (done.stderr == "") == (code == 0)
-
-
-def test_nan_weights_are_named_with_their_layer(tmp_path, capsys):
-    broken = families.model("llama_gqa")
-    broken.model.layers[0].self_attn.k_proj.weight.data.fill_(float("nan"))
-    families.save(broken, tmp_path / "broken")
-    where = ["--model", str(tmp_path / "broken"), "--device", "cpu", "--prompt", PROMPT]
-    assert run(*where, "--output_dir", str(tmp_path / "out")) == 2
-    assert "keys of layer 0 of broken hold NaN or Inf" in capsys.readouterr().err
 
 
 def test_the_real_default_model_from_end_to_end(tmp_path):

@@ -1,0 +1,138 @@
+"""Token importance and attention sinks, against brute force."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis.embeddings import position_variance
+from analysis.measures import sweep
+from analysis.tokens import attention_sinks, token_importance
+from config import UsageError
+from data.cache import KINDS
+from tests import caches
+
+PERCENTAGE = 5.0
+WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}
+
+
+def below(cache, kind):
+    """Per layer a bool array (kv_heads, tokens, dim): under the threshold of the whole cache."""
+    t = np.float32(sweep(cache, PERCENTAGE).thresholds[kind])
+    return [np.abs(layer.tensor(kind).numpy()) < t for layer in cache.layers]
+
+
+def random_attention(cache):
+    return [torch.rand(layer.n_heads, layer.n_tokens) for layer in cache.layers]
+
+
+def words(cache):
+    return [f"w{i}" for i in range(cache.n_tokens)]
+
+
+def importance(cache, attention, weights=WEIGHTS, min_queries=1):
+    return token_importance(sweep(cache, PERCENTAGE), attention, words(cache), weights, min_queries)
+
+
+def test_token_columns_equal_their_definitions():
+    cache = caches.mixed()
+    attention = random_attention(cache)
+    table = importance(cache, attention)
+    assert list(table["position"]) == list(range(10))
+    spanning = list(zip(cache.layers, attention, strict=True))[1:]  # layer 0 has forgotten some
+    for position in range(10):
+        norms = {"key": [], "value": []}
+        received, energy = [], []
+        for layer, weights in spanning:
+            for kind in KINDS:
+                norms[kind].append(layer.tensor(kind)[:, position].norm().item())
+            received.append(weights[:, position].mean().item())
+            value_norms = layer.values[:, position].norm(dim=-1)
+            energy.append((weights[:, position] * value_norms).mean().item())
+        row = table.iloc[position]
+        assert row["key_norm"] == pytest.approx(np.mean(norms["key"]), rel=1e-5)
+        assert row["value_norm"] == pytest.approx(np.mean(norms["value"]), rel=1e-5)
+        assert row["attention_received"] == pytest.approx(np.mean(received), rel=1e-5)
+        assert row["attention_energy"] == pytest.approx(np.mean(energy), rel=1e-5)
+
+
+def test_a_window_makes_no_step_in_the_means_over_layers():
+    alike = caches.layer(0, 2, 10, (4, 4))
+    windowed = replace(
+        caches.layer(1, 2, 5, (4, 4), n_tokens=10, kind="sliding"),
+        keys=100 * torch.ones(2, 5, 4),
+        values=100 * torch.ones(2, 5, 4),
+    )
+    cache, alone = caches.cache(alike, windowed), caches.cache(alike)
+    pair, single = random_attention(cache), random_attention(alone)
+    single[0] = pair[0]
+    columns = ["key_norm", "value_norm", "attention_received", "attention_energy"]
+    both, one = importance(cache, pair), importance(alone, single)
+    pd.testing.assert_frame_equal(both[columns], one[columns])
+    variance = position_variance(sweep(cache, 1.0)), position_variance(sweep(alone, 1.0))
+    pd.testing.assert_frame_equal(*variance)
+
+
+def test_importance_weighs_each_term_as_a_share_of_its_maximum():
+    table = importance(caches.alike(), random_attention(caches.alike()))
+    terms = {"key_norm": 0.35, "value_norm": 0.35, "attention_energy": 0.30}
+    expected = sum(w * table[name] / table[name].max() for name, w in terms.items())
+    pd.testing.assert_series_equal(table["importance"], expected, check_names=False)
+
+
+def test_without_attention_its_columns_are_empty_and_the_norms_share_its_weight():
+    cache = caches.alike()
+    table = importance(cache, [None] * cache.n_layers)
+    assert table[["attention_received", "attention_energy"]].isna().all().all()
+    expected = (table["key_norm"] / table["key_norm"].max()) / 2
+    expected += (table["value_norm"] / table["value_norm"].max()) / 2
+    pd.testing.assert_series_equal(table["importance"], expected, check_names=False)
+
+
+def test_weights_of_the_energy_alone_need_the_attention():
+    cache = caches.alike()
+    with pytest.raises(UsageError, match="weighs attention energy alone"):
+        importance(cache, [None] * 4, {"key": 0, "value": 0, "energy": 1})
+
+
+def test_a_token_that_no_layer_holds_has_no_row():
+    cache = caches.cache(*(caches.layer(i, 2, 4, (8, 8), n_tokens=10) for i in range(2)))
+    assert list(importance(cache, [None, None])["position"]) == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(("min_queries", "ranked"), [(1, 10), (4, 7), (10, 6), (99, 6)])
+def test_tokens_that_few_queries_see_are_not_ranked(min_queries, ranked):
+    table = importance(caches.alike(), [None] * 4, min_queries=min_queries)
+    assert list(table["seen_by"]) == list(range(10, 0, -1))
+    assert table["well_seen"].sum() == ranked
+    assert table["well_seen"].iloc[0]
+
+
+def test_sinks_name_the_token_and_carry_the_mean_over_layers():
+    cache = caches.mixed()
+    attention = random_attention(cache)
+    table = attention_sinks(sweep(cache, PERCENTAGE), attention, words(cache), 1)
+    assert len(table) == 6 + 3 * 10
+    rows = table[table["position"] == 7]
+    assert set(rows["token"]) == {"w7"}
+    expected = [a[:, -3].mean().item() for a in attention]
+    assert list(rows["attention_received"]) == pytest.approx(expected)
+    # The mean is over the layers that hold all tokens: not the first.
+    assert list(rows["mean_received"]) == pytest.approx([np.mean(expected[1:])] * 4)
+
+
+def test_even_share_is_what_uniform_attention_gives():
+    cache = caches.alike()
+    n = cache.n_tokens
+    uniform = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
+    expected = [uniform[j:, j].mean() for j in range(n)]
+    attention = [torch.tensor(expected).float().expand(3, n)] * 4
+    table = attention_sinks(sweep(cache, PERCENTAGE), attention, words(cache), 1)
+    np.testing.assert_allclose(table["even_share"], table["attention_received"], rtol=1e-6)
+
+
+def test_without_attention_there_are_no_sinks():
+    cache = caches.alike()
+    assert attention_sinks(sweep(cache, 1.0), [None] * 4, words(cache), 1).empty
