@@ -83,7 +83,7 @@ def tucker(run: RunConfig) -> None:
 
     from compression import tucker_study
     from compression.base import Uncompressed
-    from compression.evaluate import Judge, summary
+    from compression.evaluate import Judge, as_records, summary
     from compression.tucker import Tucker
     from data import extraction, models, scoring
     from data.record import RunRecord
@@ -116,7 +116,8 @@ def tucker(run: RunConfig) -> None:
         _draw(output, record, made, loaded, sample, context)
         facts = record.manifest(loaded, sample, context)
         facts["verdict"] = tucker_study.verdict(made["tucker/summary"], made)
-        facts["summary"] = made["tucker/summary"].to_dict("records")
+        facts["summary"] = as_records(made["tucker/summary"])
+        facts["texts"] = [sample.name for sample, _ in texts]
         files = output.commit(f"{run.mode}.json", facts)
     if not run.quiet:
         _print_list(f"Tucker on {loaded.name}, {sample.source}", facts["verdict"])

@@ -6,6 +6,7 @@ the same pass on top of the untouched cache is what it is compared with. "Untouc
 in 16 bits, as it is served.
 """
 
+import json
 import math
 import time
 
@@ -120,6 +121,11 @@ def _words(method: Compressor) -> str:
     """The settings that are set, as `name=value`."""
     chosen = {k: v for k, v in method.settings().items() if v not in (None, 0)}
     return " ".join(f"{k}={v}" for k, v in chosen.items())
+
+
+def as_records(table: pd.DataFrame) -> list[dict]:
+    """Rows for a JSON file; null where there is no number."""
+    return json.loads(table.to_json(orient="records"))
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -138,7 +138,8 @@ def _restored(
     stored: Tensors, prefix: str, layer: LayerShape, kind: str, span: slice, turn: Rotary
 ) -> torch.Tensor:
     """(kv_heads, tokens, dim) float32; `turn` rotates what was decomposed."""
-    x = torch.empty(layer.n_heads, layer.n_tokens, layer.dim(kind))
+    device = next(iter(stored.values())).device
+    x = torch.empty(layer.n_heads, layer.n_tokens, layer.dim(kind), device=device)
     if f"{prefix}.plain" in stored:
         plain = stored[f"{prefix}.plain"].float()
         x[:, : span.start] = plain[:, : span.start]

@@ -155,16 +155,16 @@ def _stored(layer) -> bool:
 
 
 def _layers(past, n_tokens: int, loaded: LoadedModel, tables: dict) -> tuple[LayerKV, ...]:
-    """What each layer holds after `n_tokens` tokens; the model's own tensors, not copies. tables:
-    the rotary tables that layers were seen with.
+    """What each layer holds after `n_tokens` tokens; the model's own tensors, not copies where
+    that can be. tables: the rotary tables that layers were seen with.
 
     transformers appends by making new tensors, so later steps do not reach into these.
     """
     settings = loaded.model.config.get_text_config()
     return tuple(
         LayerKV(
-            keys=layer.keys[0],
-            values=layer.values[0],
+            keys=_with_doubles(layer.keys[0]),
+            values=_with_doubles(layer.values[0]),
             positions=torch.arange(n_tokens - layer.keys.shape[-2], n_tokens),
             index=index,
             kind=_kind(layer, settings),
@@ -173,6 +173,11 @@ def _layers(past, n_tokens: int, loaded: LoadedModel, tables: dict) -> tuple[Lay
         for index, layer in enumerate(past.layers)
         if _stored(layer)
     )
+
+
+def _with_doubles(x: torch.Tensor) -> torch.Tensor:
+    """`x` where long sums can be taken in float64, which Apple's graphics processors lack."""
+    return x.cpu() if x.device.type == "mps" else x
 
 
 def _kind(layer, settings) -> str:

@@ -52,7 +52,9 @@ class OutputFolder:
         An earlier manifest goes first: where a move fails half way, none claims the rest.
         """
         with self._in_one_sentence():
-            text = json.dumps(manifest | {"files": self.files}, indent=1, ensure_ascii=False)
+            text = json.dumps(
+                manifest | {"files": self.files}, indent=1, ensure_ascii=False, allow_nan=False
+            )
             self._staged(name).write_text(text + "\n", encoding="utf-8")
             for file in self.files:
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
