@@ -74,7 +74,12 @@ def prefill(loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False) -
     model = loaded.model
     watch = AttentionProbe(len(token_ids)) if probe else None
     with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
-        output = _forward(model, token_ids)
+        try:
+            output = _forward(model, token_ids)
+        except ValueError as error:
+            if "only contain LinearAttention layers" in str(error):  # of transformers' own cache
+                raise _no_keys_and_values(loaded) from None
+            raise
     past = _own_cache(output, loaded)
     layers = _layers(past, len(token_ids), loaded, tables)
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
@@ -142,11 +147,15 @@ def _step(model: torch.nn.Module, token: torch.Tensor, past: object) -> torch.Te
 def _own_cache(output, loaded: LoadedModel):
     past = getattr(output, "past_key_values", None)
     if not any(_stored(layer) for layer in getattr(past, "layers", ())):
-        raise UsageError(
-            f"{loaded.name} keeps no keys and values that could be analysed: its layers hold a "
-            "fixed-size state (state-space, recurrent) or no cache at all."
-        )
+        raise _no_keys_and_values(loaded)
     return past
+
+
+def _no_keys_and_values(loaded: LoadedModel) -> UsageError:
+    return UsageError(
+        f"{loaded.name} keeps no keys and values that could be analysed: its layers hold a "
+        "fixed-size state (state-space, recurrent, linear attention) or no cache at all."
+    )
 
 
 def _stored(layer) -> bool:

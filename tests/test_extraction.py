@@ -100,6 +100,7 @@ def test_prefill_asks_for_the_last_logits_only():
     [
         ("mamba", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}),
         ("rwkv", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}),
+        ("kimi_linear", {**families.SETTINGS["llama_gqa"][1]}),  # linear attention alone
     ],
 )
 def test_a_model_without_keys_and_values_is_refused(model_type, settings):
