@@ -1,7 +1,9 @@
 """Random caches of every awkward shape, for tests that compare with brute force."""
 
+import numpy as np
 import torch
 
+from analysis.measures import sweep
 from data.cache import KVCache, LayerKV
 from data.rotary import Rotary
 
@@ -44,3 +46,19 @@ SHAPES = {
     "one entry a head": lambda: cache(layer(0, 2, 3, (1, 1))),
     "half precision": lambda: alike(dtype=torch.bfloat16),
 }
+
+PERCENTAGE = 5.0
+
+
+def below(cache, kind):
+    """Per layer a bool array (kv_heads, tokens, dim): under the threshold of the whole cache."""
+    t = np.float32(sweep(cache, PERCENTAGE).thresholds[kind])
+    return [np.abs(layer.tensor(kind).numpy()) < t for layer in cache.layers]
+
+
+def random_attention(cache):
+    return [torch.rand(layer.n_heads, layer.n_tokens) for layer in cache.layers]
+
+
+def words(cache):
+    return [f"w{i}" for i in range(cache.n_tokens)]

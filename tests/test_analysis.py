@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from analysis.embeddings import embedding_consistency, position_patterns, position_variance
 from analysis.heads import (
@@ -14,30 +13,9 @@ from analysis.heads import (
 from analysis.layers import layer_pruning_potential, layer_statistics
 from analysis.magnitudes import magnitude_distribution
 from analysis.measures import sweep
-from analysis.tokens import token_importance
 from data.cache import KINDS
 from tests import caches
-
-PERCENTAGE = 5.0
-WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}
-
-
-def below(cache, kind):
-    """Per layer a bool array (kv_heads, tokens, dim): under the threshold of the whole cache."""
-    t = np.float32(sweep(cache, PERCENTAGE).thresholds[kind])
-    return [np.abs(layer.tensor(kind).numpy()) < t for layer in cache.layers]
-
-
-def random_attention(cache):
-    return [torch.rand(layer.n_heads, layer.n_tokens) for layer in cache.layers]
-
-
-def words(cache):
-    return [f"w{i}" for i in range(cache.n_tokens)]
-
-
-def importance(cache, attention, weights=WEIGHTS, min_queries=1):
-    return token_importance(sweep(cache, PERCENTAGE), attention, words(cache), weights, min_queries)
+from tests.caches import PERCENTAGE, below
 
 
 def test_layer_statistics_has_a_row_for_each_layer_and_kind_under_the_models_own_numbers():

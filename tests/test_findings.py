@@ -1,35 +1,13 @@
 """The tables of each focus, and what is said of them."""
 
-import numpy as np
 import pytest
 import torch
 
 from analysis.findings import key_findings, recommendations
 from analysis.measures import sweep
 from analysis.tables import FOCUSES, Subject, tables
-from analysis.tokens import token_importance
 from tests import caches
-
-PERCENTAGE = 5.0
-WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}
-
-
-def below(cache, kind):
-    """Per layer a bool array (kv_heads, tokens, dim): under the threshold of the whole cache."""
-    t = np.float32(sweep(cache, PERCENTAGE).thresholds[kind])
-    return [np.abs(layer.tensor(kind).numpy()) < t for layer in cache.layers]
-
-
-def random_attention(cache):
-    return [torch.rand(layer.n_heads, layer.n_tokens) for layer in cache.layers]
-
-
-def words(cache):
-    return [f"w{i}" for i in range(cache.n_tokens)]
-
-
-def importance(cache, attention, weights=WEIGHTS, min_queries=1):
-    return token_importance(sweep(cache, PERCENTAGE), attention, words(cache), weights, min_queries)
+from tests.caches import PERCENTAGE, random_attention, words
 
 
 def subject():

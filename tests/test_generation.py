@@ -9,30 +9,9 @@ import torch
 from analysis.generation import generation_stages
 from analysis.layers import layer_statistics
 from analysis.measures import sweep, thresholds
-from analysis.tokens import token_importance
 from data.cache import KINDS, KVCache
 from tests import caches
-
-PERCENTAGE = 5.0
-WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}
-
-
-def below(cache, kind):
-    """Per layer a bool array (kv_heads, tokens, dim): under the threshold of the whole cache."""
-    t = np.float32(sweep(cache, PERCENTAGE).thresholds[kind])
-    return [np.abs(layer.tensor(kind).numpy()) < t for layer in cache.layers]
-
-
-def random_attention(cache):
-    return [torch.rand(layer.n_heads, layer.n_tokens) for layer in cache.layers]
-
-
-def words(cache):
-    return [f"w{i}" for i in range(cache.n_tokens)]
-
-
-def importance(cache, attention, weights=WEIGHTS, min_queries=1):
-    return token_importance(sweep(cache, PERCENTAGE), attention, words(cache), weights, min_queries)
+from tests.caches import PERCENTAGE
 
 
 def stages(cache):

@@ -13,23 +13,9 @@ from analysis.tokens import attention_sinks, token_importance
 from config import UsageError
 from data.cache import KINDS
 from tests import caches
+from tests.caches import PERCENTAGE, random_attention, words
 
-PERCENTAGE = 5.0
 WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}
-
-
-def below(cache, kind):
-    """Per layer a bool array (kv_heads, tokens, dim): under the threshold of the whole cache."""
-    t = np.float32(sweep(cache, PERCENTAGE).thresholds[kind])
-    return [np.abs(layer.tensor(kind).numpy()) < t for layer in cache.layers]
-
-
-def random_attention(cache):
-    return [torch.rand(layer.n_heads, layer.n_tokens) for layer in cache.layers]
-
-
-def words(cache):
-    return [f"w{i}" for i in range(cache.n_tokens)]
 
 
 def importance(cache, attention, weights=WEIGHTS, min_queries=1):
