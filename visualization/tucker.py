@@ -30,7 +30,7 @@ LINES = ("#9ecae1", "#4292c6", "#2171b5", "#084594", "#041f4a", "#000000")
 def tucker_components(table: pd.DataFrame, about: str) -> Figure:
     """Core, token factor and embedding factor of one layer: keys above, values below."""
     title = f"Tucker components of layer {table['layer'].iloc[0]}"
-    spaces = {"gap": (1.8, 1.0), "right": 1.0}
+    spaces = {"gap": (1.8, 1.0), "right": 1.2}
     fig, axes = figure(title, about, (16, 8.5), 2, 3, **spaces)
     for row, kind in zip(axes, KINDS, strict=True):
         for ax, (part, words) in zip(row, PARTS.items(), strict=True):
