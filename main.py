@@ -102,6 +102,7 @@ def tucker(run: RunConfig) -> None:
                 start = extraction.prefill(loaded, ids[:context])
             with record.phase("scoring"):
                 judge = Judge(start.cache, scoring.Continuation(loaded, start.past, ids[context:]))
+                method.refuse_idle(judge.cache)
                 named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
                 compared = dict.fromkeys([Uncompressed(), replace(method, unrotated_keys=False)])
                 compared[method] = None
@@ -110,12 +111,13 @@ def tucker(run: RunConfig) -> None:
                     ranks = (config.TOKEN_RANKS, config.EMBEDDING_RANKS)
                     sensitive = not run.no_sensitivity
                     made = tucker_study.close_look(judge, method, ranks, sensitive)
+                    first = pd.Series(rows[-1])
         made["tucker/texts"] = pd.DataFrame(rows)
         made["tucker/summary"] = summary(made["tucker/texts"])
         sample = texts[0][0]
         _draw(output, record, made, loaded, sample, context)
         facts = record.manifest(loaded, sample, context)
-        facts["verdict"] = tucker_study.verdict(made["tucker/summary"], made)
+        facts["verdict"] = tucker_study.verdict(made["tucker/summary"], first, made)
         facts["summary"] = as_records(made["tucker/summary"])
         facts["texts"] = [sample.name for sample, _ in texts]
         files = output.commit(f"{run.mode}.json", facts)

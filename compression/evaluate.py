@@ -10,6 +10,7 @@ import json
 import math
 import time
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -95,8 +96,8 @@ class Judge:
         """Perplexities, KL(full || restored) and agreement over the scored tokens."""
         other = self.continuation.log_probabilities(restored)
         nats = self._mean_nats(other, name)
-        # Per position: sum of p (log p - log q); where p is 0, so is its term.
-        kl = (self._full.exp() * (self._full - other)).nan_to_num(nan=0.0).sum(-1)
+        share = self._full.exp()  # where it is 0, so is its term
+        kl = torch.where(share > 0, share * (self._full - other), 0.0).sum(-1)
         agree = (self._full.argmax(-1) == other.argmax(-1)).float().mean().item()
         full, now = math.exp(self._full_nats), math.exp(nats)
         return {
@@ -129,9 +130,15 @@ def as_records(table: pd.DataFrame) -> list[dict]:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per method and setting the mean over texts, and `_se`, its standard error (empty for one)."""
+    """Per method and setting the mean over texts, and `_se`, its standard error (empty for one).
+
+    Perplexities are exp(total nats / tokens scored) over all texts, which score as many each.
+    """
     groups = rows.groupby(["method", "settings"], sort=False)
     means = groups[list(MEASURES)].mean()
+    for name in ("perplexity_full", "perplexity"):
+        means[name] = np.exp(groups[name].agg(lambda each: np.log(each).mean()))
+    means["delta_perplexity_percent"] = 100 * (means["perplexity"] / means["perplexity_full"] - 1)
     errors = groups[["perplexity", "delta_perplexity_percent", "kl_mean_nats"]].sem()
     counts = groups.size().rename("texts")
     return pd.concat([counts, means, errors.add_suffix("_se")], axis=1).reset_index()

@@ -1,10 +1,12 @@
 """Ranks of Tucker decompositions, chosen tensor by tensor from where their energy lies."""
 
 import heapq
+import math
 
 import torch
 
 from compression.tucker_math import leading_dims, leading_tokens
+from config import UsageError
 
 STEP = 4  # ranks grow by this many
 BYTES = 2  # of a stored number
@@ -39,6 +41,7 @@ def _energy_table(x: torch.Tensor) -> torch.Tensor:
     """(R_t, R_e): share of the squared norm in the leading (r_t, r_e) corner of the HOSVD's core,
     at [r_t - 1, r_e - 1]."""
     heads, tokens, dim = x.shape
+    x = x.double()  # a few tokens make a Gram matrix of low rank
     wide = x.transpose(0, 1).flatten(1)  # (tokens, heads x dim)
     gram = (wide.T @ wide)[None]
     dims = leading_dims(gram, heads, min(dim, heads * tokens))[0]
@@ -61,7 +64,13 @@ def _cheapest(table: torch.Tensor, shape: torch.Size, energy: float) -> tuple[in
 def _spent(tables: dict, shapes: dict, budget: float) -> dict:
     """Greedy: from rank 1, always the step with the most energy per byte that still fits."""
     ranks = dict.fromkeys(tables, (1, 1))
-    left = budget - sum(stored_bytes(shapes[key], 1, 1) for key in tables)
+    least = sum(stored_bytes(shapes[key], 1, 1) for key in tables)
+    if least > budget:
+        original = sum(BYTES * math.prod(shape) for shape in shapes.values())
+        raise UsageError(
+            f"--target_ratio is beyond what rank 1 stores: at most {original / least:.1f} here."
+        )
+    left = budget - least
     heap = []
 
     def offer(key) -> None:
@@ -74,8 +83,8 @@ def _spent(tables: dict, shapes: dict, budget: float) -> dict:
     for key in tables:
         offer(key)
     while heap:
-        _, key, at, step, cost = heapq.heappop(heap)
-        if at == ranks[key] and cost <= left:
+        gain_per_byte, key, at, step, cost = heapq.heappop(heap)
+        if at == ranks[key] and cost <= left and gain_per_byte < 0:
             ranks[key] = step
             left -= cost
             offer(key)

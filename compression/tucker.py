@@ -1,5 +1,6 @@
 """Tucker decomposition of each layer's keys and values along tokens and embedding dimensions."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,8 +58,11 @@ class Tucker(Compressor):
             raise UsageError("Tucker needs both ranks, or --energy or --target_ratio.")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UsageError(f"--energy is {self.energy}: it takes a share above 0, at most 1.")
-        if self.target_ratio is not None and self.target_ratio <= 0:
-            raise UsageError(f"--target_ratio is {self.target_ratio}: it takes a ratio above 0.")
+        if self.target_ratio is not None and not 1 <= self.target_ratio < math.inf:
+            raise UsageError(f"--target_ratio is {self.target_ratio}: it takes a ratio from 1.")
+        for name in ("token_rank", "embedding_rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}: it takes 1 or more.")
         for name in ("sink_tokens", "recent_tokens"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} is {getattr(self, name)}: it takes 0 or more tokens.")
@@ -96,27 +100,45 @@ class Tucker(Compressor):
             layers.append(layer.filled(keys, values))
         return shape.filled(tuple(layers))
 
+    def refuse_idle(self, cache: KVCache) -> None:
+        """Raise UsageError where this setting would leave all of a cache as it is, or its keys."""
+        spans = [_decomposed(LayerShape.of(layer), self) for layer in cache.layers]
+        if all(span.start == span.stop for span in spans):
+            most = max(layer.n_tokens for layer in cache.layers)
+            raise UsageError(
+                f"--sink_tokens {self.sink_tokens} and --recent_tokens {self.recent_tokens} leave "
+                f"none of the {most} cached tokens to decompose: lower them."
+            )
+        if self.unrotated_keys and all(layer.rotary == NOT_ROTATED for layer in cache.layers):
+            raise UsageError(
+                f"The keys that {cache.model} caches are not rotated: leave out --unrotated_keys."
+            )
+
     def _ranks(self, middles: dict) -> dict:
         """(token_rank, embedding_rank) of each tensor (heads, tokens, dim)."""
         if self.energy is not None or self.target_ratio is not None:
             return choose_ranks(middles, self.energy, self.target_ratio)
-        for x in middles.values():
-            _refuse_ranks(self.token_rank, self.embedding_rank, *x.shape)
+        for (i, kind), x in middles.items():
+            where = f"the {kind}s of cached layer {i}"
+            _refuse_ranks(where, self.token_rank, self.embedding_rank, *x.shape)
         return dict.fromkeys(middles, (self.token_rank, self.embedding_rank))
 
 
-def _refuse_ranks(token_rank: int, embedding_rank: int, heads: int, tokens: int, dim: int) -> None:
+def _refuse_ranks(
+    where: str, token_rank: int, embedding_rank: int, heads: int, tokens: int, dim: int
+) -> None:
     """Raise UsageError for ranks that a tensor (heads, tokens, dim) does not have."""
     if not 1 <= embedding_rank <= min(dim, heads * tokens):
         raise UsageError(
-            f"--embedding_rank is {embedding_rank}: dimensions of {dim} over {heads} x {tokens} "
-            f"entries allow 1 to {min(dim, heads * tokens)}."
+            f"--embedding_rank is {embedding_rank}: {where}, {dim} dimensions over {heads} x "
+            f"{tokens} entries, allow 1 to {min(dim, heads * tokens)}."
         )
     largest = min(tokens, heads * embedding_rank)
     if not 1 <= token_rank <= largest:
         raise UsageError(
-            f"--token_rank is {token_rank}: {tokens} tokens with {heads} heads at embedding rank "
-            f"{embedding_rank} allow 1 to {largest}."
+            f"--token_rank is {token_rank}: {where}, {tokens} tokens between the plain ones with "
+            f"{heads} heads at embedding rank {embedding_rank}, allow 1 to {largest}; --energy "
+            "chooses ranks layer by layer."
         )
 
 

@@ -71,11 +71,11 @@ def rank_sensitivity(
 def components(method: Tucker, cache: KVCache, i: int) -> pd.DataFrame:
     """kind, part, head, row, column, value: core (heads, r_t, r_e), token factor (tokens, r_t) and
     embedding factor (dim, r_e) of the i-th layer; `head` is empty for factors."""
-    stored = method.compress(replace(cache, layers=(cache.layers[i],))).stored
+    stored = method.compress(cache).stored
     tables = []
     for kind in KINDS:
         for part in ("core", "tokens", "dims"):
-            tensor = stored.get(f"0.{kind}.{part}")
+            tensor = stored.get(f"{i}.{kind}.{part}")
             if tensor is not None:
                 tables.append(_long(tensor.float(), kind, part))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -117,9 +117,9 @@ def close_look(
     }
 
 
-def verdict(summary: pd.DataFrame, looked: dict[str, pd.DataFrame]) -> list[str]:
+def verdict(summary: pd.DataFrame, first: pd.Series, looked: dict[str, pd.DataFrame]) -> list[str]:
     """What was stored, lost and measured, in sentences, and the better ranks where some are. The
-    last Tucker row of `summary` is the one asked for."""
+    last Tucker row of `summary` is the one asked for, `first` its row on the first text."""
     rows = summary[summary["method"] == Tucker.name]
     row = rows.iloc[-1]
     spread = "" if row["texts"] < 2 else f" ± {row['kl_mean_nats_se']:.4f}"
@@ -144,22 +144,21 @@ def verdict(summary: pd.DataFrame, looked: dict[str, pd.DataFrame]) -> list[str]
         dearest = layers.nlargest(3, "kl_mean_nats")
         named = [f"layer {r.layer} {r.kind}s ({r.kl_mean_nats:.4f})" for r in dearest.itertuples()]
         lines.append(f"Dearest alone, in nats of measured KL: {', '.join(named)}.")
-    lines.append(_better_ranks(looked["tucker/rank_sensitivity"], row))
+    lines.append(_better_ranks(looked["tucker/rank_sensitivity"], first))
     return lines
 
 
-def _better_ranks(ranks: pd.DataFrame, row: pd.Series) -> str:
-    """Of the ranks tried on the first text, those with the least KL at about the bytes of `row`."""
-    fits = ranks[ranks["bits_per_value"] <= MORE_BYTES * row["bits_per_value"]]
-    if fits.empty:
-        return "All other ranks tried store more."
-    best = fits.loc[fits["kl_mean_nats"].idxmin()]
-    asked = f"token_rank={best['token_rank']:.0f} embedding_rank={best['embedding_rank']:.0f} "
-    if f"{row['settings']} ".startswith(asked):
+def _better_ranks(ranks: pd.DataFrame, own: pd.Series) -> str:
+    """Of the ranks tried on the first text, those that cost less there than the run's `own`
+    setting did, at about its bytes."""
+    fits = ranks[ranks["bits_per_value"] <= MORE_BYTES * own["bits_per_value"]]
+    better = fits[fits["kl_mean_nats"] < own["kl_mean_nats"]]
+    if better.empty:
         return "No other ranks tried cost less at about these bytes."
+    best = better.loc[better["kl_mean_nats"].idxmin()]
     return (
-        f"Better at about these bytes, of the ranks tried on the first text: token rank "
-        f"{best['token_rank']:.0f} with embedding rank {best['embedding_rank']:.0f}, KL "
-        f"{best['kl_mean_nats']:.4f} at {best['bits_per_value']:.2f} bits per value "
-        f"({best['ratio']:.2f} x)."
+        f"Better at about these bytes, on the first text: token rank {best['token_rank']:.0f} with "
+        f"embedding rank {best['embedding_rank']:.0f}, KL {best['kl_mean_nats']:.4f} instead of "
+        f"{own['kl_mean_nats']:.4f}, {best['bits_per_value']:.2f} bits per value instead of "
+        f"{own['bits_per_value']:.2f}."
     )

@@ -60,7 +60,7 @@ def seen_tables(model: torch.nn.Module):
     def note(module, arguments, named) -> None:
         tables = named.get("position_embeddings")
         if isinstance(tables, tuple | list) and len(tables) == 2:
-            seen[module.layer_idx] = (module, *(t[0].float() for t in tables))
+            seen[module.layer_idx] = (module, *(t[0] for t in tables))
 
     hooks = [
         module.register_forward_pre_hook(note, with_kwargs=True)
@@ -92,15 +92,19 @@ def _recovered(model, module, cos, sin, key_dim: int) -> Rotary | None:
         if not name.endswith("inv_freq") or buffer.ndim != 1:
             continue
         frequencies = tuple(buffer.float().tolist())
+        owner, _, leaf = name.rpartition(".")
+        named = leaf.replace("inv_freq", "attention_scaling")
+        scaling = getattr(model.get_submodule(owner), named, cos[0, 0].item())
         for interleaved in (False, True):
-            rotary = Rotary(frequencies, cos[0, 0].item(), interleaved)
+            rotary = Rotary(frequencies, float(scaling), interleaved)
             if _agrees(rotary, module, cos, sin, key_dim):
                 return rotary
     return None
 
 
 def _agrees(rotary: Rotary, module, cos, sin, key_dim: int) -> bool:
-    """Whether the model's function, given its tables, turns random keys of full width alike."""
+    """Whether the model's function, given its tables, turns random keys of full width alike, to
+    the precision of the tables."""
     apply = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     if apply is None or 2 * len(rotary.frequencies) > key_dim:
         return False
@@ -108,10 +112,11 @@ def _agrees(rotary: Rotary, module, cos, sin, key_dim: int) -> bool:
     key = torch.randn(1, 1, len(cos), key_dim, generator=generator).to(cos.device)
     for arguments in ((key, key, cos[None], sin[None]), (key, cos[None], sin[None])):
         try:
-            turned = apply(*arguments)
+            turned = apply(*(x.float() for x in arguments))
         except (RuntimeError, TypeError):  # the function takes other arguments or widths
             continue
         turned = turned[-1] if isinstance(turned, tuple) else turned
         ours = rotary.rotated(key[0], torch.arange(len(cos), device=cos.device))
-        return turned.shape == key.shape and torch.allclose(turned[0].float(), ours, atol=1e-3)
+        close = max(1e-3, 8 * torch.finfo(cos.dtype).eps)
+        return turned.shape == key.shape and torch.allclose(turned[0], ours, atol=close)
     return False

@@ -17,7 +17,7 @@ SETTINGS = {
         {"token_rank": 1, "embedding_rank": 1, "sink_tokens": 1000},
         {"token_rank": 1, "embedding_rank": 1, "sink_tokens": 1, "unrotated_keys": True},
         {"token_rank": None, "embedding_rank": None, "energy": 0.9},
-        {"token_rank": None, "embedding_rank": None, "target_ratio": 2.0},
+        {"token_rank": None, "embedding_rank": None, "target_ratio": 1.0},
     ],
 }
 CASES = [(name, settings) for name, each in SETTINGS.items() for settings in each]

@@ -64,6 +64,19 @@ def test_keys_that_nothing_rotated_are_returned_as_they_are(name):
         assert torch.equal(layer.unrotated_keys(), layer.keys)
 
 
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt_oss", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_models_are_undone_as_well(name, dtype):
+    loaded = families.loaded(name)
+    exact = prefill(loaded, families.token_ids(40)).cache.layers
+    loaded.model.to(dtype)
+    for layer, reference in zip(
+        prefill(loaded, families.token_ids(40)).cache.layers, exact, strict=True
+    ):
+        assert layer.rotary.interleaved == reference.rotary.interleaved
+        assert layer.rotary.scaling == pytest.approx(reference.rotary.scaling, rel=1e-3)
+
+
 def test_what_is_not_known_is_not_undone():
     keys = torch.zeros(1, 3, 4)
     layer = LayerKV(keys, keys, torch.arange(3), 5)

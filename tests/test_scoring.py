@@ -166,6 +166,7 @@ def test_a_summary_is_the_mean_and_its_standard_error():
     )
     found = summary(rows).iloc[0]
     assert found["texts"] == 3 and found["kl_mean_nats"] == 3.0
+    assert found["perplexity"] == pytest.approx(1.0)
     assert found["kl_mean_nats_se"] == pytest.approx(pd.Series([1.0, 2.0, 6.0]).std() / 3**0.5)
 
 

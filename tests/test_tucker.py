@@ -133,6 +133,19 @@ def test_a_target_ratio_is_met_and_spent(ratio):
     assert 0.9 * budget < total <= budget
 
 
+def test_a_ratio_that_no_rank_reaches_is_refused_with_the_largest():
+    with pytest.raises(UsageError, match=r"at most \d+\.\d here"):
+        choose_ranks({0: smooth(1, 3, 20, 8)[0]}, target_ratio=1e6)
+
+
+def test_a_setting_that_changes_nothing_is_refused():
+    with pytest.raises(UsageError, match="leave none of the 10 cached tokens"):
+        Tucker(1, 1, sink_tokens=4, recent_tokens=6).refuse_idle(caches.alike())
+    _, _, start, _ = scored("gpt2")
+    with pytest.raises(UsageError, match="are not rotated"):
+        Tucker(1, 1, unrotated_keys=True).refuse_idle(start.cache)
+
+
 def test_bytes_go_where_the_error_falls_fastest():
     hard, easy = torch.randn(2, 100, 16), smooth(1, 2, 100, 16)[0]
     ranks = choose_ranks({"hard": hard, "easy": easy}, target_ratio=3.0)
@@ -145,10 +158,8 @@ def test_bytes_go_where_the_error_falls_fastest():
     ("settings", "says"),
     [
         ({"embedding_rank": 9}, r"--embedding_rank is 9: .* allow 1 to 8"),
-        ({"embedding_rank": 0}, "--embedding_rank is 0"),
         ({"token_rank": 11, "embedding_rank": 8}, r"--token_rank is 11: .* allow 1 to 10"),
         ({"token_rank": 7, "embedding_rank": 2}, r"--token_rank is 7: .* allow 1 to 6"),
-        ({"token_rank": 0}, "--token_rank is 0"),
     ],
 )
 def test_ranks_beyond_a_mode_are_refused_with_the_largest_allowed(settings, says):
@@ -162,7 +173,10 @@ def test_ranks_beyond_a_mode_are_refused_with_the_largest_allowed(settings, says
     [
         ({"energy": 0.9, "target_ratio": 2.0}, "both given"),
         ({"energy": 1.5}, "--energy is 1.5"),
-        ({"target_ratio": 0.0}, "--target_ratio is 0.0"),
+        ({"target_ratio": 0.5}, "--target_ratio is 0.5"),
+        ({"target_ratio": float("nan")}, "--target_ratio is nan"),
+        ({"target_ratio": float("inf")}, "--target_ratio is inf"),
+        ({"token_rank": 0}, "--token_rank is 0"),
         ({"sink_tokens": -1}, "--sink_tokens is -1"),
         ({"token_rank": None}, "needs both ranks"),
     ],

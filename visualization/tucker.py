@@ -59,7 +59,7 @@ def _signed_map(fig: Figure, ax: Axes, rows: pd.DataFrame, part: str) -> None:
     for head in range(1, heads):
         ax.axvline(head * n_columns - 0.5, color="black", lw=1)
     ax.grid(False)
-    names = {"core": "Token component", "tokens": "Token", "dims": "Dimension"}
+    names = {"core": "Token component", "tokens": "Decomposed token", "dims": "Dimension"}
     across = "Embedding component" + (f", {heads} heads side by side" if part == "core" else "")
     ax.set_xlabel("Token component" if part == "tokens" else across)
     ax.set_ylabel(names[part] + per_bin(width, "largest"))
