@@ -1,7 +1,8 @@
 """The attention that every cached token receives, measured while the model runs.
 
 The model's own function still computes the output, so the cache is bit for bit what it would be
-without the probe; the weights are summed per key beside it.
+without the probe; the weights are summed per key beside it. Only functions that return their
+weights (eager ones) are run on blocks of queries, which may round the last bit otherwise.
 """
 
 from contextlib import contextmanager
