@@ -1,13 +1,12 @@
 """Every default a person may want to edit, with unit and reason, and the flags that override it.
 
-Edit the constants below, or override most of them with a flag of `main.py`. `check()` runs at the
-start of every command and names a constant that makes no sense.
+Edit the constants below, or override most of them with a flag of `main.py`. Every command checks
+them on its start (data/config_check.py) and names a constant that makes no sense.
 """
 
 import argparse
-import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,14 +43,33 @@ MIN_QUERIES = 64  # ... of those that this many queries can see: the last few ar
 # --- Compression ------------------------------------------------------------------------------
 
 TUCKER_SEQUENCE_LENGTH = 2048  # tokens of context that `tucker` compresses
+CONTEXT_TOKENS = 1024  # ... and the other modes that compress
 SCORE_TOKENS = 256  # tokens after the context on which the cost is measured
 NUM_SAMPLES = 4  # texts that are scored, for a standard error
+ACCEPTABLE_KL = 0.01  # nats per token: what costs less is called cheap
 TOKEN_RANK = 32
 EMBEDDING_RANK = 32
 TOKEN_RANKS = (16, 32, 64, 96)  # tried beside them, with each of the
 EMBEDDING_RANKS = (16, 32, 48, 64)
 SINK_TOKENS = 4  # first tokens kept as they are: nearly all queries look at them
 RECENT_TOKENS = 64  # most recent tokens kept as they are
+LEVELS = (0.75, 0.5, 0.25)  # shares of the embedding dimensions that `compress` keeps
+DIM_SIMILARITY = 0.9  # |cosine over tokens| from which dimensions of a head are merged ...
+LARGEST_DIM_GROUP = 8  # ... into groups of at most this many
+CALIBRATION_TEXTS = 2  # other texts that a basis is fitted on once per model
+KEEP_TOKENS = 0.5  # share of the tokens that pruning by token keeps
+PRUNED_LAYERS = 3  # how many the heuristics may name
+CONTROLS = 3  # random choices of the same size that a recommendation has to beat
+TRIAL_NOISE = 0.3  # relative error of the noise that the trial of heuristics adds
+TRIAL_SCORE_TOKENS = 128  # scored in the trial, which runs some hundred forward passes
+
+# --- Similarity -------------------------------------------------------------------------------
+
+LAYER_SIMILARITY = 0.8  # |cosine| from which two layers are called alike, and are merged ...
+HEAD_SIMILARITY = 0.8  # ... two KV heads of any layers ...
+TOKEN_SIMILARITY = 0.9  # ... two tokens of one layer
+SIMILARITY_POSITIONS = 256  # positions that are compared, the same ones everywhere
+SUBSPACE_RANK = 16  # leading directions of which principal angles are taken
 
 # --- Pictures ---------------------------------------------------------------------------------
 
@@ -61,65 +79,149 @@ FIGURE_DPI = 120  # dots per inch of the PNG files
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FOCUSES = ("all", "layers", "heads", "tokens", "embeddings")
-COMPRESSION_COUNTS = {
-    "TUCKER_SEQUENCE_LENGTH": 1,
-    "SCORE_TOKENS": 1,
-    "NUM_SAMPLES": 1,
-    "TOKEN_RANK": 1,
-    "EMBEDDING_RANK": 1,
-    "SINK_TOKENS": 0,
-    "RECENT_TOKENS": 0,
-}
+PRUNE_METHODS = ("layer", "head", "dimension", "threshold", "token")
+TOKEN_SCORES = ("key_norm", "attention", "recent", "random")
 
 
 class UsageError(Exception):
     """What a person did cannot work. One sentence: what was given, what is allowed, what to do."""
 
 
-def _constant(name: str):
-    """A field's default: the constant as it stands when a run is made, after `check`."""
-    return field(default_factory=lambda: globals()[name])
+def _shares(text: str) -> tuple[float, ...]:
+    """0.75,0.5 -> (0.75, 0.5)"""
+    return _listed(text, float, "shares such as 0.75,0.5")
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """0,1,2 -> (0, 1, 2)"""
+    return _listed(text, int, "layers such as 0,1,2")
+
+
+def _heads(text: str) -> tuple[tuple[int | None, int], ...]:
+    """4:0,2 -> ((4, 0), (None, 2)): head 0 of layer 4, and head 2 of every layer."""
+
+    def head(part: str) -> tuple[int | None, int]:
+        layer, colon, number = part.rpartition(":")
+        return (int(layer) if colon else None), int(number)
+
+    return _listed(text, head, "KV heads such as 0,2 or, as layer:head, 4:0,4:2")
+
+
+def _listed(text: str, read: Callable, allowed: str) -> tuple:
+    try:
+        return tuple(read(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} was given: it takes {allowed}") from None
+
+
+def _flag(default: object, group: str, text: str, **options):
+    """A field of RunConfig that is a flag of the same name; `options` go to argparse."""
+    return field(default=default, metadata={"group": group, "help": text, **options})
+
+
+def _set_by(constant: str, group: str, text: str, **options):
+    """The same with a constant above for its default, as it stands when a run is made."""
+    now = lambda: globals()[constant]  # noqa: E731
+    return field(default_factory=now, metadata={"group": group, "help": text, **options})
+
+
+WHAT, MODEL, TEXT, SCORING = "what to do", "model", "text", "scoring, by modes that compress"
+RANKS, PRUNE, OUTPUT = "tucker and compress", "prune", "output"
+SWITCH = {"action": "store_true"}
+EITHER = {"action": argparse.BooleanOptionalAction}
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """One run: the flags of the command line over the defaults above."""
 
-    mode: str = "analyze"
-    analysis_focus: str = "all"
-    model: str = _constant("DEFAULT_MODEL")
-    device: str = _constant("DEVICE")
-    dtype: str = _constant("DTYPE")
-    trust_remote_code: bool = _constant("TRUST_REMOTE_CODE")
-    prompt: str | None = None
-    text_file: str | None = None
-    use_wikitext: bool = _constant("USE_WIKITEXT")
-    wikitext_index: int = _constant("WIKITEXT_INDEX")
-    sequence_length: int | None = None  # tokens; None: the mode decides
-    new_tokens: int = _constant("NEW_TOKENS")
-    score_tokens: int = _constant("SCORE_TOKENS")
-    num_samples: int = _constant("NUM_SAMPLES")
-    token_rank: int = _constant("TOKEN_RANK")
-    embedding_rank: int = _constant("EMBEDDING_RANK")
-    energy: float | None = None
-    target_ratio: float | None = None
-    sink_tokens: int = _constant("SINK_TOKENS")
-    recent_tokens: int = _constant("RECENT_TOKENS")
-    unrotated_keys: bool = False
-    no_sensitivity: bool = False
-    output_dir: str = _constant("OUTPUT_DIR")
-    quiet: bool = False
+    mode: str = _flag("analyze", WHAT, "what to do")
+    analysis_focus: str = _flag("all", WHAT, "which pictures `analyze` makes", choices=FOCUSES)
+    measure: bool = _flag(False, WHAT, "let `analyze` measure its recommendations", **SWITCH)
+    model: str = _set_by("DEFAULT_MODEL", MODEL, "this name, a hub id, a folder, or a .gguf file")
+    device: str = _set_by("DEVICE", MODEL, "where to run", choices=DEVICES)
+    dtype: str = _set_by("DTYPE", MODEL, "in which precision", choices=DTYPES)
+    trust_remote_code: bool = _set_by(
+        "TRUST_REMOTE_CODE", MODEL, "let a model run Python code of its own", **EITHER
+    )
+    prompt: str | None = _flag(None, TEXT, "this text")
+    text_file: str | None = _flag(
+        None, TEXT, "a UTF-8 .txt file, or a .jsonl file with a field `text`"
+    )
+    use_wikitext: bool = _set_by(
+        "USE_WIKITEXT", TEXT, "a WikiText article, or else the offline corpus", **EITHER
+    )
+    wikitext_index: int = _set_by(
+        "WIKITEXT_INDEX", TEXT, "which sample; `--mode list_samples` shows them"
+    )
+    sequence_length: int | None = _flag(
+        None,
+        TEXT,
+        f"tokens to read; where it is not given {SEQUENCE_LENGTH}, tucker: "
+        f"{TUCKER_SEQUENCE_LENGTH}, analyze_generation: all",
+        type=int,
+    )
+    new_tokens: int = _set_by("NEW_TOKENS", TEXT, "tokens to generate after the text")
+    context_tokens: int | None = _flag(
+        None, SCORING, "tokens whose cache is compressed; another name for --sequence_length",
+        type=int,
+    )  # fmt: skip
+    score_tokens: int = _set_by("SCORE_TOKENS", SCORING, "tokens after the context to score")
+    num_samples: int = _set_by("NUM_SAMPLES", SCORING, "texts to score")
+    continuation: str | None = _flag(None, SCORING, "score this text after the context instead")
+    token_rank: int = _set_by("TOKEN_RANK", RANKS, "rank along tokens")
+    embedding_rank: int = _set_by("EMBEDDING_RANK", RANKS, "rank along embedding dimensions")
+    energy: float | None = _flag(
+        None, RANKS, "choose ranks that keep this share of squared norms", type=float
+    )
+    target_ratio: float | None = _flag(
+        None, RANKS, "choose ranks for this ratio of what is decomposed", type=float
+    )
+    sink_tokens: int = _set_by("SINK_TOKENS", RANKS, "first tokens that stay uncompressed")
+    recent_tokens: int = _set_by(
+        "RECENT_TOKENS", RANKS, "most recent tokens that stay uncompressed"
+    )
+    unrotated_keys: bool = _flag(
+        False, RANKS, "also compress keys as they were before rotary embedding", **SWITCH
+    )
+    no_sensitivity: bool = _flag(False, RANKS, "skip the measured cost of each layer", **SWITCH)
+    levels: tuple[float, ...] = _set_by(
+        "LEVELS", RANKS, "shares of the dimensions that compress keeps", type=_shares
+    )
+    prune_layers: tuple[int, ...] | None = _flag(
+        None, PRUNE, "layers to prune: 0,1,2", type=_layers
+    )
+    prune_heads: tuple | None = _flag(
+        None,
+        PRUNE,
+        "KV heads to prune: 0,2 in every layer (or in those of --prune_layers), 4:0 in layer 4",
+        type=_heads,
+    )
+    prune_method: str | None = _flag(None, PRUNE, "what to prune by", choices=PRUNE_METHODS)
+    keep_tokens: float | None = _flag(None, PRUNE, "share of the tokens to keep", type=float)
+    token_score: str | None = _flag(
+        None, PRUNE, "which tokens to keep; without it each is tried", choices=TOKEN_SCORES
+    )
+    trial: bool = _flag(
+        False, PRUNE, "put the heuristics on trial: measure each layer and KV head", **SWITCH
+    )
+    output_dir: str = _set_by("OUTPUT_DIR", OUTPUT, "folder of the results")
+    quiet: bool = _flag(False, OUTPUT, "no progress bars and no findings", **SWITCH)
 
     def __post_init__(self) -> None:
         if self.prompt is not None and self.text_file is not None:
             raise UsageError("--prompt and --text_file were both given: keep the one to be read.")
-        if self.sequence_length is not None and self.sequence_length < 1:
-            raise UsageError(
-                f"--sequence_length is {self.sequence_length}: it takes 1 or more tokens."
-            )
-        for name in ("new_tokens", "score_tokens", "num_samples"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}: it takes 1 or more.")
+        if None not in (self.sequence_length, self.context_tokens):
+            raise UsageError("--sequence_length and --context_tokens were both given: keep one.")
+        for name in ("sequence_length", "context_tokens", *COUNTED_FLAGS):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} is {value}: it takes 1 or more.")
+        for name in ("levels", "keep_tokens"):
+            given = getattr(self, name)
+            for share in given if isinstance(given, tuple) else (given,):
+                if share is not None and not 0 < share <= 1:
+                    raise UsageError(f"--{name}: {share:g} is no share above 0 and at most 1.")
         if not self.output_dir.strip():
             raise UsageError("--output_dir is empty: give a folder.")
         if self.wikitext_index < 0:
@@ -127,85 +229,12 @@ class RunConfig:
                 f"--wikitext_index is {self.wikitext_index}: samples are counted from 0."
             )
 
-
-SWITCH = {"action": argparse.BooleanOptionalAction}
-FLAGS = {  # group -> field of RunConfig -> what argparse needs beside its name and default
-    "what to do": {
-        "mode": {"help": "what to do"},
-        "analysis_focus": {"choices": FOCUSES, "help": "which pictures `analyze` makes"},
-    },
-    "model": {
-        "model": {"help": "this name, a hub id, a local folder, or a .gguf file"},
-        "device": {"choices": DEVICES, "help": "where to run"},
-        "dtype": {"choices": DTYPES, "help": "in which precision"},
-        "trust_remote_code": {**SWITCH, "help": "let a model run Python code of its own"},
-    },
-    "text": {
-        "prompt": {"help": "this text"},
-        "text_file": {"help": "a UTF-8 .txt file, or a .jsonl file with a field `text`"},
-        "use_wikitext": {**SWITCH, "help": "a WikiText article, or else the offline corpus"},
-        "wikitext_index": {"help": "which sample; `--mode list_samples` shows them"},
-        "sequence_length": {
-            "type": int,
-            "help": f"tokens to read; where it is not given {SEQUENCE_LENGTH}, tucker: "
-            f"{TUCKER_SEQUENCE_LENGTH}, analyze_generation: all",
-        },
-        "new_tokens": {"help": "tokens to generate after the text"},
-    },
-    "scoring, by modes that compress": {
-        "score_tokens": {"help": "tokens after the context that are scored"},
-        "num_samples": {"help": "texts to score"},
-    },
-    "tucker": {
-        "token_rank": {"help": "rank along tokens"},
-        "embedding_rank": {"help": "rank along embedding dimensions"},
-        "energy": {"type": float, "help": "choose ranks that keep this share of squared norms"},
-        "target_ratio": {
-            "type": float,
-            "help": "choose ranks for this ratio of what is decomposed",
-        },
-        "sink_tokens": {"help": "first tokens that stay uncompressed"},
-        "recent_tokens": {"help": "most recent tokens that stay uncompressed"},
-        "unrotated_keys": {
-            "action": "store_true",
-            "help": "decompose keys before rotary embedding; both ways are reported",
-        },
-        "no_sensitivity": {"action": "store_true", "help": "skip the measured cost of each layer"},
-    },
-    "output": {
-        "output_dir": {"help": "folder of the results"},
-        "quiet": {"action": "store_true", "help": "no progress bars and no findings"},
-    },
-}
+    def context(self, default: int) -> int:
+        """Tokens whose cache is compressed."""
+        return self.context_tokens or self.sequence_length or default
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(f"{message}. `python main.py --help` shows all flags.")
-
-
-def parser(modes: Iterable[str]) -> argparse.ArgumentParser:
-    """All flags; their names and defaults are the fields of RunConfig."""
-    p = _Parser(
-        prog="main.py",
-        description="Extract the KV cache of a language model on real text, analyse and draw it.",
-        epilog="Defaults are edited in config.py.",
-        allow_abbrev=False,
-    )
-    defaults = RunConfig()
-    for group, flags in FLAGS.items():
-        section = p.add_argument_group(group)
-        for name, options in flags.items():
-            default = getattr(defaults, name)
-            if isinstance(default, int) and not isinstance(default, bool):
-                options = {"type": int, **options}
-            if name == "mode":
-                options = {"choices": list(modes), **options}
-            if default not in (None, False):
-                shown = str(default).replace("%", "%%")
-                options = {**options, "help": f"{options['help']} (default: {shown})"}
-            section.add_argument(f"--{name}", default=default, **options)
-    return p
+COUNTED_FLAGS = ("new_tokens", "score_tokens", "num_samples")
 
 
 def user_path(path: str, name: str) -> Path:
@@ -224,73 +253,3 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("kv-cache-visualization")
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and low <= value <= high
-
-
-def _is_count(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _are_weights(weights: object) -> bool:
-    if not isinstance(weights, dict) or set(weights) != {"key", "value", "energy"}:
-        return False
-    return all(_is_number(w, 0, math.inf) for w in weights.values()) and sum(weights.values()) > 0
-
-
-def _are_ranks(ranks: object) -> bool:
-    return (
-        isinstance(ranks, tuple | list) and len(ranks) > 0 and all(_is_count(r, 1) for r in ranks)
-    )
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def check() -> None:
-    """Raise UsageError naming the first constant above that was edited into something unusable."""
-    share = "a share between 0 and 1"
-    rules = {
-        "DEFAULT_MODEL": (_is_path(DEFAULT_MODEL), "a model's name, hub id, folder or .gguf file"),
-        "DEVICE": (DEVICE in DEVICES, f"one of {', '.join(DEVICES)}"),
-        "DTYPE": (DTYPE in DTYPES, f"one of {', '.join(DTYPES)}"),
-        "TRUST_REMOTE_CODE": (isinstance(TRUST_REMOTE_CODE, bool), "True or False"),
-        "CACHE_FOLDER": (CACHE_FOLDER is None or _is_path(CACHE_FOLDER), "a folder or None"),
-        "USE_WIKITEXT": (isinstance(USE_WIKITEXT, bool), "True or False"),
-        "WIKITEXT_INDEX": (_is_count(WIKITEXT_INDEX, 0), "a whole number from 0"),
-        "MIN_SAMPLE_CHARACTERS": (_is_count(MIN_SAMPLE_CHARACTERS, 1), "a whole number from 1"),
-        "HUB_PATIENCE_S": (_is_number(HUB_PATIENCE_S, 0.1, 60), "seconds between 0.1 and 60"),
-        "SEQUENCE_LENGTH": (_is_count(SEQUENCE_LENGTH, 1), "a whole number from 1"),
-        "NEW_TOKENS": (_is_count(NEW_TOKENS, 1), "a whole number from 1"),
-        "SPARSITY_THRESHOLD_PERCENTAGE": (
-            _is_number(SPARSITY_THRESHOLD_PERCENTAGE, 1e-6, 100),
-            "a percentage above 0 and at most 100",
-        ),
-        "IMPORTANCE_WEIGHTS": (
-            _are_weights(IMPORTANCE_WEIGHTS),
-            "weights from 0 for key, value and energy, not all of them 0",
-        ),
-        "SPARSE_DIM_SHARE": (_is_number(SPARSE_DIM_SHARE, 0, 1), share),
-        "DENSE_DIM_SHARE": (
-            _is_number(DENSE_DIM_SHARE, 0, 1) and _is_number(SPARSE_DIM_SHARE, DENSE_DIM_SHARE, 1),
-            f"{share}, not above SPARSE_DIM_SHARE",
-        ),
-        "PATTERN_DIMS": (_is_number(PATTERN_DIMS, 1, 7) and _is_count(PATTERN_DIMS, 1), "1 to 7"),
-        "TOP_TOKENS": (_is_number(TOP_TOKENS, 1, 15) and _is_count(TOP_TOKENS, 1), "1 to 15"),
-        "MIN_QUERIES": (_is_count(MIN_QUERIES, 1), "a whole number from 1"),
-        "TOKEN_RANKS": (_are_ranks(TOKEN_RANKS), "whole numbers from 1"),
-        "EMBEDDING_RANKS": (_are_ranks(EMBEDDING_RANKS), "whole numbers from 1"),
-        **{
-            name: (_is_count(globals()[name], low), f"a whole number from {low}")
-            for name, low in COMPRESSION_COUNTS.items()
-        },
-        "OUTPUT_DIR": (_is_path(OUTPUT_DIR), "a folder"),
-        "FIGURE_DPI": (_is_number(FIGURE_DPI, 20, 1200), "a number between 20 and 1200"),
-    }
-    for name, (holds, allowed) in rules.items():
-        if not holds:
-            raise UsageError(f"config.py: {name} is {globals()[name]!r}: it takes {allowed}.")

@@ -3,6 +3,7 @@
 Start-up imports stay light; each mode imports what it needs.
 """
 
+import argparse
 import io
 import logging
 import os
@@ -10,17 +11,20 @@ import signal
 import sys
 import time
 from dataclasses import fields, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import config
 from config import RunConfig, UsageError
+from data import config_check
 
 STARTED = time.perf_counter()
 
 
 def analyze(run: RunConfig) -> None:
     """The pictures of one focus, or all, on the beginning of a text."""
-    _analyse(run, run.analysis_focus, run.sequence_length or config.SEQUENCE_LENGTH)
+    _analyse(run, run.analysis_focus, run.context(config.SEQUENCE_LENGTH))
 
 
 def analyze_generation(run: RunConfig) -> None:
@@ -42,21 +46,24 @@ def _analyse(run: RunConfig, focus: str, length: int | None) -> None:
     percentage = config.SPARSITY_THRESHOLD_PERCENTAGE
     made = {}
     with OutputFolder(run.output_dir) as output, RunRecord(run, STARTED) as record:
-        with record.phase("text"):
-            sample = texts.choose(run)
         with record.phase("load"):
             loaded = models.load(run)
-        new_tokens = run.new_tokens if generates else 0
         with record.phase("text"):
-            token_ids = extraction.tokenise(loaded, sample, length, new_tokens)
+            sample, ids = _text(run, loaded, length, run.new_tokens if generates else 0)
+        token_ids = ids[:length]
         with record.phase("prefill"):
-            start = extraction.prefill(loaded, token_ids, probe=focus in ("all", "tokens"))
+            watched = run.measure or focus in ("all", "tokens")
+            start = extraction.prefill(loaded, token_ids, probe=watched)
         with record.phase("analysis"):
             limits = thresholds(start.cache, percentage)
             if focus != "generation":
                 words = [texts.visible(loaded.tokenizer.decode([i])) for i in token_ids.tolist()]
-                swept = sweep(start.cache, percentage)
-                made |= tables(Subject(swept, start.attention, words), focus)
+                made |= tables(Subject(sweep(start.cache, percentage), words), focus)
+        measured = []
+        if run.measure:
+            with record.phase("scoring"):
+                costs, measured = _measured(run, loaded, start, ids[length:])
+                made |= costs
         if generates:
             with record.phase("generation"):
                 cache = extraction.generate(loaded, start, run.new_tokens)
@@ -68,70 +75,96 @@ def _analyse(run: RunConfig, focus: str, length: int | None) -> None:
         shares = (config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE)
         facts["findings"] = key_findings(made, *shares, config.TOP_TOKENS)
         facts["recommendations_not_measured"] = recommendations(made, shares[0])
+        facts["recommendations_measured"] = measured
         files = output.commit(f"{run.mode}.json", facts)
     if not run.quiet:
         _print_list(f"Key findings on {loaded.name}, {sample.source}", facts["findings"])
         advice = facts["recommendations_not_measured"]
         _print_list("Recommendations (heuristics, not yet measured)", advice)
+        if measured:
+            _print_list("The same, measured", measured)
         _print_list("Files", files)
         print(record.timing_line())
 
 
-def tucker(run: RunConfig) -> None:
-    """Tucker decomposition: what it stores, what it loses, and what the model makes of it."""
+def _text(run: RunConfig, loaded, length: int | None, new_tokens: int):
+    """The text of a run and its tokens, with those that are scored after it where they are."""
+    from data import extraction, scoring, texts
+
+    if run.measure:
+        return scoring.long_enough(loaded, replace(run, num_samples=1), length)[0]
+    sample = texts.choose(run)
+    return sample, extraction.tokenise(loaded, sample, length, new_tokens)
+
+
+def _measured(run: RunConfig, loaded, start, follows) -> tuple[dict, list[str]]:
+    """What the recommendations of `analyze` really cost, and the trial of the heuristics."""
     import pandas as pd
 
-    from compression import tucker_study
-    from compression.base import Uncompressed
+    from compression.evaluate import Judge, summary
+    from compression.prune_study import Study
+    from data.scoring import Continuation
+
+    study = Study(replace(run, trial=True))
+    judge = Judge(start.cache, Continuation(loaded, start.past, follows))
+    study.look(judge)
+    rows = pd.DataFrame(judge.scores(study.methods))
+    return study.tables(rows, summary(rows)), study.verdict(rows, summary(rows))
+
+
+def _study(module: str, run: RunConfig) -> None:
+    """A mode that compresses: prefill each text once, score all methods on it, draw, deliver."""
+    import pandas as pd
+
     from compression.evaluate import Judge, as_records, summary
-    from compression.tucker import Tucker
     from data import extraction, models, scoring
     from data.record import RunRecord
     from visualization.output import OutputFolder
 
-    method = Tucker.from_run(run)
-    context = run.sequence_length or config.TUCKER_SEQUENCE_LENGTH
+    study = import_module(f"compression.{module}").Study(run)
+    rows = []
     with OutputFolder(run.output_dir) as output, RunRecord(run, STARTED) as record:
         with record.phase("load"):
             loaded = models.load(run)
         with record.phase("text"):
-            texts = scoring.long_enough(loaded, run, context)
-        rows = []
+            texts = scoring.long_enough(loaded, run, study.context)
+            apart = [sample for sample, _ in texts]
+            others = scoring.others(loaded, apart, study.context, study.n_learned)
+        for sample, ids in others:
+            with record.phase("calibration"):
+                study.learn(extraction.prefill(loaded, ids).cache, sample.name)
         for sample, ids in texts:
             with record.phase("prefill"):
-                start = extraction.prefill(loaded, ids[:context])
+                start = extraction.prefill(loaded, ids[: study.context], probe=study.probes)
             with record.phase("scoring"):
-                judge = Judge(start.cache, scoring.Continuation(loaded, start.past, ids[context:]))
-                method.refuse_idle(judge.cache)
+                follows = scoring.Continuation(loaded, start.past, ids[study.context :])
+                judge = Judge(start.cache, follows)
+                if not rows:
+                    study.look(judge)
                 named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
-                compared = dict.fromkeys([Uncompressed(), replace(method, unrotated_keys=False)])
-                compared[method] = None
-                rows += [named | judge.score(each) for each in compared]
-                if sample is texts[0][0]:
-                    ranks = (config.TOKEN_RANKS, config.EMBEDDING_RANKS)
-                    sensitive = not run.no_sensitivity
-                    made = tucker_study.close_look(judge, method, ranks, sensitive)
-                    first = pd.Series(rows[-1])
-        made["tucker/texts"] = pd.DataFrame(rows)
-        made["tucker/summary"] = summary(made["tucker/texts"])
+                rows += [named | row for row in judge.scores(study.methods)]
+        scored = pd.DataFrame(rows)
+        made = study.tables(scored, summary(scored))
         sample = texts[0][0]
-        _draw(output, record, made, loaded, sample, context)
-        facts = record.manifest(loaded, sample, context)
-        facts["verdict"] = tucker_study.verdict(made["tucker/summary"], first, made)
-        facts["summary"] = as_records(made["tucker/summary"])
+        _draw(output, record, made, loaded, sample, study.context, len(texts))
+        facts = record.manifest(loaded, sample, study.context)
         facts["texts"] = [sample.name for sample, _ in texts]
+        facts["calibration_texts"] = [sample.name for sample, _ in others]
+        facts["verdict"] = study.verdict(scored, summary(scored))
+        facts["summary"] = as_records(summary(scored))
         files = output.commit(f"{run.mode}.json", facts)
     if not run.quiet:
-        _print_list(f"Tucker on {loaded.name}, {sample.source}", facts["verdict"])
+        _print_list(f"{study.title} on {loaded.name}, {sample.source}", facts["verdict"])
         _print_list("Files", files)
         print(record.timing_line())
 
 
-def _draw(output, record, made: dict, loaded, sample, n_tokens: int) -> None:
+def _draw(output, record, made: dict, loaded, sample, n_tokens: int, n_texts: int = 1) -> None:
     """Pictures and tables of a run, each naming the model and the text."""
     from visualization.catalogue import PICTURES
 
-    about = f"{loaded.name} · {sample.name} · {n_tokens} tokens"
+    more = "" if n_texts < 2 else f" (first of {n_texts} texts)"
+    about = f"{loaded.name} · {sample.name}{more} · {n_tokens} tokens"
     with record.phase("drawing"):
         for stem, table in made.items():
             names = {"model": loaded.name, "text_source": sample.source}
@@ -152,41 +185,52 @@ def _print_list(title: str, lines: list[str]) -> None:
 
 def list_samples(run: RunConfig) -> None:
     """The corpus that the other modes choose from; loads neither torch nor weights."""
-    from data import sources, texts
+    from data.listing import listing
 
-    corpus = texts.samples(run.use_wikitext)
-    file = sources.tokenizer_file(run.model)
-    count = _token_counter(file)
-    print(f"{corpus[0].source}: {len(corpus)} samples" if corpus else "no samples")
-    print(f"{'index':>5}  {'characters':>10}  {'tokens':>6}  title and first words")
-    for sample in corpus:
-        words = texts.first_line(sample.text.split("\n", 1)[-1], 60)
-        title = texts.first_line(sample.title, 60)
-        tokens = "" if count is None else count(sample.text)
-        print(f"{sample.index:>5}  {len(sample.text):>10}  {tokens:>6}  {title} | {words}")
-    if count is None:
-        print(f"(no token counts: the tokenizer of {run.model} is not on this machine yet)")
-
-
-def _token_counter(tokenizer_file):
-    """text -> number of tokens, None without a tokenizer file."""
-    if tokenizer_file is None:
-        return None
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    except Exception as error:  # of no narrower type
-        raise UsageError(f"{tokenizer_file} is no tokenizer ({error}): mend the model.") from None
-    return lambda text: len(tokenizer.encode(text).ids)
+    for line in listing(run):
+        print(line)
 
 
 MODES = {
     "analyze": analyze,
     "analyze_generation": analyze_generation,
-    "tucker": tucker,
+    "analyze_similarity": partial(_study, "similarity_study"),
+    "tucker": partial(_study, "tucker_study"),
+    "compress": partial(_study, "compress_study"),
+    "prune": partial(_study, "prune_study"),
     "list_samples": list_samples,
 }
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UsageError(f"{message}. `python main.py --help` shows all flags.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags: the fields of RunConfig, with their groups, texts and defaults."""
+    p = _Parser(
+        prog="main.py",
+        description="Extract the KV cache of a language model on real text, analyse and draw it, "
+        "compress it, and measure what that costs.",
+        epilog="Defaults are edited in config.py.",
+        allow_abbrev=False,
+    )
+    groups = {f.metadata["group"]: None for f in fields(RunConfig)}
+    groups = {name: p.add_argument_group(name) for name in groups}
+    defaults = RunConfig()
+    for flag in fields(RunConfig):
+        options = dict(flag.metadata)
+        group, default = groups[options.pop("group")], getattr(defaults, flag.name)
+        if flag.name == "mode":
+            options["choices"] = list(MODES)
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            options.setdefault("type", type(default))
+        if default not in (None, False):
+            shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            options["help"] += f" (default: {shown})".replace("%", "%%")
+        group.add_argument(f"--{flag.name}", default=default, **options)
+    return p
 
 
 class _Notices(logging.Handler):
@@ -223,8 +267,8 @@ def _terminate(*_) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for what a person can mend, 130 for Ctrl-C."""
     try:
-        config.check()
-        flags = vars(config.parser(MODES).parse_args(arguments))
+        config_check.check()
+        flags = vars(parser().parse_args(arguments))
         run = RunConfig(**{f.name: flags[f.name] for f in fields(RunConfig)})
         _start(run.quiet)
         MODES[run.mode](run)

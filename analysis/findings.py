@@ -3,7 +3,11 @@
 Every recommendation here follows from how the cache looks, not from what pruning it costs.
 """
 
+from collections.abc import Iterable
+
 import pandas as pd
+
+import config
 
 KINDS = ("key", "value")
 Tables = dict[str, pd.DataFrame]
@@ -35,10 +39,10 @@ def recommendations(tables: Tables, sparse: float) -> list[str]:
     """What the heuristics of the pictures suggest, one line per level that the run looked at."""
     advice = []
     if (table := tables.get("layers/layer_statistics")) is not None:
-        layers = _sparsest_layers(table, 3)
-        advice.append(f"Layers: try {_listed(layers)} first, the sparsest in keys and values.")
+        layers = _listed(map(str, sparsest_layers(table, config.PRUNED_LAYERS)))
+        advice.append(f"Layers: try {layers} first, the sparsest in keys and values.")
     if (table := tables.get("heads/head_pruning_potential")) is not None:
-        head, _, _ = _steady_head(table)
+        head, _, _ = steady_head(table)
         advice.append(f"Heads: try KV head {head} first, sparse and alike in all layers.")
     if (table := tables.get("tokens/token_position_importance")) is not None:
         advice.append(_token_advice(table))
@@ -92,19 +96,21 @@ def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
     return found
 
 
-def _sparsest_layers(table: pd.DataFrame, n: int) -> list[str]:
-    return [str(layer) for layer in table.groupby("layer")["sparsity"].mean().nlargest(n).index]
+def sparsest_layers(statistics: pd.DataFrame, n: int) -> list[int]:
+    """Those with the most sparse entries, keys and values together."""
+    means = statistics.groupby("layer")["sparsity"].mean()
+    return [int(layer) for layer in means.nlargest(n).index]
 
 
 def _head_findings(table: pd.DataFrame) -> list[str]:
-    head, mean, std = _steady_head(table)
+    head, mean, std = steady_head(table)
     return [
         f"Most consistent prunable head: KV head {head}, sparsity {mean:.1%} with a standard "
         f"deviation of {std:.1%} over layers."
     ]
 
 
-def _steady_head(table: pd.DataFrame) -> tuple[int, float, float]:
+def steady_head(table: pd.DataFrame) -> tuple[int, float, float]:
     """Of the heads at or above the mean sparsity, the one that varies least over layers."""
     heads = table.groupby("head")[["sparsity_mean", "sparsity_std"]].mean()
     high = heads[heads["sparsity_mean"] >= heads["sparsity_mean"].mean() - 1e-12]
@@ -177,5 +183,5 @@ def _drift(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _listed(items: list[str]) -> str:
+def _listed(items: Iterable[str]) -> str:
     return ", ".join(items)

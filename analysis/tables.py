@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 
 import config
 from analysis import embeddings, heads, layers, magnitudes, tokens
@@ -18,11 +17,9 @@ Tables = dict[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: a cache's sums, its measured attention (per layer (kv_heads, tokens) or
-    None), and its tokens as text on one line."""
+    """What is looked at: a cache's sums, and its tokens as text on one line."""
 
     sweep: Sweep
-    attention: Sequence[torch.Tensor | None]
     tokens: Sequence[str]
 
 
@@ -48,13 +45,12 @@ def _tokens(subject: Subject) -> Tables:
     return {
         "tokens/token_position_importance": tokens.token_importance(
             subject.sweep,
-            subject.attention,
             subject.tokens,
             config.IMPORTANCE_WEIGHTS,
             config.MIN_QUERIES,
         ),
         "tokens/attention_sinks": tokens.attention_sinks(
-            subject.sweep, subject.attention, subject.tokens, config.MIN_QUERIES
+            subject.sweep, subject.tokens, config.MIN_QUERIES
         ),
     }
 

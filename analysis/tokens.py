@@ -14,7 +14,6 @@ TERMS = {"key": "key_norm", "value": "value_norm", "energy": "attention_energy"}
 
 def token_importance(
     sweep: Sweep,
-    attention: Sequence[torch.Tensor | None],
     tokens: Sequence[str],
     weights: dict[str, float],
     min_queries: int,
@@ -23,9 +22,8 @@ def token_importance(
     importance, seen_by, well_seen; one row for each token that the layers holding most tokens have,
     and means over these layers (see `Sweep.spanning`).
 
-    Norms are L2 over heads and dims. attention: per layer (kv_heads,
-    tokens), the mean weight a token's key received; None where it was not measured, and with it
-    the columns stay empty. attention_energy is that weight times the value's norm per KV head.
+    Norms are L2 over heads and dims. Where attention was not measured its columns stay empty.
+    attention_energy is the weight received times the value's norm per KV head.
     importance: the terms, each divided by its maximum, in the given weights; the weights of terms
     that were not measured are spread over the others. seen_by, well_seen: see `_seen`.
     """
@@ -33,7 +31,7 @@ def token_importance(
     positions = cache.layers[spanning[0]].positions
     value_norms = [sweep.sums["value"][i].norm_head_token for i in spanning]  # (kv_heads, tokens)
     key_norms = [sweep.sums["key"][i].norm_head_token for i in spanning]
-    received = [attention[i] for i in spanning]
+    received = [cache.layers[i].attention for i in spanning]
     energies = [
         None if weights is None else weights.cpu() * norms
         for weights, norms in zip(received, value_norms, strict=True)
@@ -91,12 +89,7 @@ def _seen(positions: pd.Series, n_tokens: int, min_queries: int) -> dict[str, pd
     return {"seen_by": seen_by, "well_seen": seen_by >= min(min_queries, half)}
 
 
-def attention_sinks(
-    sweep: Sweep,
-    attention: Sequence[torch.Tensor | None],
-    tokens: Sequence[str],
-    min_queries: int,
-) -> pd.DataFrame:
+def attention_sinks(sweep: Sweep, tokens: Sequence[str], min_queries: int) -> pd.DataFrame:
     """layer, position, token, attention_received, mean_received, even_share, seen_by, well_seen.
 
     Attention is the mean over a layer's KV heads; mean_received that over layers as well, those of
@@ -111,17 +104,17 @@ def attention_sinks(
                 "layer": layer.index,
                 "position": layer.positions.numpy(),
                 "token": [tokens[i] for i in layer.positions.tolist()],
-                "attention_received": received.mean(0).cpu().numpy(),
+                "attention_received": layer.attention.mean(0).cpu().numpy(),
             }
         )
-        for layer, received in zip(cache.layers, attention, strict=True)
-        if received is not None
+        for layer in cache.layers
+        if layer.attention is not None
     ]
     if not parts:
         return pd.DataFrame()
     table = pd.concat(parts, ignore_index=True)
     per_token = np.full(cache.n_tokens, np.nan)
-    mean = _mean([_mean_of_heads(attention[i]) for i in spanning])
+    mean = _mean([_mean_of_heads(cache.layers[i].attention) for i in spanning])
     per_token[cache.layers[spanning[0]].positions] = mean
     even = np.full(cache.n_tokens, np.nan)
     if cache.layers[spanning[0]].kind != "sliding":

@@ -43,7 +43,7 @@ def timed(action, *arguments, **named):
 def analysed(loaded, start) -> dict:
     """Every table of `--mode analyze` but that of the stages."""
     words = [texts.visible(loaded.tokenizer.decode([i])) for i in start.cache.token_ids.tolist()]
-    return tables(Subject(sweep(start.cache, PERCENTAGE), start.attention, words), "all")
+    return tables(Subject(sweep(start.cache, PERCENTAGE), words), "all")
 
 
 def drawn(made: dict, folder: str) -> None:

@@ -1,7 +1,9 @@
 """The contract of every compressor: what is stored, how many bytes that is, and the way back."""
 
+import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -47,7 +49,9 @@ class LayerShape:
     def positions(self) -> torch.Tensor:
         return torch.arange(self.start, self.start + self.n_tokens)
 
-    def filled(self, keys: torch.Tensor, values: torch.Tensor) -> LayerKV:
+    def filled(
+        self, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor | None = None
+    ) -> LayerKV:
         """The layer with this content, in its own dtype."""
         dtype = getattr(torch, self.dtype)
         return LayerKV(
@@ -56,6 +60,7 @@ class LayerShape:
             self.positions,
             self.index,
             self.kind,
+            keep=keep,
             rotary=self.rotary,
         )
 
@@ -78,11 +83,33 @@ class CacheShape:
         return KVCache(layers, torch.tensor(self.token_ids), self.n_prompt, self.model)
 
 
+def nbytes(tensors: Tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSide:
+    """What a method has learned of a model on other texts, and stores once for all texts."""
+
+    tensors: Tensors
+    learned_from: str
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the content, by which a compressed text names what restores it."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Compressor(ABC):
     """A method; the fields of its dataclass are its settings. Names stand in methods.py."""
 
     name: ClassVar[str]
+    model_side: ClassVar["ModelSide | None"] = None  # a field of those that have one
 
     @abstractmethod
     def encode(self, cache: KVCache) -> Tensors:
@@ -94,7 +121,13 @@ class Compressor(ABC):
         """The cache from what `encode` gave, and nothing else."""
 
     def settings(self) -> dict:
-        return asdict(self)
+        """The fields that say how, as JSON can hold them."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+
+    @property
+    def per_model_nbytes(self) -> int:
+        """Bytes stored once per model and not with each text."""
+        return 0 if self.model_side is None else nbytes(self.model_side.tensors)
 
     def compress(self, cache: KVCache) -> "Compressed":
         return Compressed(self, self.encode(cache), CacheShape.of(cache))
@@ -111,7 +144,7 @@ class Compressed:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.stored.values())
+        return nbytes(self.stored)
 
     def restore(self) -> KVCache:
         return self.compressor.decode(self.stored, self.shape)

@@ -9,10 +9,13 @@ in 16 bits, as it is served.
 import json
 import math
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from compression.base import Compressor
 from config import UsageError
@@ -20,6 +23,7 @@ from data.cache import KINDS, KVCache
 from data.scoring import Continuation
 
 MEASURES = (
+    "original_bytes",
     "stored_bytes",
     "per_model_bytes",
     "bits_per_value",
@@ -65,6 +69,11 @@ class Judge:
         self._full = continuation.log_probabilities(self.cache)  # (scored, vocabulary)
         self._full_nats = self._mean_nats(self._full, "the untouched cache")
 
+    def shortened(self, n_scored: int) -> "Judge":
+        """The same with at most so many tokens scored."""
+        fewer = replace(self.continuation, token_ids=self.continuation.token_ids[: n_scored + 1])
+        return Judge(self.cache, fewer)
+
     def score(self, method: Compressor) -> dict:
         """One row: settings, bytes, errors, and the model's verdict."""
         began = time.perf_counter()
@@ -77,20 +86,25 @@ class Judge:
         relative = (errors["squared_error"] / errors["squared_norm"]) ** 0.5
         return {
             "method": method.name,
-            "settings": _words(method),
+            "settings": words(method),
             "context_tokens": self.cache.n_tokens,
             "scored_tokens": self.continuation.n_scored,
             "original_bytes": self.cache.nbytes,
             "stored_bytes": compressed.nbytes,
-            "per_model_bytes": 0,
+            "per_model_bytes": method.per_model_nbytes,
             "bits_per_value": 8 * compressed.nbytes / self.cache.n_entries,
             "ratio": self.cache.nbytes / compressed.nbytes,
             "key_error": relative["key"],
             "value_error": relative["value"],
-            **self.verdict(restored, _words(method)),
+            **self.verdict(restored, words(method)),
             "compress_s": compress_s,
             "restore_s": restore_s,
         }
+
+    def scores(self, methods: Iterable[Compressor]) -> list[dict]:
+        """The rows of several methods, each once."""
+        methods = dict.fromkeys(methods)
+        return [self.score(m) for m in tqdm(methods, desc="Score", unit="method", leave=False)]
 
     def verdict(self, restored: KVCache, name: str = "") -> dict:
         """Perplexities, KL(full || restored) and agreement over the scored tokens."""
@@ -118,9 +132,9 @@ class Judge:
         return nats
 
 
-def _words(method: Compressor) -> str:
+def words(method: Compressor) -> str:
     """The settings that are set, as `name=value`."""
-    chosen = {k: v for k, v in method.settings().items() if v not in (None, 0)}
+    chosen = {k: v for k, v in method.settings().items() if v not in (None, 0, ())}
     return " ".join(f"{k}={v}" for k, v in chosen.items())
 
 

@@ -6,25 +6,23 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressor, LayerShape, Tensors
+from compression.base import Tensors
+from compression.between import BetweenEnds, Middles, Shapes
 from compression.ranks import choose_ranks
 from compression.tucker_math import rebuilt, tucker2
 from config import RunConfig, UsageError
-from data.cache import KINDS, KVCache, in_16_bits
-from data.rotary import NOT_ROTATED, Rotary
+from data.cache import in_16_bits
 
 SWEEPS = 3  # HOOI sweeps; more change the fourth digit of the error
 
 
 @dataclass(frozen=True)
-class Tucker(Compressor):
+class Tucker(BetweenEnds):
     """Tucker-2 per layer, keys and values apart; the head mode stays whole.
 
     token_rank, embedding_rank: the same for all layers; or None, with `energy` (the share of each
         tensor's squared norm to keep) or `target_ratio` (of the decomposed part, spent over layers
         where the error falls fastest) to choose them per layer.
-    sink_tokens, recent_tokens: first and most recent tokens that are stored as they are.
-    unrotated_keys: decompose keys as they were before rotary embedding, which is redone after.
     """
 
     name: ClassVar[str] = "tucker"
@@ -32,9 +30,6 @@ class Tucker(Compressor):
     embedding_rank: int | None = 32
     energy: float | None = None
     target_ratio: float | None = None
-    sink_tokens: int = 0
-    recent_tokens: int = 0
-    unrotated_keys: bool = False
 
     @classmethod
     def from_run(cls, run: RunConfig) -> "Tucker":
@@ -51,6 +46,7 @@ class Tucker(Compressor):
         )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         chosen = [self.energy is not None, self.target_ratio is not None]
         if sum(chosen) > 1:
             raise UsageError("--energy and --target_ratio were both given: ranks follow from one.")
@@ -63,56 +59,25 @@ class Tucker(Compressor):
         for name in ("token_rank", "embedding_rank"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}: it takes 1 or more.")
-        for name in ("sink_tokens", "recent_tokens"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name} is {getattr(self, name)}: it takes 0 or more tokens.")
 
-    def encode(self, cache: KVCache) -> Tensors:
-        spans = [_decomposed(LayerShape.of(layer), self) for layer in cache.layers]
+    def encode_middles(self, middles: Middles) -> Tensors:
         stored: Tensors = {}
-        middles = {}
-        for i, (layer, span) in enumerate(zip(cache.layers, spans, strict=True)):
-            for kind in KINDS:
-                x = layer.tensor(kind)
-                outside = torch.cat([x[:, : span.start], x[:, span.stop :]], dim=1)
-                if outside.numel():
-                    stored[f"{i}.{kind}.plain"] = outside
-                if span.stop > span.start:
-                    turned_back = kind == "key" and self.unrotated_keys
-                    middle = layer.unrotated_keys() if turned_back else x.float()
-                    middles[i, kind] = middle[:, span]
         ranks = self._ranks(middles)
         for group in _alike(middles, ranks):
-            stacked = torch.stack([middles[key] for key in group])
+            stacked = torch.stack([middles[place] for place in group])
             parts = tucker2(stacked, *ranks[group[0]], SWEEPS)
             for name, part in zip(("core", "tokens", "dims"), parts, strict=True):
                 for (i, kind), tensor in zip(group, part, strict=True):
-                    stored[f"{i}.{kind}.{name}"] = in_16_bits(tensor).contiguous()
+                    stored[f"{i}.{kind}.{name}"] = in_16_bits(tensor)
         return stored
 
-    def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
-        layers = []
-        for i, layer in enumerate(shape.layers):
-            span = _decomposed(layer, self)
-            turn = layer.rotary if self.unrotated_keys else NOT_ROTATED
-            keys = _restored(stored, f"{i}.key", layer, "key", span, turn)
-            values = _restored(stored, f"{i}.value", layer, "value", span, NOT_ROTATED)
-            layers.append(layer.filled(keys, values))
-        return shape.filled(tuple(layers))
-
-    def refuse_idle(self, cache: KVCache) -> None:
-        """Raise UsageError where this setting would leave all of a cache as it is, or its keys."""
-        spans = [_decomposed(LayerShape.of(layer), self) for layer in cache.layers]
-        if all(span.start == span.stop for span in spans):
-            most = max(layer.n_tokens for layer in cache.layers)
-            raise UsageError(
-                f"--sink_tokens {self.sink_tokens} and --recent_tokens {self.recent_tokens} leave "
-                f"none of the {most} cached tokens to decompose: lower them."
+    def decode_middles(self, stored: Tensors, shapes: Shapes) -> Middles:
+        return {
+            (i, kind): rebuilt(
+                *(stored[f"{i}.{kind}.{name}"].float() for name in ("core", "tokens", "dims"))
             )
-        if self.unrotated_keys and all(layer.rotary == NOT_ROTATED for layer in cache.layers):
-            raise UsageError(
-                f"The keys that {cache.model} caches are not rotated: leave out --unrotated_keys."
-            )
+            for i, kind in shapes
+        }
 
     def _ranks(self, middles: dict) -> dict:
         """(token_rank, embedding_rank) of each tensor (heads, tokens, dim)."""
@@ -142,31 +107,9 @@ def _refuse_ranks(
         )
 
 
-def _decomposed(layer: LayerShape, settings: Tucker) -> slice:
-    """The tokens of a layer between its first and its most recent ones."""
-    start = min(settings.sink_tokens, layer.n_tokens)
-    return slice(start, max(start, layer.n_tokens - settings.recent_tokens))
-
-
 def _alike(middles: dict, ranks: dict) -> list[list]:
     """Keys of `middles` in groups of one shape and rank, which are decomposed together."""
     groups: dict = {}
     for key, x in middles.items():
         groups.setdefault((key[1], x.shape, ranks[key]), []).append(key)
     return list(groups.values())
-
-
-def _restored(
-    stored: Tensors, prefix: str, layer: LayerShape, kind: str, span: slice, turn: Rotary
-) -> torch.Tensor:
-    """(kv_heads, tokens, dim) float32; `turn` rotates what was decomposed."""
-    device = next(iter(stored.values())).device
-    x = torch.empty(layer.n_heads, layer.n_tokens, layer.dim(kind), device=device)
-    if f"{prefix}.plain" in stored:
-        plain = stored[f"{prefix}.plain"].float()
-        x[:, : span.start] = plain[:, : span.start]
-        x[:, span.stop :] = plain[:, span.start :]
-    if f"{prefix}.core" in stored:
-        parts = [stored[f"{prefix}.{name}"].float() for name in ("core", "tokens", "dims")]
-        x[:, span] = turn.rotated(rebuilt(*parts), layer.positions[span])
-    return x

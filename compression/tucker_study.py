@@ -1,15 +1,19 @@
 """What a Tucker setting does to one text, in tables: errors by layer, the measured cost of each
 layer's part, other ranks, and the decomposition itself."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from compression.evaluate import Judge, relative_errors
+import config
+from compression.base import Uncompressed
+from compression.evaluate import Judge, relative_errors, words
+from compression.study import BaseStudy, Tables, spread
 from compression.tucker import Tucker
-from config import UsageError
+from config import RunConfig, UsageError
 from data.cache import KINDS, KVCache
 
 MORE_BYTES = 1.1  # what counts as about the same bytes
@@ -41,7 +45,7 @@ def _with_part(cache: KVCache, restored: KVCache, i: int, kind: str) -> KVCache:
 
 
 def rank_sensitivity(
-    judge: Judge, method: Tucker, token_ranks: list[int], embedding_ranks: list[int]
+    judge: Judge, method: Tucker, token_ranks: Sequence[int], embedding_ranks: Sequence[int]
 ) -> pd.DataFrame:
     """token_rank, embedding_rank, ratio, bits_per_value, key_error, value_error, kl_mean_nats,
     delta_perplexity_percent; ranks that a layer does not have are left out."""
@@ -101,34 +105,60 @@ def _long(tensor: torch.Tensor, kind: str, part: str) -> pd.DataFrame:
     )
 
 
-def close_look(
-    judge: Judge, method: Tucker, ranks: tuple[list[int], list[int]], measured: bool
-) -> dict[str, pd.DataFrame]:
-    """The tables of one text by picture: other ranks (token ranks, embedding ranks), each layer,
-    and the components of the layer that costs most, or where that is not `measured`, errs most."""
-    layers = layer_sensitivity(judge, method, measured)
-    cost = "kl_mean_nats" if measured else "relative_error"
-    dearest = layers["layer"][layers[cost].idxmax()]
-    place = [layer.index for layer in judge.cache.layers].index(dearest)
-    return {
-        "tucker/tucker_components": components(method, judge.cache, place).assign(layer=dearest),
-        "tucker/layer_sensitivity": layers,
-        "tucker/rank_sensitivity": rank_sensitivity(judge, method, *ranks),
-    }
+class Study(BaseStudy):
+    """`--mode tucker`: one setting, its keys as stored and, if asked for, before rotary embedding;
+    a close look at the first text."""
+
+    title = "Tucker"
+
+    def __init__(self, run: RunConfig) -> None:
+        super().__init__(run)
+        self.context = run.context(config.TUCKER_SEQUENCE_LENGTH)
+        self.method = Tucker.from_run(run)
+        self.methods = [Uncompressed(), replace(self.method, unrotated_keys=False), self.method]
+
+    def look(self, judge: Judge) -> None:
+        """Each layer, other ranks, and the components of the layer that costs most, or where that
+        is not measured, errs most."""
+        self.method.refuse_idle(judge.cache)
+        measured = not self.run.no_sensitivity
+        layers = layer_sensitivity(judge, self.method, measured)
+        cost = "kl_mean_nats" if measured else "relative_error"
+        dearest = layers["layer"][layers[cost].idxmax()]
+        place = [layer.index for layer in judge.cache.layers].index(dearest)
+        ranks = (config.TOKEN_RANKS, config.EMBEDDING_RANKS)
+        self.looked = {
+            "tucker/tucker_components": components(self.method, judge.cache, place).assign(
+                layer=dearest
+            ),
+            "tucker/layer_sensitivity": layers,
+            "tucker/rank_sensitivity": rank_sensitivity(judge, self.method, *ranks),
+        }
+
+    def tables(self, rows: pd.DataFrame, summary: pd.DataFrame) -> Tables:
+        return self.looked | {"tucker/texts": rows, "tucker/summary": summary}
+
+    def verdict(self, rows: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
+        ours = summary[summary["method"] == Tucker.name]
+        first = rows[rows["settings"] == words(self.method)].iloc[0]
+        lines = _stored_and_lost(ours)
+        layers = self.looked["tucker/layer_sensitivity"]
+        if layers["kl_mean_nats"].notna().any():
+            dear = layers.nlargest(3, "kl_mean_nats")
+            named = [f"layer {r.layer} {r.kind}s ({r.kl_mean_nats:.4f})" for r in dear.itertuples()]
+            lines.append(f"Dearest alone, in nats of measured KL: {', '.join(named)}.")
+        return [*lines, _better_ranks(self.looked["tucker/rank_sensitivity"], first)]
 
 
-def verdict(summary: pd.DataFrame, first: pd.Series, looked: dict[str, pd.DataFrame]) -> list[str]:
-    """What was stored, lost and measured, in sentences, and the better ranks where some are. The
-    last Tucker row of `summary` is the one asked for, `first` its row on the first text."""
-    rows = summary[summary["method"] == Tucker.name]
+def _stored_and_lost(rows: pd.DataFrame) -> list[str]:
+    """The last row is the setting asked for; one before it is that with rotated keys."""
     row = rows.iloc[-1]
-    spread = "" if row["texts"] < 2 else f" ± {row['kl_mean_nats_se']:.4f}"
     lines = [
         f"Stored: {row['stored_bytes'] / 2**20:.2f} MiB, {row['bits_per_value']:.2f} bits per "
         f"value, {row['ratio']:.2f} x smaller than 16 bits, factors and plain tokens included.",
         f"Restored: relative error {row['key_error']:.3f} of keys, {row['value_error']:.3f} of "
         "values.",
-        f"Measured over {row['texts']:.0f} text(s): KL {row['kl_mean_nats']:.4f}{spread} nats per "
+        f"Measured over {row['texts']:.0f} text(s): KL {spread(row)} nats per "
         f"token, perplexity {row['perplexity_full']:.2f} -> {row['perplexity']:.2f} "
         f"({row['delta_perplexity_percent']:+.1f} %), same top token {row['top1_agreement']:.1%}.",
     ]
@@ -139,12 +169,6 @@ def verdict(summary: pd.DataFrame, first: pd.Series, looked: dict[str, pd.DataFr
             f"setting errs by {other['key_error']:.3f} on keys and costs KL "
             f"{other['kl_mean_nats']:.4f}."
         )
-    layers = looked["tucker/layer_sensitivity"]
-    if layers["kl_mean_nats"].notna().any():
-        dearest = layers.nlargest(3, "kl_mean_nats")
-        named = [f"layer {r.layer} {r.kind}s ({r.kl_mean_nats:.4f})" for r in dearest.itertuples()]
-        lines.append(f"Dearest alone, in nats of measured KL: {', '.join(named)}.")
-    lines.append(_better_ranks(looked["tucker/rank_sensitivity"], first))
     return lines
 
 

@@ -27,6 +27,8 @@ class LayerKV:
     keep: (kv_heads, tokens), False where an entry was evicted and must not be attended to; None
         where nothing was. What stands in an evicted place has no meaning.
     rotary: what rotated the keys by position; None where that is not known.
+    attention: (kv_heads, tokens), the mean weight that each token's key received from the text's
+        queries that can see it; None where it was not measured.
     """
 
     keys: torch.Tensor
@@ -36,6 +38,7 @@ class LayerKV:
     kind: str = "full"
     keep: torch.Tensor | None = None
     rotary: Rotary | None = None
+    attention: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.keys.ndim != 3 or self.values.ndim != 3:
@@ -50,11 +53,13 @@ class LayerKV:
             )
         if self.positions.shape != (self.n_tokens,):
             raise ValueError(f"{tuple(self.positions.shape)} positions for {self.n_tokens} tokens")
-        if self.keep is not None and self.keep.shape != self.keys.shape[:2]:
-            raise ValueError(
-                f"keep is (kv_heads, tokens) as are the keys, {tuple(self.keys.shape[:2])}, not "
-                f"{tuple(self.keep.shape)}"
-            )
+        for name in ("keep", "attention"):
+            per_entry = getattr(self, name)
+            if per_entry is not None and per_entry.shape != self.keys.shape[:2]:
+                raise ValueError(
+                    f"{name} is (kv_heads, tokens) as are the keys, {tuple(self.keys.shape[:2])}, "
+                    f"not {tuple(per_entry.shape)}"
+                )
 
     @property
     def n_heads(self) -> int:
@@ -93,6 +98,7 @@ class LayerKV:
             values=self.values[:, :n],
             positions=self.positions[:n],
             keep=None if self.keep is None else self.keep[:, :n],
+            attention=None if self.attention is None else self.attention[:, :n],
         )
 
 
@@ -168,5 +174,5 @@ def in_16_bits(x: torch.Tensor) -> torch.Tensor:
     """A tensor as it is stored plainly: float16, or bfloat16 where it was or float16 overflows."""
     if x.dtype in (torch.float16, torch.bfloat16):
         return x
-    fits = x.abs().amax() <= torch.finfo(torch.float16).max
+    fits = not x.numel() or x.abs().amax() <= torch.finfo(torch.float16).max
     return x.to(torch.float16 if fits else torch.bfloat16)

@@ -22,14 +22,11 @@ log = logging.getLogger(__name__)
 class Prefill:
     """What one forward pass over a text leaves behind.
 
-    attention: per cached layer (kv_heads, cached tokens), the mean weight that each token's key
-        received from the text's queries that can see it; None where it was not measured.
     next_token: (1, 1), the most likely continuation.
     past: the model's own cache object, which generation continues in place.
     """
 
     cache: KVCache
-    attention: tuple[torch.Tensor | None, ...]
     next_token: torch.Tensor
     past: object = field(repr=False)
 
@@ -82,17 +79,19 @@ def prefill(loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False) -
             raise
     past = _own_cache(output, loaded)
     layers = _layers(past, len(token_ids), loaded, tables)
+    if watch:
+        layers = _with_attention(watch, layers)
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
     refuse_non_finite(cache, loaded.dtype)
-    attention = _received(watch, layers) if watch else (None,) * len(layers)
-    if probe and any(received is None for received in attention):
+    blind = [layer.attention is None for layer in layers]
+    if probe and any(blind):
         log.warning(
             "%s does not show its attention in %s: those entries of the attention columns are "
             "empty, and importance is of norms alone where all are.",
             loaded.name,
-            "any layer" if not any(a is not None for a in attention) else "some layers",
+            "any layer" if all(blind) else "some layers",
         )
-    return Prefill(cache, attention, output.logits[:, -1:].argmax(-1), past)
+    return Prefill(cache, output.logits[:, -1:].argmax(-1), past)
 
 
 @torch.no_grad()
@@ -201,10 +200,15 @@ def _rotary(model, tables: dict, index: int, layer, settings) -> Rotary | None:
     return rotary_of(model, tables, index, layer.keys.shape[-1])
 
 
-def _received(probe: AttentionProbe, layers: tuple[LayerKV, ...]):
-    """The probe's measurements at the tokens that each layer still holds."""
+def _with_attention(probe: AttentionProbe, layers: tuple[LayerKV, ...]) -> tuple[LayerKV, ...]:
+    """The layers with the probe's measurements at the tokens that each still holds."""
     measured = probe.received({layer.index: layer.keys for layer in layers})
     return tuple(
-        None if (all_tokens := measured[layer.index]) is None else all_tokens[:, layer.positions]
+        replace(
+            layer,
+            attention=None
+            if (all_tokens := measured[layer.index]) is None
+            else all_tokens[:, layer.positions],
+        )
         for layer in layers
     )

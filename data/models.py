@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -118,9 +119,9 @@ def load(run: RunConfig) -> LoadedModel:
     device = pick_device(run.device)
     source = resolve(run.model, run.trust_remote_code)
     with _in_one_sentence(run.model):
-        settings = hub.in_time(
-            CONFIG_PATIENCE_S, lambda: AutoConfig.from_pretrained(**source.arguments)
-        )
+        read = partial(AutoConfig.from_pretrained, **source.arguments)
+        waits = not source.arguments["local_files_only"]
+        settings = hub.in_time(CONFIG_PATIENCE_S, read) if waits else read()
     if settings is None:
         raise UsageError(
             f"--model {run.model}: the hub did not answer in {CONFIG_PATIENCE_S:.0f} s; try again, "

@@ -24,7 +24,17 @@ CONSTANTS = (  # of config.py that no flag shows
     "PATTERN_DIMS",
     "MIN_QUERIES",
 )
-PHASES = ("start", "text", "load", "prefill", "generation", "analysis", "scoring", "drawing")
+PHASES = (
+    "start",
+    "text",
+    "load",
+    "prefill",
+    "generation",
+    "analysis",
+    "calibration",
+    "scoring",
+    "drawing",
+)
 
 
 class RunRecord:

@@ -72,10 +72,16 @@ def _filled(past, cache: KVCache, dtype: torch.dtype):
 def _evicted_hidden(loaded: LoadedModel, cache: KVCache):
     """While entered, no query of the model sees an entry that was evicted."""
     layers = {layer.index: layer for layer in cache.layers if layer.keep is not None}
+    cached = {layer.index for layer in cache.layers}
     reached = set()
+    owners = {}  # address of the keys that a layer attended to last -> the layer
 
     def attend(attend, name, module, query, key, value, attention_mask, **kwargs):
-        layer = layers.get(getattr(module, "layer_idx", None))
+        index = getattr(module, "layer_idx", None)
+        # A layer without a cache of its own reads the keys of one that has.
+        layer = layers.get(index) if index in cached else owners.get(key.data_ptr())
+        if index in cached:
+            owners[key.data_ptr()] = layer
         if layer is not None:
             reached.add(layer.index)
             attention_mask = _with_evictions(attention_mask, layer, query, key, name)
@@ -115,37 +121,73 @@ def _with_evictions(
     return visible
 
 
-def long_enough(
-    loaded: LoadedModel, run: RunConfig, context_tokens: int
-) -> list[tuple[Sample, torch.Tensor]]:
+Text = tuple[Sample, torch.Tensor]  # a text, and its first token ids (tokens,)
+
+
+def long_enough(loaded: LoadedModel, run: RunConfig, context_tokens: int) -> list[Text]:
     """The first `num_samples` texts of a run with a context and scored tokens after it, and their
-    first (context + scored + 1,) token ids. The one more is fed first and not scored."""
-    need = context_tokens + run.score_tokens + 1
+    first (context + 1 + scored,) token ids: the one between is fed and not scored. Where the run
+    gives a continuation, that is what is scored."""
+    follows = _continuation(loaded, run)
+    n_scored = run.score_tokens if follows is None else len(follows)
+    need = context_tokens + 1 + (0 if follows is not None else n_scored)
+    asked = f"A context of {context_tokens} tokens and {n_scored} scored ones"
     limit = loaded.max_positions
-    if limit is not None and need > limit:
+    if limit is not None and context_tokens + 1 + n_scored > limit:
         raise UsageError(
-            f"A context of {context_tokens} tokens and {run.score_tokens} scored ones are beyond "
-            f"the {limit} positions of {loaded.name}: lower --sequence_length or --score_tokens."
+            f"{asked} are beyond the {limit} positions of {loaded.name}: lower --context_tokens "
+            "or --score_tokens."
         )
-    found, longest = [], 0
-    for sample in texts.candidates(run):
-        ids = torch.tensor(loaded.tokenizer(sample.text)["input_ids"][:need])
-        longest = max(longest, len(ids))
-        if len(ids) == need:
-            found.append((sample, ids))
-        if len(found) == run.num_samples:
-            return found
+    candidates = texts.candidates(run)
+    found, longest = _first(loaded, candidates, need, run.num_samples)
     if not found:
         raise UsageError(
-            f"A context of {context_tokens} tokens and {run.score_tokens} scored ones need a text "
-            f"of {need} tokens, the longest here has {longest}: give a longer one, or lower "
-            "--sequence_length or --score_tokens."
+            f"{asked} need a text of {need} tokens, the longest here has {longest}: give a longer "
+            "one, or lower --context_tokens or --score_tokens."
         )
-    if len(found) < run.num_samples:
+    if len(found) < min(run.num_samples, len(candidates)):
         log.warning(
             "Only %d of the %d texts of --num_samples are long enough (%d tokens): using those.",
             len(found),
             run.num_samples,
             need,
+        )
+    if follows is None:
+        return found
+    return [(sample, torch.cat([ids, follows])) for sample, ids in found]
+
+
+def _continuation(loaded: LoadedModel, run: RunConfig) -> torch.Tensor | None:
+    if run.continuation is None:
+        return None
+    ids = loaded.tokenizer(run.continuation, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise UsageError("--continuation has no tokens: give the text that is to be scored.")
+    return torch.tensor(ids)
+
+
+def _first(loaded: LoadedModel, samples, n_tokens: int, most: int) -> tuple[list[Text], int]:
+    """Of the samples that have `n_tokens`, the first `most` with their first tokens; and how many
+    tokens the longest of those looked at has."""
+    found, longest = [], 0
+    for sample in samples:
+        if len(found) == most:
+            break
+        ids = torch.tensor(loaded.tokenizer(sample.text)["input_ids"][:n_tokens])
+        longest = max(longest, len(ids))
+        if len(ids) == n_tokens:
+            found.append((sample, ids))
+    return found, longest
+
+
+def others(loaded: LoadedModel, scored: list[Sample], n_tokens: int, most: int) -> list[Text]:
+    """Up to `most` texts of the offline corpus that are not among the `scored` ones, to learn from:
+    what is learned on a text says nothing of it."""
+    apart = [s for s in texts.reference_samples() if s.sha256 not in {t.sha256 for t in scored}]
+    found, longest = _first(loaded, apart, n_tokens, most)
+    if most and not found:
+        raise UsageError(
+            f"No other text of the offline corpus has the {n_tokens} tokens that calibration takes "
+            f"(the longest has {longest}): lower --context_tokens."
         )
     return found

@@ -1,5 +1,7 @@
 """Random caches of every awkward shape, for tests that compare with brute force."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -57,7 +59,15 @@ def below(cache, kind):
 
 
 def random_attention(cache):
-    return [torch.rand(layer.n_heads, layer.n_tokens) for layer in cache.layers]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(layer.n_heads, layer.n_tokens) for layer in cache.layers]
+    return [torch.rand(shape, generator=generator) for shape in shapes]
+
+
+def with_attention(cache, attention):
+    layers = zip(cache.layers, attention, strict=True)
+    layers = tuple(replace(layer, attention=received) for layer, received in layers)
+    return replace(cache, layers=layers)
 
 
 def words(cache):

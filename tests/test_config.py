@@ -3,15 +3,17 @@ import math
 import pytest
 
 import config
+import main
 from config import RunConfig, UsageError
+from data import config_check
 
 
 def test_the_defaults_are_in_order():
-    assert config.check() is None
+    assert config_check.check() is None
 
 
 def test_every_field_of_a_run_has_its_flag_and_default():
-    flags = vars(config.parser(["analyze"]).parse_args([]))
+    flags = vars(main.parser().parse_args([]))
     assert flags == vars(RunConfig())
 
 
@@ -48,7 +50,7 @@ def test_every_field_of_a_run_has_its_flag_and_default():
 def test_edited_nonsense_is_named(monkeypatch, name, nonsense):
     monkeypatch.setattr(config, name, nonsense)
     with pytest.raises(UsageError, match=rf"config\.py: {name} is .*: it takes "):
-        config.check()
+        config_check.check()
 
 
 @pytest.mark.parametrize(

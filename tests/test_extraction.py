@@ -158,5 +158,5 @@ def test_a_text_without_tokens_is_refused():
 def test_the_shortest_text_goes_through():
     loaded = families.loaded("llama_gqa")
     start = prefill(loaded, families.token_ids(1), probe=True)
-    assert start.attention[0].tolist() == [[1.0], [1.0]]  # it can only look at itself
+    assert start.cache.layers[0].attention.tolist() == [[1.0], [1.0]]  # it can only look at itself
     assert generate(loaded, start, 1).n_tokens == 2

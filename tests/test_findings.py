@@ -7,12 +7,13 @@ from analysis.findings import key_findings, recommendations
 from analysis.measures import sweep
 from analysis.tables import FOCUSES, Subject, tables
 from tests import caches
-from tests.caches import PERCENTAGE, random_attention, words
+from tests.caches import PERCENTAGE, random_attention, with_attention, words
 
 
 def subject():
     cache = caches.alike()
-    return Subject(sweep(cache, PERCENTAGE), random_attention(cache), words(cache))
+    watched = with_attention(cache, random_attention(cache))
+    return Subject(sweep(watched, PERCENTAGE), words(cache))
 
 
 def test_all_is_every_focus_together():
@@ -43,7 +44,7 @@ def test_findings_name_the_planted_winners():
     attention = [torch.zeros(3, 100) for _ in cache.layers]
     for received in attention:
         received[:, 4] = 1.0  # everybody looks at token 4
-    made = tables(Subject(sweep(cache, 1.0), attention, words(cache)), "all")
+    made = tables(Subject(sweep(with_attention(cache, attention), 1.0), words(cache)), "all")
     found = key_findings(made, 0.8, 0.2, 1)
     assert found[0].startswith("Most prunable layers by key sparsity: 2 (")
     assert any("position 4 “w4”, which queries give 100.0%" in line for line in found)
@@ -56,7 +57,7 @@ def test_findings_name_the_planted_winners():
 def test_an_even_spread_of_attention_has_no_sinks():
     cache = caches.alike()
     even = torch.full((3, 10), 0.1)
-    made = tables(Subject(sweep(cache, 1.0), [even] * 4, words(cache)), "tokens")
+    made = tables(Subject(sweep(with_attention(cache, [even] * 4), 1.0), words(cache)), "tokens")
     assert any("No attention sinks" in line for line in key_findings(made, 0.8, 0.2, 1))
 
 
@@ -65,6 +66,6 @@ def test_a_constant_cache_is_described_without_its_undefined_measures():
     for layer in cache.layers:
         layer.keys.zero_()
         layer.values.zero_()
-    made = tables(Subject(sweep(cache, 1.0), random_attention(cache), words(cache)), "layers")
+    made = tables(Subject(sweep(cache, 1.0), words(cache)), "layers")
     assert "100.0%" in key_findings(made, 0.8, 0.2, 1)[0]
     assert recommendations(made, 0.8)

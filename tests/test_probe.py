@@ -9,6 +9,10 @@ PROBED = sorted(set(families.SETTINGS) - families.WITHOUT_PROBE)
 N = 40  # beyond the window, so that sliding layers have forgotten something
 
 
+def attention_of(result) -> list:
+    return [layer.attention for layer in result.cache.layers]
+
+
 def eager_weights(name: str, ids: torch.Tensor) -> list[torch.Tensor]:
     """Attention weights (heads, N, N) of each attending layer as transformers itself shows them."""
     model = families.model(name, attn_implementation="eager")
@@ -39,7 +43,7 @@ def test_attention_received_is_the_mean_of_the_models_own_weights(name):
     every_layer = eager_weights(name, ids)
     # Layers without attention return no weights: the attending ones come in the cache's order.
     for layer, received, weights in zip(
-        result.cache.layers, result.attention, every_layer, strict=True
+        result.cache.layers, attention_of(result), every_layer, strict=True
     ):
         sees = visible_pairs(
             families.WINDOW if layer.kind == "sliding" and name != "mimo" else None
@@ -90,7 +94,7 @@ def test_blocks_of_queries_do_not_change_what_is_measured(monkeypatch, name):
     whole = prefill(loaded, ids, probe=True)
     monkeypatch.setattr("data.probe.BLOCK_SCORES", 3 * 4 * N)  # three queries at a time
     blocks = prefill(loaded, ids, probe=True)
-    for a, b in zip(whole.attention, blocks.attention, strict=True):
+    for a, b in zip(attention_of(whole), attention_of(blocks), strict=True):
         torch.testing.assert_close(a, b)
     for a, b in zip(whole.cache.layers, blocks.cache.layers, strict=True):
         torch.testing.assert_close(a.keys, b.keys)
@@ -104,7 +108,7 @@ def test_layers_that_read_another_layers_cache_count_for_its_owner():
     with torch.no_grad(), with_own.watching(model):
         model(families.token_ids(12)[None], use_cache=True)  # all logits: all queries of all layers
     assert [layer.index for layer in result.cache.layers] == [0, 1]
-    assert all(received is not None for received in result.attention)
+    assert all(received is not None for received in attention_of(result))
     by_layer = {call.layer: call for call in with_own._calls}
     keys = {layer.index: layer.keys for layer in result.cache.layers}
     owned = AttentionProbe(12, [by_layer[0], by_layer[1], by_layer[2], by_layer[3]]).received(keys)
@@ -126,5 +130,5 @@ def test_the_look_up_is_put_back_when_the_model_fails():
 @pytest.mark.parametrize("name", sorted(families.WITHOUT_PROBE))
 def test_a_model_without_the_interface_yields_no_attention_and_says_so(name, caplog):
     result = prefill(families.loaded(name), families.token_ids(N), probe=True)
-    assert result.attention == (None, None)
+    assert attention_of(result) == [None, None]
     assert "attention columns are empty" in caplog.text

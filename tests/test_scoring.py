@@ -8,9 +8,11 @@ from compression.base import Uncompressed
 from compression.evaluate import MEASURES, Judge, relative_errors, summary
 from compression.tucker import Tucker
 from config import RunConfig, UsageError
+from data import texts
 from data.cache import KVCache
 from data.extraction import prefill
 from data.scoring import Continuation, long_enough
+from data.texts import Sample
 from tests import families
 
 CONTEXT, SCORED = 40, 6
@@ -93,7 +95,7 @@ def with_keep(cache: KVCache, keep: torch.Tensor) -> KVCache:
     return replace(cache, layers=tuple(layers))
 
 
-@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma2", "mistral", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma2", "mistral", "gpt_oss", "gemma4"])
 def test_an_evicted_token_is_invisible_and_new_tokens_see_each_other(name):
     loaded, ids, start, continuation = scored(name)
     keep = torch.ones(CONTEXT, dtype=torch.bool)
@@ -187,10 +189,15 @@ def test_a_context_beyond_the_models_positions_is_refused():
         long_enough(families.loaded("llama_gqa"), run_on("x" * 500), 250)
 
 
-def test_as_many_texts_as_are_long_enough(caplog):
+def test_as_many_texts_as_are_long_enough(caplog, monkeypatch):
     loaded = families.loaded("llama_gqa")
     run = RunConfig(use_wikitext=False, score_tokens=6, num_samples=3, wikitext_index=2)
     chosen = long_enough(loaded, run, 100)
     assert [sample.index for sample, _ in chosen] == [2, 3, 4]
     assert len(long_enough(loaded, RunConfig(prompt="x" * 200, score_tokens=6), 100)) == 1
+    assert not caplog.text  # a prompt is one text
+    monkeypatch.setattr(
+        texts, "candidates", lambda run: [Sample(0, "", "", "x" * n) for n in (9, 200)]
+    )
+    assert len(long_enough(loaded, RunConfig(score_tokens=6), 100)) == 1
     assert "Only 1 of the 4 texts" in caplog.text

@@ -13,13 +13,14 @@ from analysis.tokens import attention_sinks, token_importance
 from config import UsageError
 from data.cache import KINDS
 from tests import caches
-from tests.caches import PERCENTAGE, random_attention, words
+from tests.caches import PERCENTAGE, random_attention, with_attention, words
 
 WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}
 
 
 def importance(cache, attention, weights=WEIGHTS, min_queries=1):
-    return token_importance(sweep(cache, PERCENTAGE), attention, words(cache), weights, min_queries)
+    watched = with_attention(cache, attention)
+    return token_importance(sweep(watched, PERCENTAGE), words(cache), weights, min_queries)
 
 
 def test_token_columns_equal_their_definitions():
@@ -99,7 +100,7 @@ def test_tokens_that_few_queries_see_are_not_ranked(min_queries, ranked):
 def test_sinks_name_the_token_and_carry_the_mean_over_layers():
     cache = caches.mixed()
     attention = random_attention(cache)
-    table = attention_sinks(sweep(cache, PERCENTAGE), attention, words(cache), 1)
+    table = attention_sinks(sweep(with_attention(cache, attention), PERCENTAGE), words(cache), 1)
     assert len(table) == 6 + 3 * 10
     rows = table[table["position"] == 7]
     assert set(rows["token"]) == {"w7"}
@@ -115,10 +116,10 @@ def test_even_share_is_what_uniform_attention_gives():
     uniform = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
     expected = [uniform[j:, j].mean() for j in range(n)]
     attention = [torch.tensor(expected).float().expand(3, n)] * 4
-    table = attention_sinks(sweep(cache, PERCENTAGE), attention, words(cache), 1)
+    table = attention_sinks(sweep(with_attention(cache, attention), PERCENTAGE), words(cache), 1)
     np.testing.assert_allclose(table["even_share"], table["attention_received"], rtol=1e-6)
 
 
 def test_without_attention_there_are_no_sinks():
     cache = caches.alike()
-    assert attention_sinks(sweep(cache, 1.0), [None] * 4, words(cache), 1).empty
+    assert attention_sinks(sweep(cache, 1.0), words(cache), 1).empty

@@ -1,15 +1,17 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import tensorly
 import torch
 from tensorly.decomposition import partial_tucker
 
+import config
 from compression.ranks import _energy_table, choose_ranks, stored_bytes
 from compression.tucker import Tucker
 from compression.tucker_math import rebuilt, tucker2
-from compression.tucker_study import close_look, components, layer_sensitivity
-from config import UsageError
+from compression.tucker_study import Study, components, layer_sensitivity
+from config import RunConfig, UsageError
 from data.cache import KINDS
 from tests import caches
 from tests.test_scoring import scored
@@ -104,7 +106,7 @@ def test_first_and_recent_tokens_are_kept_exactly_and_counted():
             x, y = a.tensor(kind), b.tensor(kind)
             assert torch.equal(x[:, :2], y[:, :2]) and torch.equal(x[:, -3:], y[:, -3:])
             assert not torch.equal(x[:, 2:-3], y[:, 2:-3])
-    plain = sum(t.numel() for name, t in small.stored.items() if name.endswith("plain"))
+    plain = sum(t.numel() for name, t in small.stored.items() if name.startswith("ends."))
     assert plain == 4 * 2 * 3 * 5 * 8  # layers, kinds, heads, tokens, dims
 
 
@@ -214,10 +216,15 @@ def test_components_are_the_stored_numbers():
     assert table.loc[table["part"] != "core", "head"].isna().all()
 
 
-def test_a_close_look_skips_ranks_that_do_not_exist():
+def test_a_close_look_skips_ranks_that_do_not_exist(monkeypatch):
     from compression.evaluate import Judge
 
     _, _, start, continuation = scored("llama_gqa")
-    looked = close_look(Judge(start.cache, continuation), Tucker(2, 4), ((2, 500), (4,)), False)
+    run = RunConfig(token_rank=2, embedding_rank=4, no_sensitivity=True, sink_tokens=0)
+    monkeypatch.setattr(config, "TOKEN_RANKS", (2, 500))
+    monkeypatch.setattr(config, "EMBEDDING_RANKS", (4,))
+    study = Study(replace(run, recent_tokens=0))
+    study.look(Judge(start.cache, continuation))
+    looked = study.looked
     assert list(looked["tucker/rank_sensitivity"]["token_rank"]) == [2]
     assert looked["tucker/tucker_components"]["layer"].nunique() == 1

@@ -21,7 +21,8 @@ from visualization.catalogue import PICTURES
 from visualization.output import OutputFolder
 from visualization.style import COLOURS, bin_width, binned, shown
 
-OF_THE_ANALYSIS = [stem for stem in PICTURES if not stem.startswith("tucker/")]
+MEASURED = ("tucker/", "pruning/", "similarity/", "embeddings/dimension_compression")
+OF_THE_ANALYSIS = [stem for stem in PICTURES if not stem.startswith(MEASURED)]
 ABOUT = "tiny (random) · test text #0: $a_b$ · 10 tokens"
 
 
@@ -30,7 +31,7 @@ def made(cache: KVCache, attention=None) -> dict[str, pd.DataFrame]:
     if attention is None:
         attention = [torch.rand(x.n_heads, x.n_tokens).clamp(min=1e-4) for x in cache.layers]
     words = [f"${i}" for i in range(cache.n_tokens)]
-    result = tables(Subject(sweep(cache, 1.0), attention, words), "all")
+    result = tables(Subject(sweep(caches.with_attention(cache, attention), 1.0), words), "all")
     text = cache.before(cache.n_prompt)
     stages = generation_stages(text, cache, thresholds(text, 1.0))
     result["tokens/generation_stages_comparison"] = stages

@@ -1,6 +1,17 @@
 """Which picture each table feeds: the file's name without its ending -> how it is drawn."""
 
-from visualization import embeddings, generation, heads, layers, magnitudes, tokens, tucker
+from visualization import (
+    dimensions,
+    embeddings,
+    generation,
+    heads,
+    layers,
+    magnitudes,
+    pruning,
+    similarity,
+    tokens,
+    tucker,
+)
 
 PICTURES = {
     "layers/layer_statistics": layers.layer_statistics,
@@ -14,6 +25,17 @@ PICTURES = {
     "tokens/generation_stages_comparison": generation.generation_stages_comparison,
     "embeddings/embedding_consistency": embeddings.embedding_consistency,
     "embeddings/sparse_dense_embedding_patterns": embeddings.sparse_dense_embedding_patterns,
+    "embeddings/dimension_compression": dimensions.dimension_compression,
+    "similarity/layer_similarity_matrix": similarity.layer_similarity_matrix,
+    "similarity/head_similarity_matrix": similarity.head_similarity_matrix,
+    "similarity/token_similarity_matrix": similarity.token_similarity_matrix,
+    "similarity/token_kv_similarity_matrices": similarity.token_kv_similarity_matrices,
+    "similarity/token_embedding_patterns": similarity.token_embedding_patterns,
+    "similarity/embedding_dimension_correlations": similarity.embedding_dimension_correlations,
+    "similarity/embedding_dimension_groups": dimensions.embedding_dimension_groups,
+    "pruning/pruning_impact": pruning.pruning_impact,
+    "pruning/heuristics_on_trial": pruning.heuristics_on_trial,
+    "pruning/cost_of_each_part": pruning.cost_of_each_part,
     "tucker/tucker_components": tucker.tucker_components,
     "tucker/layer_sensitivity": tucker.layer_sensitivity,
     "tucker/rank_sensitivity": tucker.rank_sensitivity,

@@ -63,14 +63,16 @@ def figure(
     gap: tuple[float, float] = (0.95, 1.0),
     right: float = 0.25,
     bottom: float = 0.65,
+    left: float = 0.95,
     head: float = 0.4,
     **subplots,
 ):
     """A figure with a title, the model and text it shows, and its axes.
 
     Everything is in inches: `size`, the `gap` between panels (across, down), the margins to the
-    `right` and `bottom`, and the `head` room above the upper panels. Fixed margins, since letting
-    matplotlib find them takes as long as all the drawing. `subplots` goes to `Figure.subplots`.
+    `left`, `right` and `bottom`, and the `head` room above the upper panels. Fixed margins, since
+    letting matplotlib find them takes as long as all the drawing. `subplots` goes to
+    `Figure.subplots`.
     """
     width, height = size
     fig = Figure(figsize=size)
@@ -79,7 +81,7 @@ def figure(
     fig.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=13, fontweight="bold")
     small = {"ha": "center", "va": "top", "fontsize": 9, "color": "#555555", "linespacing": 1.4}
     fig.text(0.5, 1 - 0.38 / height, "\n".join(lines), **small)
-    left, top = 0.95, 0.38 + 0.18 * len(lines) + head
+    top = 0.38 + 0.18 * len(lines) + head
     across = (width - left - right - gap[0] * (columns - 1)) / columns
     down = (height - top - bottom - gap[1] * (rows - 1)) / rows
     fig.subplots_adjust(
@@ -117,6 +119,23 @@ def by_kind(table: pd.DataFrame):
 def from_zero(ax: Axes, highest: float) -> None:
     """A vertical axis from 0 to a little above the highest value, which may be 0 as well."""
     ax.set_ylim(0, 1.08 * highest if highest > 0 else 1)
+
+
+def log_from(ax: Axes, values: pd.Series, axis: str = "x") -> float:
+    """A logarithmic axis for values of which some may be 0; returns what those are drawn at, half
+    the smallest of the others."""
+    positive = values[values > 0]
+    floor = positive.min() / 2 if len(positive) else 1e-6
+    top = max(3 * values.max(), 10 * floor)
+    if axis == "x":
+        ax.set_xscale("log")
+        ax.set_xlim(floor / 1.5, top)
+        plain_log(ax.xaxis)
+    else:
+        ax.set_yscale("log")
+        ax.set_ylim(floor / 1.5, top)
+        plain_log(ax.yaxis)
+    return floor
 
 
 def percent(axis) -> None:
