@@ -5,6 +5,7 @@ them on its start (data/config_check.py) and names a constant that makes no sens
 """
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,6 +93,11 @@ def _shares(text: str) -> tuple[float, ...]:
     return _listed(text, float, "shares such as 0.75,0.5")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """coded,kivi -> ("coded", "kivi")"""
+    return tuple(name.strip() for name in text.split(","))
+
+
 def _layers(text: str) -> tuple[int, ...]:
     """0,1,2 -> (0, 1, 2)"""
     return _listed(text, int, "layers such as 0,1,2")
@@ -126,7 +132,7 @@ def _set_by(constant: str, group: str, text: str, **options):
 
 
 WHAT, MODEL, TEXT, SCORING = "what to do", "model", "text", "scoring, by modes that compress"
-RANKS, PRUNE, OUTPUT = "tucker and compress", "prune", "output"
+RANKS, PRUNE, COMPARE, OUTPUT = "tucker and compress", "prune", "compare and store", "output"
 SWITCH = {"action": "store_true"}
 EITHER = {"action": argparse.BooleanOptionalAction}
 
@@ -205,6 +211,23 @@ class RunConfig:
     trial: bool = _flag(
         False, PRUNE, "put the heuristics on trial: measure each layer and KV head", **SWITCH
     )
+    methods: tuple[str, ...] | None = _flag(
+        None, COMPARE, "only these families of methods: coded,kivi", type=_names
+    )
+    quick: bool = _flag(False, COMPARE, "fewer settings, texts and scored tokens", **SWITCH)
+    max_bits: float | None = _flag(None, COMPARE, "budget: bits per value", type=float)
+    max_bytes_per_token: float | None = _flag(
+        None, COMPARE, "budget: stored bytes per token of context", type=float
+    )
+    max_kl: float | None = _flag(None, COMPARE, "budget: nats per token", type=float)
+    memory_gib: float | None = _flag(
+        None, COMPARE, "a card's memory: how long could a context be?", type=float
+    )
+    show_generation: int = _flag(
+        0, COMPARE, "tokens to generate from the full and the compressed cache, side by side"
+    )
+    save_compressed: str | None = _flag(None, COMPARE, "store: the file of a compressed prompt")
+    load_compressed: str | None = _flag(None, COMPARE, "store: go on from such a file")
     output_dir: str = _set_by("OUTPUT_DIR", OUTPUT, "folder of the results")
     quiet: bool = _flag(False, OUTPUT, "no progress bars and no findings", **SWITCH)
 
@@ -222,6 +245,12 @@ class RunConfig:
             for share in given if isinstance(given, tuple) else (given,):
                 if share is not None and not 0 < share <= 1:
                     raise UsageError(f"--{name}: {share:g} is no share above 0 and at most 1.")
+        for name in ("max_bits", "max_bytes_per_token", "max_kl", "memory_gib"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{name} is {value:g}: it takes a number above 0.")
+        if self.show_generation < 0:
+            raise UsageError(f"--show_generation is {self.show_generation}: 0 or more tokens.")
         if not self.output_dir.strip():
             raise UsageError("--output_dir is empty: give a folder.")
         if self.wikitext_index < 0:

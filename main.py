@@ -3,9 +3,6 @@
 Start-up imports stay light; each mode imports what it needs.
 """
 
-import argparse
-import io
-import logging
 import os
 import signal
 import sys
@@ -18,6 +15,8 @@ from pathlib import Path
 import config
 from config import RunConfig, UsageError
 from data import config_check
+from data.flags import parser as flag_parser
+from visualization import terminal
 
 STARTED = time.perf_counter()
 
@@ -202,64 +201,6 @@ MODES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(f"{message}. `python main.py --help` shows all flags.")
-
-
-def parser() -> argparse.ArgumentParser:
-    """All flags: the fields of RunConfig, with their groups, texts and defaults."""
-    p = _Parser(
-        prog="main.py",
-        description="Extract the KV cache of a language model on real text, analyse and draw it, "
-        "compress it, and measure what that costs.",
-        epilog="Defaults are edited in config.py.",
-        allow_abbrev=False,
-    )
-    groups = {f.metadata["group"]: None for f in fields(RunConfig)}
-    groups = {name: p.add_argument_group(name) for name in groups}
-    defaults = RunConfig()
-    for flag in fields(RunConfig):
-        options = dict(flag.metadata)
-        group, default = groups[options.pop("group")], getattr(defaults, flag.name)
-        if flag.name == "mode":
-            options["choices"] = list(MODES)
-        if isinstance(default, int | float) and not isinstance(default, bool):
-            options.setdefault("type", type(default))
-        if default not in (None, False):
-            shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            options["help"] += f" (default: {shown})".replace("%", "%%")
-        group.add_argument(f"--{flag.name}", default=default, **options)
-    return p
-
-
-class _Notices(logging.Handler):
-    """Writes notices to stderr, above a bar where one is shown."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(f"note: {record.getMessage()}", file=sys.stderr)
-
-
-def _start(quiet: bool) -> None:
-    """Notices go to stderr as they are; bars only to a terminal that wants them."""
-    if quiet or not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for package in ("data", "analysis", "compression", "visualization"):
-        logging.getLogger(package).handlers = [_Notices()]
-
-
-def _usable_streams() -> None:
-    """A closed stream swallows what is written; one that lacks a character shows its escape."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        if isinstance(getattr(sys, name), io.TextIOWrapper):
-            getattr(sys, name).reconfigure(errors="backslashreplace")
-
-
 def _terminate(*_) -> None:
     raise SystemExit(143)  # a kill cleans up as Ctrl-C does
 
@@ -268,9 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for what a person can mend, 130 for Ctrl-C."""
     try:
         config_check.check()
-        flags = vars(parser().parse_args(arguments))
+        flags = vars(flag_parser(MODES).parse_args(arguments))
         run = RunConfig(**{f.name: flags[f.name] for f in fields(RunConfig)})
-        _start(run.quiet)
+        terminal.start(run.quiet)
         MODES[run.mode](run)
         sys.stdout.flush()
     except UsageError as error:
@@ -290,6 +231,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _usable_streams()
+    terminal.usable_streams()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

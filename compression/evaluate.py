@@ -20,6 +20,7 @@ from tqdm import tqdm
 from compression.base import Compressor
 from config import UsageError
 from data.cache import KINDS, KVCache
+from data.rows import Rows
 from data.scoring import Continuation
 
 MEASURES = (
@@ -101,10 +102,17 @@ class Judge:
             "restore_s": restore_s,
         }
 
-    def scores(self, methods: Iterable[Compressor]) -> list[dict]:
-        """The rows of several methods, each once."""
-        methods = dict.fromkeys(methods)
-        return [self.score(m) for m in tqdm(methods, desc="Score", unit="method", leave=False)]
+    def scores(self, methods: Iterable[Compressor], kept: Rows | None = None) -> list[dict]:
+        """The rows of several methods, each once; those `kept` from an earlier run are taken, and
+        new ones are kept."""
+        found = {}
+        bar = tqdm(dict.fromkeys(methods), desc="Score", unit="method", leave=False)
+        for method in bar:
+            row = kept.get(method) if kept else None
+            found[method] = self.score(method) if row is None else row
+            if kept and row is None:
+                kept.put(method, found[method])
+        return list(found.values())
 
     def verdict(self, restored: KVCache, name: str = "") -> dict:
         """Perplexities, KL(full || restored) and agreement over the scored tokens."""
@@ -122,6 +130,14 @@ class Judge:
             "kl_p99_nats": kl.quantile(0.99).item(),
             "top1_agreement": agree,
         }
+
+    def recall(self, restored: KVCache, n_answer: int) -> tuple[bool, float]:
+        """Whether the last `n_answer` tokens of the continuation are what the model would say, and
+        the probability that it does."""
+        found = self.continuation.log_probabilities(restored)[-n_answer:]
+        answer = self.continuation.token_ids[-n_answer:].to(found.device)
+        right = bool((found.argmax(-1) == answer).all())
+        return right, found.gather(1, answer[:, None]).sum().exp().item()
 
     def _mean_nats(self, log_probabilities: torch.Tensor, name: str) -> float:
         nats = self.continuation.nats(log_probabilities).double().mean().item()

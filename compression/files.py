@@ -1,13 +1,14 @@
 """A compressed cache in a file: safetensors, the settings and shapes as JSON in its header."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from compression.base import CacheShape, Compressed, LayerShape, ModelSide
+from compression.base import CacheShape, Compressed, LayerShape, ModelSide, Tensors
 from compression.methods import METHODS
 from config import UsageError
 from data.rotary import Rotary
@@ -15,17 +16,25 @@ from data.rotary import Rotary
 FORMAT = "1"
 
 
-def save(compressed: Compressed, file: Path) -> None:
-    """Write what is stored, and nothing else but a header."""
+def save(compressed: Compressed, file: Path, **facts: str) -> None:
+    """Write what is stored, and nothing else but a header, which also holds the `facts`."""
     metadata = {
         "format": FORMAT,
         "method": compressed.compressor.name,
         "settings": json.dumps(compressed.compressor.settings()),
         "shape": json.dumps(asdict(compressed.shape)),
+        "facts": json.dumps(facts),
     }
     if compressed.compressor.model_side is not None:
         metadata["model_side"] = compressed.compressor.model_side.identity
+    metadata["sha256"] = _checksum(metadata, compressed.stored)
     save_file(compressed.stored, file, metadata=metadata)
+
+
+def _checksum(metadata: dict[str, str], stored: Tensors) -> str:
+    """Over the header and every stored byte."""
+    header = json.dumps({k: v for k, v in sorted(metadata.items()) if k != "sha256"})
+    return hashlib.sha256((header + ModelSide(stored, "").identity).encode()).hexdigest()
 
 
 def _layer_shape(layer: dict) -> LayerShape:
@@ -35,13 +44,34 @@ def _layer_shape(layer: dict) -> LayerShape:
     return LayerShape(**layer, rotary=rotary)
 
 
+def read_facts(file: Path) -> dict[str, str]:
+    """The facts that a file was saved with, and `method` and, where it has one, `model_side`."""
+    metadata, _ = _content(file, tensors=False)
+    facts = {name: metadata[name] for name in ("method", "model_side") if name in metadata}
+    return json.loads(metadata["facts"]) | facts
+
+
+def _content(file: Path, tensors: bool = True) -> tuple[dict[str, str], Tensors]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            names = list(opened.keys()) if tensors else []
+            stored = {name: opened.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{file} cannot be read as a compressed cache: {error}.") from None
+    if metadata.get("format") != FORMAT:
+        raise UsageError(f"{file} has format {metadata.get('format')}, not {FORMAT}.")
+    return metadata, stored
+
+
 def load(file: Path, model_side: ModelSide | None = None) -> Compressed:
-    """Read what `save` wrote; model_side: what the method had learned of the model, if it had."""
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{file} has format {metadata.get('format')}, not {FORMAT}")
-        stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    """Read what `save` wrote; model_side: what the method had learned of the model, if it had.
+
+    Raises UsageError for a file that is damaged, of another format or of another calibration.
+    """
+    metadata, stored = _content(file)
+    if _checksum(metadata, stored) != metadata.get("sha256"):
+        raise UsageError(f"{file} is damaged: its checksum does not fit; compress the text again.")
     side = {} if "model_side" not in metadata else {"model_side": model_side}
     method = METHODS[metadata["method"]](**json.loads(metadata["settings"]), **side)
     if side and method.model_side.identity != metadata["model_side"]:

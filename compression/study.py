@@ -7,7 +7,7 @@ from typing import ClassVar
 import pandas as pd
 
 import config
-from compression.base import Compressor
+from compression.base import Compressor, ModelSide
 from compression.evaluate import Judge
 from config import RunConfig
 from data.cache import KVCache
@@ -18,9 +18,13 @@ Tables = dict[str, pd.DataFrame]
 class BaseStudy(ABC):
     """context: tokens whose cache is compressed. probes: whether caches come with the attention
     that tokens receive. n_learned: how many other texts `learn` is shown before. methods: what is
-    scored on every text, decided by `look`."""
+    scored on every text, decided by `prepare` or `look`. calibrates: whether methods need what was
+    learned of the model, which `prepare` is given. keeps_rows: whether finished rows are kept for
+    the next run."""
 
     title: ClassVar[str]
+    calibrates: bool = False
+    keeps_rows: ClassVar[bool] = False
     probes: bool = False
     n_learned: int = 0
 
@@ -29,6 +33,14 @@ class BaseStudy(ABC):
         self.run = run
         self.context = run.context(config.CONTEXT_TOKENS)
         self.methods: list[Compressor] = []
+
+    def prepare(self, model_side: ModelSide | None) -> None:
+        """Take what was learned of the model; None where nothing had to be."""
+        self.model_side = model_side
+
+    def refused(self) -> str | None:
+        """What a person asked for and cannot have, told after all results are written."""
+        return None
 
     def learn(self, cache: KVCache, name: str) -> None:
         """See the cache of a text that is not scored; only where `n_learned` asks for some."""

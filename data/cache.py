@@ -11,6 +11,7 @@ from config import UsageError
 from data.rotary import Rotary
 
 KINDS = ("key", "value")
+PER_ENTRY = ("keep", "attention", "recent_attention")  # (kv_heads, tokens), or None
 BYTES_PER_ENTRY = 2  # caches are served in 16 bits, whatever dtype a run computes in
 
 
@@ -29,6 +30,7 @@ class LayerKV:
     rotary: what rotated the keys by position; None where that is not known.
     attention: (kv_heads, tokens), the mean weight that each token's key received from the text's
         queries that can see it; None where it was not measured.
+    recent_attention: the same of the text's last few queries alone.
     """
 
     keys: torch.Tensor
@@ -39,6 +41,7 @@ class LayerKV:
     keep: torch.Tensor | None = None
     rotary: Rotary | None = None
     attention: torch.Tensor | None = None
+    recent_attention: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.keys.ndim != 3 or self.values.ndim != 3:
@@ -53,7 +56,7 @@ class LayerKV:
             )
         if self.positions.shape != (self.n_tokens,):
             raise ValueError(f"{tuple(self.positions.shape)} positions for {self.n_tokens} tokens")
-        for name in ("keep", "attention"):
+        for name in PER_ENTRY:
             per_entry = getattr(self, name)
             if per_entry is not None and per_entry.shape != self.keys.shape[:2]:
                 raise ValueError(
@@ -97,8 +100,9 @@ class LayerKV:
             keys=self.keys[:, :n],
             values=self.values[:, :n],
             positions=self.positions[:n],
-            keep=None if self.keep is None else self.keep[:, :n],
-            attention=None if self.attention is None else self.attention[:, :n],
+            **{
+                name: None if (x := getattr(self, name)) is None else x[:, :n] for name in PER_ENTRY
+            },
         )
 
 

@@ -203,12 +203,8 @@ def _rotary(model, tables: dict, index: int, layer, settings) -> Rotary | None:
 def _with_attention(probe: AttentionProbe, layers: tuple[LayerKV, ...]) -> tuple[LayerKV, ...]:
     """The layers with the probe's measurements at the tokens that each still holds."""
     measured = probe.received({layer.index: layer.keys for layer in layers})
-    return tuple(
-        replace(
-            layer,
-            attention=None
-            if (all_tokens := measured[layer.index]) is None
-            else all_tokens[:, layer.positions],
-        )
-        for layer in layers
-    )
+    watched = []
+    for layer in layers:
+        held = [x if x is None else x[:, layer.positions] for x in measured[layer.index]]
+        watched.append(replace(layer, attention=held[0], recent_attention=held[1]))
+    return tuple(watched)

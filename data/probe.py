@@ -13,6 +13,7 @@ import torch
 from data.attention import wrapped_attention
 
 BLOCK_SCORES = 2**20  # attention scores held at a time (4 MB): never tokens x tokens
+RECENT_QUERIES = 32  # the last ones, whose attention is measured apart as well
 BENDS_WEIGHTS = ("softcap", "s_aux", "position_bias")  # arguments that a plain softmax leaves out
 
 
@@ -24,6 +25,8 @@ class _Call:
     key_address: int
     weight_sums: torch.Tensor  # (key_heads, tokens) over all queries, mean over a key's query heads
     seen_by: torch.Tensor  # (tokens,) queries that can see each key
+    recent_sums: torch.Tensor  # both of the last queries alone
+    recent_seen_by: torch.Tensor
 
 
 @dataclass
@@ -39,52 +42,66 @@ class AttentionProbe:
         with wrapped_attention(model, self._attend):
             yield self
 
-    def received(self, keys: dict[int, torch.Tensor]) -> dict[int, torch.Tensor | None]:
-        """Mean attention weight that each token's key received from the queries that can see it.
+    def received(self, keys: dict[int, torch.Tensor]) -> dict[int, tuple]:
+        """Mean attention weight that each token's key received from the queries that can see it,
+        and from the last `RECENT_QUERIES` of them.
 
         keys: layer index -> cached keys (kv_heads, tokens, dim).
-        Returns layer index -> (kv_heads, n_tokens), None where nothing was seen. Calls of layers
-        that read another layer's cache count for the layer that holds it.
+        Returns layer index -> two of (kv_heads, n_tokens), None where nothing was seen. Calls of
+        layers that read another layer's cache count for the layer that holds it.
         """
         owners = {tensor.data_ptr(): layer for layer, tensor in keys.items()}
         owners |= {c.key_address: c.layer for c in self._calls if c.layer in keys}
-        sums: dict[int, torch.Tensor | None] = dict.fromkeys(keys)
-        seen: dict[int, torch.Tensor] = {}
+        totals: dict[int, list] = {layer: [0, 0, 0, 0] for layer in keys}
         for call in self._calls:
             layer = call.layer if call.layer in keys else owners.get(call.key_address)
             n_heads = keys[layer].shape[0] if layer is not None else 0
             if not n_heads or call.weight_sums.shape[0] % n_heads:
                 continue
             # Where a latent is cached, attention runs on more heads than are stored.
-            heads = call.weight_sums.unflatten(0, (n_heads, -1)).mean(1)  # (kv_heads, tokens)
-            sums[layer] = heads if sums[layer] is None else sums[layer] + heads
-            seen[layer] = seen.get(layer, 0) + call.seen_by
-        return {
-            layer: None if total is None else total / seen[layer].clamp(min=1)
-            for layer, total in sums.items()
-        }
+            sums, recent = (
+                part.unflatten(0, (n_heads, -1)).mean(1)  # (kv_heads, tokens)
+                for part in (call.weight_sums, call.recent_sums)
+            )
+            parts = (sums, call.seen_by, recent, call.recent_seen_by)
+            totals[layer] = [a + b for a, b in zip(totals[layer], parts, strict=True)]
+        return {layer: _means(*total) for layer, total in totals.items()}
 
     def _attend(self, attend, name, module, query, key, value, attention_mask, **kwargs):
         """Stands in for an attention function; shapes as in `wrapped_attention`."""
+        last = slice(-RECENT_QUERIES, None)
+        few = attention_mask if attention_mask is None else attention_mask[:, :, last]
         if name == "eager":  # returns its weights
             output, sums = _in_blocks(attend, module, query, key, value, attention_mask, kwargs)
+            some = query[:, :, last] if few is not None and few.shape[2] > 1 else query
+            _, recent = _in_blocks(attend, module, some, key, value, few, kwargs)
         else:
             output = attend(module, query, key, value, attention_mask, **kwargs)
             if any(kwargs.get(name) is not None for name in BENDS_WEIGHTS):
                 return output
-            sums = softmax_sums(query[0], key[0], attention_mask, kwargs.get("scaling"))
+            scaling = kwargs.get("scaling")
+            sums = softmax_sums(query[0], key[0], attention_mask, scaling)
+            recent = softmax_sums(query[0][:, last], key[0], few, scaling)
         n_keys = key.shape[-2]
         pad = (self.n_tokens - n_keys, 0)  # keys end where the sequence ends
         seen = _seen_by(attention_mask, query.shape[-2], n_keys, key.device)
+        n_last = min(RECENT_QUERIES, query.shape[-2])
+        seen_lately = _seen_by(few, n_last, n_keys, key.device)
         self._calls.append(
             _Call(
                 getattr(module, "layer_idx", None),
                 key.data_ptr(),
-                torch.nn.functional.pad(sums, pad),
-                torch.nn.functional.pad(seen, pad),
+                *(torch.nn.functional.pad(x, pad) for x in (sums, seen, recent, seen_lately)),
             )
         )
         return output
+
+
+def _means(sums, seen, recent, seen_lately) -> tuple:
+    """(kv_heads, tokens) means of sums that may be 0 where nothing was seen: then None."""
+    if isinstance(sums, int):
+        return None, None
+    return sums / seen.clamp(min=1), recent / seen_lately.clamp(min=1)
 
 
 def _blocks(n_queries: int, scores_per_query: int) -> list[slice]:

@@ -12,6 +12,7 @@ from data import texts
 from data.attention import wrapped_attention
 from data.cache import KVCache, LayerKV
 from data.models import LoadedModel
+from data.resume import greedy
 from data.texts import Sample
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,13 @@ class Continuation:
         with _evicted_hidden(self.loaded, cache):
             logits = model(fed, past_key_values=past, use_cache=True).logits[0]
         return torch.log_softmax(logits.float(), dim=-1)
+
+    @torch.no_grad()
+    def greedy(self, cache: KVCache, n_tokens: int) -> list[int]:
+        """The most likely `n_tokens` after the context and the first token that follows it."""
+        past = _filled(self.past, cache, self.loaded.model.dtype)
+        with _evicted_hidden(self.loaded, cache):
+            return greedy(self.loaded, past, int(self.token_ids[0]), n_tokens)
 
     def nats(self, log_probabilities: torch.Tensor) -> torch.Tensor:
         """(scored,) nats that the true next tokens cost."""

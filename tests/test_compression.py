@@ -152,8 +152,27 @@ def test_a_file_of_another_format_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"format": "0"})
-    with pytest.raises(ValueError, match="has format 0, not 1"):
+    with pytest.raises(UsageError, match="has format 0, not 1"):
         files.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("at", [0, 9, 60, -1, -100])
+def test_a_damaged_file_is_refused_and_never_wrong_tensors(tmp_path, at):
+    file = tmp_path / "cache.safetensors"
+    files.save(METHODS["pca"]().compress(caches.alike().in_16_bits()), file)
+    content = bytearray(file.read_bytes())
+    content[at] ^= 0x10
+    file.write_bytes(content)
+    with pytest.raises(UsageError):
+        files.load(file)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    file = tmp_path / "cache.safetensors"
+    files.save(METHODS["pca"]().compress(caches.alike().in_16_bits()), file)
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UsageError, match="cannot be read as a compressed cache"):
+        files.load(file)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from data.extraction import prefill
-from data.probe import AttentionProbe, softmax_sums
+from data.probe import RECENT_QUERIES, AttentionProbe, softmax_sums
 from tests import families
 
 PROBED = sorted(set(families.SETTINGS) - families.WITHOUT_PROBE)
@@ -50,6 +50,11 @@ def test_attention_received_is_the_mean_of_the_models_own_weights(name):
         )
         expected = mean_received(weights, sees, layer.n_heads)[:, layer.positions]
         torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-5)
+        sees[:-RECENT_QUERIES] = (
+            False  # what none of the last sees gets nothing
+        )
+        lately = mean_received(weights, sees, layer.n_heads).nan_to_num(0)[:, layer.positions]
+        torch.testing.assert_close(layer.recent_attention, lately, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", PROBED)
@@ -115,7 +120,7 @@ def test_layers_that_read_another_layers_cache_count_for_its_owner():
     total = (by_layer[1].weight_sums + by_layer[3].weight_sums) / (
         by_layer[1].seen_by + by_layer[3].seen_by
     )
-    torch.testing.assert_close(owned[1], total)
+    torch.testing.assert_close(owned[1][0], total)
 
 
 def test_the_look_up_is_put_back_when_the_model_fails():

@@ -1,6 +1,7 @@
 """Which picture each table feeds: the file's name without its ending -> how it is drawn."""
 
 from visualization import (
+    compare,
     dimensions,
     embeddings,
     generation,
@@ -36,6 +37,9 @@ PICTURES = {
     "pruning/pruning_impact": pruning.pruning_impact,
     "pruning/heuristics_on_trial": pruning.heuristics_on_trial,
     "pruning/cost_of_each_part": pruning.cost_of_each_part,
+    "compare/pareto": compare.pareto,
+    "compare/perplexity": compare.perplexity,
+    "compare/needle": compare.needle,
     "tucker/tucker_components": tucker.tucker_components,
     "tucker/layer_sensitivity": tucker.layer_sensitivity,
     "tucker/rank_sensitivity": tucker.rank_sensitivity,

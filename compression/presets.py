@@ -1,0 +1,134 @@
+"""The settings that `--mode compare` measures, by family: label -> (method, its settings)."""
+
+from collections.abc import Iterable
+
+import config
+from compression.base import Compressor, ModelSide
+from compression.methods import METHODS
+from config import UsageError
+
+Setting = tuple[str, dict]
+ENDS = {"sink_tokens": 4, "recent_tokens": 64}
+CODED_STEPS = (1.8e-5, 2.6e-5, 3.6e-5, 4.8e-5, 6.6e-5, 9.2e-5, 1.3e-4)
+KEPT = (0.75, 0.5, 0.25)
+
+
+def _kept(method: str, **settings) -> dict[str, Setting]:
+    return {f"{method} {keep:g}": (method, {"keep": keep, **settings}) for keep in KEPT}
+
+
+def _scored(score: str) -> dict[str, Setting]:
+    settings = {"score": score, "sink_tokens": 4}
+    return {f"{score} {k:g}": ("evict_tokens", {"keep": k, **settings}) for k in KEPT}
+
+
+def _bits(method: str, **settings) -> dict[str, Setting]:
+    return {f"{method}-{bits}": (method, {"bits": bits, **settings}) for bits in (4, 3, 2)}
+
+
+FAMILIES: dict[str, dict[str, Setting]] = {
+    "none": {"none": ("none", {})},
+    "coded": {f"coded {step:.1e}": ("coded", {"step": step}) for step in CODED_STEPS},
+    "fp8": {"fp8": ("fp8", {})},
+    "int8": {"int8": ("int8", {})},
+    "kivi": _bits("kivi", recent_tokens=64),
+    "rotated": _bits("rotated", **ENDS),
+    "svd": {
+        f"svd {keep:g}": ("svd", {"keep": keep, "unrotated_keys": True, **ENDS}) for keep in KEPT
+    },
+    "cross_layer_svd": {
+        f"cross_layer_svd {keep:g}": (
+            "cross_layer_svd",
+            {"keep": keep, "unrotated_keys": True, **ENDS},
+        )
+        for keep in KEPT
+    },
+    "tucker": {
+        f"tucker {ranks[0]}/{ranks[1]}": (
+            "tucker",
+            {
+                "token_rank": ranks[0],
+                "embedding_rank": ranks[1],
+                "unrotated_keys": True,
+                **ENDS,
+            },
+        )
+        for ranks in ((32, 32), (64, 48), (128, 64))
+    },
+    "pca": {
+        f"pca {keep:g}": ("pca", {"keep": keep, "unrotated_keys": True, **ENDS}) for keep in KEPT
+    },
+    "recent": _scored("recent"),
+    "key_norm": _scored("key_norm"),
+    "random": _scored("random"),
+    "heavy_hitter": _kept("heavy_hitter"),
+    "snapkv": _kept("snapkv"),
+    "key_diff": _kept("key_diff"),
+}
+QUICK = {
+    "coded": ("coded 3.6e-05", "coded 6.6e-05"),
+    "kivi": ("kivi-4", "kivi-2"),
+    "rotated": ("rotated-4",),
+    "svd": ("svd 0.5",),
+    "cross_layer_svd": (),
+    "tucker": ("tucker 32/32",),
+    "pca": (),
+    "recent": ("recent 0.5",),
+    "key_norm": ("key_norm 0.5",),
+    "random": (),
+    "heavy_hitter": (),
+    "snapkv": ("snapkv 0.5",),
+    "key_diff": (),
+}
+# Family -> the setting of a serving engine that stores alike
+ENGINES = {
+    "fp8": "vLLM --kv-cache-dtype fp8_e4m3",
+    "int8": "llama.cpp -ctk q8_0 -ctv q8_0",
+    "kivi": 'transformers cache_implementation="quantized", cache_config={"nbits": 4 or 2}; '
+    "llama.cpp -ctk q4_0 -ctv q4_0",
+}
+
+
+def chosen(families: Iterable[str] | None, quick: bool) -> dict[str, dict[str, Setting]]:
+    """The settings of these families, or of all; always with the untouched cache."""
+    unknown = sorted(set(families or ()) - set(FAMILIES))
+    if unknown:
+        raise UsageError(f"--methods: {unknown[0]} is none of {', '.join(FAMILIES)}.")
+    found = {}
+    for family, settings in FAMILIES.items():
+        if families is not None and family not in families and family != "none":
+            continue
+        if quick and families is None:
+            settings = {k: v for k, v in settings.items() if k in QUICK.get(family, settings)}
+        if settings:
+            found[family] = settings
+    return found
+
+
+def made(setting: Setting, model_side: ModelSide | None) -> Compressor:
+    """The method of a setting; those that are calibrated get what was learned of the model."""
+    name, settings = setting
+    method = METHODS[name]
+    side = {} if method.model_side is None and not calibrated(name) else {"model_side": model_side}
+    return method(**settings, **side)
+
+
+def calibrated(name: str) -> bool:
+    """Whether a method has a model side to be learned."""
+    return "model_side" in METHODS[name].__dataclass_fields__
+
+
+def fitting_in(settings: dict[str, Setting], n_dims: int, n_tokens: int) -> dict[str, Setting]:
+    """Those that a model with so many heads x dims, and a context of so many tokens, allows: ranks
+    beyond them are left out."""
+
+    def fits(setting: Setting) -> bool:
+        ranks = setting[1].get("token_rank"), setting[1].get("embedding_rank")
+        return None in ranks or (ranks[0] <= min(n_tokens, n_dims) and ranks[1] <= n_dims)
+
+    return {label: setting for label, setting in settings.items() if fits(setting)}
+
+
+def smallest_context() -> int:
+    """Tokens below which the ends that stay plain are all there is."""
+    return config.SINK_TOKENS + config.RECENT_TOKENS + 1

@@ -1,0 +1,48 @@
+"""Needles: a made-up fact placed at a depth of real text and asked for at its end. Eviction can
+leave perplexity alone and lose the needle, and the reverse."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from data.models import LoadedModel
+
+DEPTHS = (0.1, 0.5, 0.9)  # of the context
+NAMES = ("Amber", "Cedar", "Falcon", "Harbor", "Indigo", "Juniper", "Lantern", "Marble")
+FACT = "\nThe secret number of {name} is {number}. Remember it.\n"
+QUESTION = (
+    "\n\nQuestion: What is the secret number of {name}?\nAnswer: The secret number of {name} is"
+)
+
+
+@dataclass(frozen=True)
+class Needle:
+    """context: (tokens,) ids with the fact in them. follows: the question and the answer. The last
+    `n_answer` of them are the answer."""
+
+    depth: float
+    context: torch.Tensor
+    follows: torch.Tensor
+    n_answer: int
+
+
+def needles(loaded: LoadedModel, ids: torch.Tensor, n_tokens: int) -> list[Needle]:
+    """One needle at each depth of the text `ids`, in contexts of `n_tokens` tokens; a name and a
+    number of five digits for each, the same on every run."""
+    rng = random.Random(0)
+    found = []
+    for depth in DEPTHS:
+        name, number = rng.choice(NAMES), str(rng.randrange(10_000, 100_000))
+        fact = _ids(loaded, FACT.format(name=name, number=number))
+        question = _ids(loaded, QUESTION.format(name=name))
+        answer = _ids(loaded, f" {number}")
+        text = ids[: n_tokens - len(fact)]
+        at = round(depth * len(text))
+        context = torch.cat([text[:at], fact, text[at:]])
+        found.append(Needle(depth, context, torch.cat([question, answer]), len(answer)))
+    return found
+
+
+def _ids(loaded: LoadedModel, text: str) -> torch.Tensor:
+    return torch.tensor(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,41 @@
+"""Going on from a restored cache: what `model.generate` takes, and plain greedy continuation."""
+
+import torch
+from transformers import DynamicCache
+
+from config import UsageError
+from data.cache import KVCache
+from data.models import LoadedModel
+
+
+def as_past(loaded: LoadedModel, cache: KVCache) -> DynamicCache:
+    """The model's own kind of cache with this content, for `past_key_values`.
+
+    Raises UsageError for a cache with evicted entries, which a model cannot be told of, and for
+    models that keep states beside keys and values, which a KVCache does not hold.
+    """
+    if any(layer.keep is not None for layer in cache.layers):
+        raise UsageError("A cache with evicted entries cannot be generated from: keep all tokens.")
+    past = DynamicCache(config=loaded.model.config.get_text_config())
+    held = {layer.index: layer for layer in cache.layers}
+    if len(past.layers) not in (0, len(held)):
+        raise UsageError(
+            f"{loaded.name} keeps more than keys and values: its prompts cannot be restored."
+        )
+    for index, layer in sorted(held.items()):
+        both = (x[None].to(loaded.device, loaded.model.dtype) for x in (layer.keys, layer.values))
+        past.update(*both, index)
+        if hasattr(past.layers[index], "cumulative_length"):  # of a window that has forgotten some
+            past.layers[index].cumulative_length = cache.n_tokens
+    return past
+
+
+@torch.no_grad()
+def greedy(loaded: LoadedModel, past, token: int, n_tokens: int) -> list[int]:
+    """The `n_tokens` most likely tokens after `token`, which follows what `past` holds."""
+    found = []
+    fed = torch.tensor([[token]], device=loaded.device)
+    for _ in range(n_tokens):
+        fed = loaded.model(fed, past_key_values=past, use_cache=True).logits[:, -1:].argmax(-1)
+        found.append(int(fed))
+    return found
