@@ -115,13 +115,12 @@ def _study(module: str, run: RunConfig) -> None:
     """A mode that compresses: prefill each text once, score all methods on it, draw, deliver."""
     import pandas as pd
 
-    from compression.evaluate import Judge, as_records, summary
-    from data import extraction, models, scoring
+    from compression.evaluate import as_records, summary
+    from data import models, scoring
     from data.record import RunRecord
     from visualization.output import OutputFolder
 
     study = import_module(f"compression.{module}").Study(run)
-    rows = []
     with OutputFolder(run.output_dir) as output, RunRecord(run, STARTED) as record:
         with record.phase("load"):
             loaded = models.load(run)
@@ -129,20 +128,7 @@ def _study(module: str, run: RunConfig) -> None:
             texts = scoring.long_enough(loaded, run, study.context)
             apart = [sample for sample, _ in texts]
             others = scoring.others(loaded, apart, study.context, study.n_learned)
-        for sample, ids in others:
-            with record.phase("calibration"):
-                study.learn(extraction.prefill(loaded, ids).cache, sample.name)
-        for sample, ids in texts:
-            with record.phase("prefill"):
-                start = extraction.prefill(loaded, ids[: study.context], probe=study.probes)
-            with record.phase("scoring"):
-                follows = scoring.Continuation(loaded, start.past, ids[study.context :])
-                judge = Judge(start.cache, follows)
-                if not rows:
-                    study.look(judge)
-                named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
-                rows += [named | row for row in judge.scores(study.methods)]
-        scored = pd.DataFrame(rows)
+        scored = pd.DataFrame(_scored(study, loaded, texts, others, record))
         made = study.tables(scored, summary(scored))
         sample = texts[0][0]
         _draw(output, record, made, loaded, sample, study.context, len(texts))
@@ -154,8 +140,84 @@ def _study(module: str, run: RunConfig) -> None:
         files = output.commit(f"{run.mode}.json", facts)
     if not run.quiet:
         _print_list(f"{study.title} on {loaded.name}, {sample.source}", facts["verdict"])
+        for title, text in study.continued():
+            print(f"{title}:\n  {text}\n")
         _print_list("Files", files)
         print(record.timing_line())
+    if study.refused():
+        raise UsageError(study.refused())
+
+
+def _scored(study, loaded, texts: list, others: list, record) -> list[dict]:
+    """The rows of all methods on all texts, after the study has learned what it needs to."""
+    from compression.evaluate import Judge
+    from compression.learned import warn_of_leak
+    from data import extraction, needle
+    from data.rows import Rows, model_identity
+    from data.scoring import Continuation
+
+    def judge_of(context, follows) -> Judge:
+        with record.phase("prefill"):
+            start = extraction.prefill(loaded, context, probe=study.probes)
+        with record.phase("scoring"):
+            return Judge(start.cache, Continuation(loaded, start.past, follows))
+
+    with record.phase("calibration"):
+        if study.calibrates:
+            warn_of_leak(sample for sample, _ in texts)
+        study.prepare(_learned(loaded) if study.calibrates else None)
+        for sample, ids in others:
+            study.learn(extraction.prefill(loaded, ids).cache, sample.name)
+    identity = model_identity(loaded) if study.keeps_rows else ""
+    n, rows = study.context, []
+    for sample, ids in texts:
+        named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
+        kept = Rows(identity, ids, n) if study.keeps_rows else None
+        if rows and kept and kept.complete(study.methods):
+            rows += [named | kept.get(method) for method in study.methods]
+            continue
+        judge = judge_of(ids[:n], ids[n:])
+        with record.phase("scoring"):
+            if not rows:
+                study.look(judge)
+            rows += [named | row for row in judge.scores(study.methods, kept)]
+    for each in needle.needles(loaded, texts[0][1], n) if study.seeks else ():
+        judge = judge_of(each.context, each.follows)
+        with record.phase("scoring"):
+            study.find(judge, each.depth, each.n_answer)
+    return rows
+
+
+def _learned(loaded):
+    """What is stored once for a model, learned on the first use."""
+    from compression.learned import learned
+    from data.rows import model_identity
+
+    return learned(loaded, model_identity(loaded))
+
+
+def calibrate(run: RunConfig) -> None:
+    """Learn what `coded` stores once for a model; other modes do so by themselves."""
+    from data import models
+
+    loaded = models.load(run)
+    side = _learned(loaded)
+    if not run.quiet:
+        print(f"{loaded.name} is calibrated, on {side.learned_from}.")
+
+
+def store(run: RunConfig) -> None:
+    """Keep the compressed cache of a prompt in a file, or go on from one."""
+    from compression import prompts
+    from data import models
+    from data.rows import model_identity
+
+    prompts.refuse(run)
+    loaded = models.load(run)
+    identity = model_identity(loaded)
+    do = prompts.save if run.save_compressed is not None else prompts.go_on
+    for line in do(run, loaded, identity):
+        print(line)
 
 
 def _draw(output, record, made: dict, loaded, sample, n_tokens: int, n_texts: int = 1) -> None:
@@ -197,6 +259,9 @@ MODES = {
     "tucker": partial(_study, "tucker_study"),
     "compress": partial(_study, "compress_study"),
     "prune": partial(_study, "prune_study"),
+    "compare": partial(_study, "compare_study"),
+    "calibrate": calibrate,
+    "store": store,
     "list_samples": list_samples,
 }
 

@@ -100,7 +100,9 @@ class ModelSide:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            flat = torch.empty(tensor.numel(), dtype=tensor.dtype)  # of stride 1
+            flat.copy_(tensor.flatten())
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from compression.evaluate import Judge, words
 from compression.frontier import bits_at, fitting, with_frontier
 from compression.study import BaseStudy, Tables, spread
 from config import RunConfig, UsageError
+from data.resume import side_by_side
 
 QUICK_TEXTS, QUICK_CONTEXT, QUICK_SCORED = 2, 512, 128
 QUANTISERS = ("fp8", "int8", "kivi", "rotated")
@@ -41,6 +42,7 @@ class Study(BaseStudy):
         self.calibrates = any(
             presets.calibrated(name) for each in self.settings.values() for name, _ in each.values()
         )
+        self.seeks = not run.quick
         self.labels: dict[Compressor, tuple[str, str]] = {}
         self.found: list[pd.DataFrame] = []
 
@@ -54,6 +56,7 @@ class Study(BaseStudy):
     def look(self, judge: Judge) -> None:
         weights = judge.continuation.loaded.model.parameters()
         self.weight_bytes = 2 * sum(w.numel() for w in weights)
+        self.first = judge
 
     def find(self, judge: Judge, depth: float, n_answer: int) -> None:
         """Whether the answer that ends the continuation is still found, through every method."""
@@ -118,6 +121,16 @@ class Study(BaseStudy):
             f"{near['bits_per_value']:.2f} bits per value, {near['bytes_per_token']:.0f} bytes per "
             f"token, at KL {near['kl_mean_nats']:.4f}. All results were written."
         )
+
+    def continued(self) -> list[tuple[str, str]]:
+        """What follows the first text greedily, from the untouched cache and from the best one."""
+        n, best = self.run.show_generation, self.best()
+        if not n or best is None:
+            return []
+        loaded, cache = self.first.continuation.loaded, self.first.cache
+        restored = self.method_of(best).compress(cache).restore()
+        both = [self.first.continuation.greedy(each, n) for each in (cache, restored)]
+        return side_by_side(loaded, *both, best["label"])
 
     def _within_budget(self, table: pd.DataFrame) -> str:
         best = self.best()

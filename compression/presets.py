@@ -1,6 +1,7 @@
 """The settings that `--mode compare` measures, by family: label -> (method, its settings)."""
 
 from collections.abc import Iterable
+from dataclasses import MISSING, fields
 
 import config
 from compression.base import Compressor, ModelSide
@@ -108,25 +109,14 @@ def chosen(families: Iterable[str] | None, quick: bool) -> dict[str, dict[str, S
 def made(setting: Setting, model_side: ModelSide | None) -> Compressor:
     """The method of a setting; those that are calibrated get what was learned of the model."""
     name, settings = setting
-    method = METHODS[name]
-    side = {} if method.model_side is None and not calibrated(name) else {"model_side": model_side}
-    return method(**settings, **side)
+    side = {"model_side": model_side} if calibrated(name) else {}
+    return METHODS[name](**settings, **side)
 
 
 def calibrated(name: str) -> bool:
-    """Whether a method has a model side to be learned."""
-    return "model_side" in METHODS[name].__dataclass_fields__
-
-
-def fitting_in(settings: dict[str, Setting], n_dims: int, n_tokens: int) -> dict[str, Setting]:
-    """Those that a model with so many heads x dims, and a context of so many tokens, allows: ranks
-    beyond them are left out."""
-
-    def fits(setting: Setting) -> bool:
-        ranks = setting[1].get("token_rank"), setting[1].get("embedding_rank")
-        return None in ranks or (ranks[0] <= min(n_tokens, n_dims) and ranks[1] <= n_dims)
-
-    return {label: setting for label, setting in settings.items() if fits(setting)}
+    """Whether a method cannot do without what was learned of the model."""
+    needed = [f.name for f in fields(METHODS[name]) if f.default is MISSING]
+    return "model_side" in needed
 
 
 def smallest_context() -> int:

@@ -20,11 +20,12 @@ class BaseStudy(ABC):
     that tokens receive. n_learned: how many other texts `learn` is shown before. methods: what is
     scored on every text, decided by `prepare` or `look`. calibrates: whether methods need what was
     learned of the model, which `prepare` is given. keeps_rows: whether finished rows are kept for
-    the next run."""
+    the next run. seeks: whether facts hidden in the text are to be found as well."""
 
     title: ClassVar[str]
     calibrates: bool = False
     keeps_rows: ClassVar[bool] = False
+    seeks: bool = False
     probes: bool = False
     n_learned: int = 0
 
@@ -37,6 +38,10 @@ class BaseStudy(ABC):
     def prepare(self, model_side: ModelSide | None) -> None:
         """Take what was learned of the model; None where nothing had to be."""
         self.model_side = model_side
+
+    def continued(self) -> list[tuple[str, str]]:
+        """Texts that the model goes on with, each with what it goes on from."""
+        return []
 
     def refused(self) -> str | None:
         """What a person asked for and cannot have, told after all results are written."""

@@ -30,6 +30,25 @@ def as_past(loaded: LoadedModel, cache: KVCache) -> DynamicCache:
     return past
 
 
+def side_by_side(
+    loaded: LoadedModel, full: list[int], other: list[int], name: str
+) -> list[tuple[str, str]]:
+    """Two continuations with what they came from; the first token that differs is marked."""
+    same = next((i for i, (a, b) in enumerate(zip(full, other, strict=True)) if a != b), len(full))
+    ends = "the same throughout" if same == len(full) else f"differs at token {same + 1}, after >>"
+
+    def text(ids: list[int]) -> str:
+        parts = [loaded.tokenizer.decode(part) for part in (ids[:same], ids[same:])]
+        return printable(parts[0] + (" >> " + parts[1] if parts[1] else ""))
+
+    return [("From the untouched cache", text(full)), (f"From {name}, {ends}", text(other))]
+
+
+def printable(text: str) -> str:
+    """On one line, with control and other unprintable characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @torch.no_grad()
 def greedy(loaded: LoadedModel, past, token: int, n_tokens: int) -> list[int]:
     """The `n_tokens` most likely tokens after `token`, which follows what `past` holds."""

@@ -66,7 +66,7 @@ def random_attention(cache):
 
 def with_attention(cache, attention):
     layers = zip(cache.layers, attention, strict=True)
-    layers = tuple(replace(layer, attention=received) for layer, received in layers)
+    layers = tuple(replace(x, attention=a, recent_attention=a) for x, a in layers)
     return replace(cache, layers=layers)
 
 

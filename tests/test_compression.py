@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from compression import files
+from compression.calibration import calibrate
 from compression.dimensions import fitted_bases
 from compression.methods import METHODS
 from config import UsageError
 from data.cache import KINDS
 from data.extraction import prefill
 from tests import caches, families
+from tests.test_coded import draw
 
 SETTINGS = {
     "none": [{}],
@@ -44,6 +46,30 @@ SETTINGS |= {
     "merged_heads": [{}, {"unrotated_keys": True}],  # groups of heads: test_merging.py
     "merged_tokens": [{"similarity": 0.2}, {"similarity": 1.0, "unrotated_keys": True}],
 }
+SETTINGS |= {
+    "coded": [{"step": 0.03}, {"step": 0.3, "sink_tokens": 4}, {"step": 1e-3, "sink_tokens": 0}],
+    "fp8": [{}, {"sink_tokens": 1, "recent_tokens": 2}],
+    "int8": [{}],
+    "kivi": [{"bits": 4, "recent_tokens": 0}, {"bits": 3, "group": 4, "recent_tokens": 2}],
+    "rotated": [{"bits": 3}, {"bits": 2, "unrotated_keys": True, "sink_tokens": 1}],
+    "svd": [{"keep": 0.5}, {"keep": None, "energy": 0.9, "unrotated_keys": True}],
+    "cross_layer_svd": [{"keep": 0.5, "group": 2}, {"keep": 1.0, "sink_tokens": 1}],
+    "tucker_quantised": [
+        {"token_rank": 1, "embedding_rank": 1},
+        {"token_rank": 1, "embedding_rank": 1, "bits": 4},
+    ],
+    "heavy_hitter": [{"keep": 0.5}],
+    "snapkv": [{"keep": 0.5, "recent_tokens": 2}],
+    "key_diff": [{"keep": 0.3, "sink_tokens": 1, "recent_tokens": 1}],
+    "composed": [
+        {"eviction": {"name": "key_diff", "keep": 0.5}, "then": {"name": "int8"}},
+        {
+            "eviction": {"name": "evict_tokens", "keep": 0.4, "score": "recent"},
+            "then": {"name": "rotated", "bits": 4, "unrotated_keys": True},
+        },
+    ],
+}
+NEEDS_ATTENTION = {"heavy_hitter", "snapkv"}
 CASES = [(name, settings) for name, each in SETTINGS.items() for settings in each]
 every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
 every_shape = pytest.mark.parametrize("shape", caches.SHAPES)
@@ -51,7 +77,9 @@ every_shape = pytest.mark.parametrize("shape", caches.SHAPES)
 
 def method_for(name, settings, cache):
     """With what it would have learned of a model on another text with caches of these shapes."""
-    if not name.startswith("calibrated"):
+    if name == "coded":
+        return METHODS[name](**settings, model_side=calibrate([draw(cache)], "random gradients"))
+    if name != "calibrated_pca":
         return METHODS[name](**settings)
     side = fitted_bases([cache], settings.get("unrotated_keys", False), "another text")
     return METHODS[name](**settings, model_side=side)
@@ -132,7 +160,8 @@ def family_cache(family):
 @pytest.mark.parametrize("family", families.SETTINGS)
 def test_every_family_goes_through(name, settings, family):
     cache = family_cache(family)
-    if family in families.WITHOUT_PROBE and settings.get("score") in ("attention", "importance"):
+    asks = name in NEEDS_ATTENTION or settings.get("score") in ("attention", "importance")
+    if family in families.WITHOUT_PROBE and asks:
         with pytest.raises(UsageError, match="does not show its attention"):
             method_for(name, settings, cache).compress(cache)
         return

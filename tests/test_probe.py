@@ -50,9 +50,7 @@ def test_attention_received_is_the_mean_of_the_models_own_weights(name):
         )
         expected = mean_received(weights, sees, layer.n_heads)[:, layer.positions]
         torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-5)
-        sees[:-RECENT_QUERIES] = (
-            False  # what none of the last sees gets nothing
-        )
+        sees[:-RECENT_QUERIES] = False  # what none of the last sees gets nothing
         lately = mean_received(weights, sees, layer.n_heads).nan_to_num(0)[:, layer.positions]
         torch.testing.assert_close(layer.recent_attention, lately, atol=1e-6, rtol=1e-5)
 

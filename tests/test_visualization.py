@@ -21,7 +21,7 @@ from visualization.catalogue import PICTURES
 from visualization.output import OutputFolder
 from visualization.style import COLOURS, bin_width, binned, shown
 
-MEASURED = ("tucker/", "pruning/", "similarity/", "embeddings/dimension_compression")
+MEASURED = ("tucker/", "pruning/", "similarity/", "compare/", "embeddings/dimension_compression")
 OF_THE_ANALYSIS = [stem for stem in PICTURES if not stem.startswith(MEASURED)]
 ABOUT = "tiny (random) · test text #0: $a_b$ · 10 tokens"
 

@@ -1,0 +1,214 @@
+"""`coded`: a cache as entropy-coded integers, in a basis in which errors cost nats.
+
+Keys before rotary embedding and values x of a few layers at once, centred on the text's own mean,
+are taken to coefficients c = U^T A (x - mean): A is the root of the Fisher information of the
+model's predictions, so that an error of the same size costs as much in every direction, and U
+decorrelates. One step sets rate and distortion: q = round(c sqrt(w) / step), w the weight of a
+token by its age. Each column's root mean square is stored in a byte; with the token's weight it
+picks the table that codes q. Transform coding of caches: KVTC (arXiv 2511.01815); here errors are
+measured in what the model predicts, several layers share a basis, and the coder is per entry.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from compression import rans
+from compression.base import CacheShape, Compressor, LayerShape, ModelSide, Tensors
+from compression.between import Middles, by_head
+from compression.coded_side import (
+    CodedSide,
+    Group,
+    classes,
+    is_stored,
+    magnitudes,
+    read,
+    rows,
+    scales,
+)
+from config import UsageError
+from data.cache import KINDS, KVCache, in_16_bits
+
+FINE, MIDDLE, COARSE = 3.6e-5, 4.8e-5, 6.6e-5  # steps in sqrt(nats)
+BLOCK = 256  # tokens restored at once: old ones need fewer columns than recent ones
+LARGEST = 2.0**31 - 1  # |integer| that can be coded
+
+
+@dataclass(frozen=True)
+class Coded(Compressor):
+    """step: of the integers, in sqrt(nats) for a token of mean weight; half as large costs about a
+    bit more per coefficient and a quarter of the KL divergence.
+    sink_tokens: the first tokens of each layer, which are stored in 16 bits."""
+
+    name: ClassVar[str] = "coded"
+    step: float = MIDDLE
+    sink_tokens: int = 1
+    model_side: ModelSide = field(kw_only=True, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.step) and self.step > 0):
+            raise UsageError(
+                f"A step of {self.step:g} was given: above 0, such as {FINE:g} (fine) to "
+                f"{COARSE:g} (coarse)."
+            )
+        if self.sink_tokens < 0:
+            raise UsageError(f"--sink_tokens is {self.sink_tokens}: it takes 0 or more tokens.")
+
+    def encode(self, cache: KVCache) -> Tensors:
+        shape = CacheShape.of(cache)
+        side = self._side(shape)
+        levels = side.levels(_end(shape))
+        stored = {
+            f"ends.{i}.{kind}": _kept(layer.tensor(kind)[:, : self.sink_tokens])
+            for i, layer in enumerate(cache.layers)
+            for kind in KINDS
+            if self.sink_tokens
+        }
+        codes, integers, known = [], [], []
+        for g, group, here in self._groups(side, shape):
+            mean, coefficients = transformed(cache, group, self.sink_tokens)
+            stored[f"means.{g}"] = mean
+            code, q, k = quantised(coefficients, levels[here], self.step)
+            codes.append(code)
+            integers.append(q)
+            known.append(k)
+        if codes:
+            stored["levels"] = torch.from_numpy(levels.astype(np.int8))
+            stored["codes"] = torch.from_numpy(np.concatenate(codes))
+            stored |= rans.encode(np.concatenate(integers), np.concatenate(known), side.tables)
+        return stored
+
+    def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
+        side = self._side(shape)
+        middles: Middles = {}
+        if "codes" in stored:
+            levels = stored["levels"].numpy().astype(np.int16)
+            groups = list(self._groups(side, shape))
+            ends = np.cumsum([len(group.analysis) for _, group, _ in groups])[:-1]
+            codes = np.split(stored["codes"].numpy(), ends)
+            known = [classes(k, levels[at]) for (*_, at), k in zip(groups, codes, strict=True)]
+            integers = _spread(stored, known, side)
+            for (g, group, at), code, q in zip(groups, codes, integers, strict=True):
+                q /= torch.from_numpy(scales(levels[at], self.step))
+                mean = stored[f"means.{g}"].float()
+                middles |= _restored(q, code, levels[at], mean, group, shape)
+        layers = (
+            layer.filled(*(_joined(stored, middles, i, kind, layer) for kind in KINDS))
+            for i, layer in enumerate(shape.layers)
+        )
+        return shape.filled(tuple(layers))
+
+    def _side(self, shape: CacheShape) -> CodedSide:
+        """What was learned of this model; raises UsageError where it was of another."""
+        side = read(self.model_side)
+        dims = {
+            (i, kind): layer.n_heads * layer.dim(kind)
+            for i, layer in enumerate(shape.layers)
+            for kind in KINDS
+        }
+        learned = {}
+        for group in side.groups:
+            learned |= dict(zip(group.places, group.widths, strict=True))
+        if dims != learned or any(
+            len({_span(shape.layers[i]) for i in group.layers}) > 1 for group in side.groups
+        ):
+            raise UsageError(
+                f"The calibration ({self.model_side.learned_from}) does not fit the cache of "
+                f"{shape.model}: calibrate for this model."
+            )
+        return side
+
+    def _groups(self, side: CodedSide, shape: CacheShape) -> Iterator[tuple[int, Group, slice]]:
+        """The groups with tokens after the sinks: number, group, their positions in the text."""
+        for g, group in enumerate(side.groups):
+            start, end = _span(shape.layers[group.layers[0]])
+            if start + self.sink_tokens < end:
+                yield g, group, slice(start + self.sink_tokens, end)
+
+
+def _span(layer: LayerShape) -> tuple[int, int]:
+    return layer.start, layer.start + layer.n_tokens
+
+
+def _end(shape: CacheShape) -> int:
+    return max(_span(layer)[1] for layer in shape.layers)
+
+
+def _kept(x: torch.Tensor) -> torch.Tensor:
+    return x.cpu().clone(memory_format=torch.contiguous_format)
+
+
+def transformed(cache: KVCache, group: Group, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean (width,) in 16 bits over the tokens of a group from its token `start` on, and the
+    coefficients (columns, tokens) of what is left."""
+    x = rows(cache, group.places, start)
+    mean = in_16_bits(x.mean(0))
+    return mean, group.analysis @ (x - mean.float()).T
+
+
+def quantised(
+    coefficients: torch.Tensor, levels: np.ndarray, step: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes of magnitude (columns,) uint8 of (columns, tokens) coefficients, and of those that are
+    stored the integers (n,) int32 and their classes (n,) uint8, column by column."""
+    codes = magnitudes(coefficients, step).numpy()
+    codes[~is_stored(classes(codes, levels.max(keepdims=True)))[:, 0]] = 0
+    live = int(codes.nonzero()[0].max(initial=-1)) + 1
+    known = classes(codes[:live], levels)
+    coded = is_stored(known)
+    scaled = coefficients[:live].mul_(torch.from_numpy(scales(levels, step))).round_()
+    scaled = scaled.numpy()[coded]
+    if scaled.size and max(scaled.max(), -scaled.min()) >= LARGEST:
+        raise UsageError(f"A step of {step:g} is too small for this cache: give a larger one.")
+    return codes, scaled.astype(np.int32), known[coded]
+
+
+def _spread(stored: Tensors, known: list[np.ndarray], side: CodedSide) -> Iterator[torch.Tensor]:
+    """(columns, tokens) float32 of each group with these classes: the integers, 0 where there is
+    no symbol."""
+    coded = [is_stored(k) for k in known]
+    found = [k[here] for k, here in zip(known, coded, strict=True)]
+    integers = rans.decode(stored, np.concatenate(found), side.tables)
+    parts = np.split(integers, np.cumsum([len(k) for k in found])[:-1])
+    for here, part in zip(coded, parts, strict=True):
+        whole = np.zeros(here.shape, np.float32)
+        whole[here] = part
+        yield torch.from_numpy(whole)
+
+
+def _restored(
+    coefficients: torch.Tensor,
+    codes: np.ndarray,
+    levels: np.ndarray,
+    mean: torch.Tensor,
+    group: Group,
+    shape: CacheShape,
+) -> Middles:
+    """(heads, tokens, dim) of each place of a group from its (columns, tokens) coefficients. They
+    are zero beyond the last column that is stored, which for most tokens comes early."""
+    x = mean.expand(len(levels), -1).contiguous()
+    for at in range(0, len(levels), BLOCK):
+        here = slice(at, at + BLOCK)
+        live = is_stored(classes(codes, levels[here].max(keepdims=True)))[:, 0]
+        n = int(live.nonzero()[0].max(initial=-1)) + 1
+        x[here].addmm_(coefficients[:n, here].T, group.synthesis[:n])
+    parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
+    return {(i, kind): by_head(part, shape.layers[i].n_heads) for (i, kind), part in parts}
+
+
+def _joined(
+    stored: Tensors, middles: Middles, i: int, kind: str, layer: LayerShape
+) -> torch.Tensor:
+    """(heads, tokens, dim): the sinks as stored, then what was restored, keys turned again."""
+    ends = stored.get(f"ends.{i}.{kind}")
+    middle = middles.get((i, kind))
+    if middle is None:
+        return ends
+    if kind == "key" and layer.rotary is not None:
+        middle = layer.rotary.rotated(middle, layer.positions[-middle.shape[1] :])
+    middle = middle.to(getattr(torch, layer.dtype))
+    return middle.contiguous() if ends is None else torch.cat([ends, middle], dim=1)

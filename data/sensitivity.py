@@ -1,0 +1,161 @@
+"""How strongly a model's predictions depend on each entry of a cache.
+
+An error e of the cache moves the prediction p_s of a later token by KL(p || p') = e' F_s e / 2 to
+second order, F_s the Fisher information E[g g'] with g the gradient of log p_s(y) by the cache and
+y drawn from p_s itself (Kullback 1959; Amari, Natural gradient, 1998). The gradient of
+sum_s eps_s log p_s(y_s) with random signs eps_s gives the sum of all F_s at once: E[g g'] = sum_s
+F_s, for other signs' products vanish. KVQuant (arXiv 2401.18079) weighs errors in the same way.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from tqdm import tqdm
+
+from config import UsageError
+from data.cache import KINDS, KVCache, LayerKV
+from data.extraction import prefill
+from data.models import LoadedModel
+from data.scoring import _filled
+from data.texts import Sample
+
+# Contexts of different lengths: how a token's weight falls with its age must hold for all.
+CONTEXTS = (2048, 512, 2048, 1024) * 3  # the longest first: what differs in it is kept apart
+SCORED = 256  # tokens after each context; as many as the quality of a method is measured on
+SHORTEST = 8  # tokens of a context from which anything can be learned
+
+Window = tuple[torch.Tensor, int]  # token ids (context + scored + 1,), tokens of context
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One draw of the gradient for one context.
+
+    cache: of the context, in float32.
+    gradients: per cached layer "key" and "value", (heads, tokens, dim) in float32, of the sum over
+        `n_scored` predictions; by the keys as they were before rotary embedding where that can be
+        undone, else by the keys as stored.
+    """
+
+    cache: KVCache
+    gradients: tuple[dict[str, torch.Tensor], ...]
+    n_scored: int
+
+
+def windows(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    contexts: Sequence[int] = CONTEXTS,
+    n_scored: int = SCORED,
+) -> list[Window]:
+    """One stretch of token ids for each context length, at even distances in the joined texts and
+    without overlap; fewer where the texts end. Shorter for a model with fewer positions."""
+    limit = loaded.max_positions
+    if limit is not None:
+        n_scored = min(n_scored, limit // 4)
+        contexts = [min(n, limit - n_scored - 1) for n in contexts]
+    joined = "\n\n".join(sample.text for sample in samples)
+    ids = torch.tensor(loaded.tokenizer(joined)["input_ids"], dtype=torch.long)
+    lengths = [n + n_scored + 1 for n in contexts if n >= SHORTEST]
+    while lengths and sum(lengths) > len(ids):
+        lengths.pop()
+    if not lengths:
+        raise UsageError(
+            f"{loaded.name} cannot be calibrated: {len(ids)} tokens of text and "
+            f"{limit or 'unlimited'} positions leave no room for a context and "
+            f"{n_scored} tokens after it."
+        )
+    gap = (len(ids) - sum(lengths)) // len(lengths)
+    starts = [sum(lengths[:i]) + i * gap for i in range(len(lengths))]
+    return [
+        (ids[start : start + length], length - n_scored - 1)
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+
+
+def sensitivities(loaded: LoadedModel, windows: Iterable[Window]) -> Iterator[Sensitivity]:
+    """One draw for each window, each with its own seed."""
+    windows = tqdm(list(windows), desc="Calibrate", unit="text", leave=False)
+    for seed, (token_ids, n_context) in enumerate(windows):
+        yield sensitivity(loaded, token_ids, n_context, seed)
+
+
+def sensitivity(
+    loaded: LoadedModel, token_ids: torch.Tensor, n_context: int, seed: int = 0
+) -> Sensitivity:
+    """One draw: the first `n_context` token ids are cached, those up to the last but one are fed
+    on top, which gives the predictions."""
+    start = prefill(loaded, token_ids[:n_context])
+    cache = replace(start.cache, layers=tuple(_in_float32(x) for x in start.cache.layers))
+    leaves = _leaves(cache)
+    fed = token_ids[None, n_context:-1].to(loaded.device)
+    try:
+        with torch.enable_grad(), _frozen(loaded.model):
+            past = _filled(start.past, _with_leaves(cache, leaves), loaded.model.dtype)
+            logits = loaded.model(fed, past_key_values=past, use_cache=True).logits[0]
+            drawn = _drawn(torch.log_softmax(logits.float(), dim=-1), seed)
+            gradients = torch.autograd.grad(drawn, [x for pair in leaves for x in pair.values()])
+    except RuntimeError as error:  # of autograd: something on the way cannot be differentiated
+        raise _no_gradients(loaded) from error
+    if not all(g.isfinite().all() for g in gradients):
+        raise UsageError(
+            f"{loaded.name} cannot be calibrated: its gradients hold NaN or Inf in {loaded.dtype}."
+        )
+    pairs = zip(gradients[::2], gradients[1::2], strict=True)
+    named = tuple(dict(zip(KINDS, pair, strict=True)) for pair in pairs)
+    return Sensitivity(cache, named, fed.shape[1])
+
+
+def _no_gradients(loaded: LoadedModel) -> UsageError:
+    return UsageError(
+        f"{loaded.name} cannot be calibrated: its predictions give no gradients by its cache."
+    )
+
+
+def _drawn(log_probabilities: torch.Tensor, seed: int) -> torch.Tensor:
+    """sum_s eps_s log p_s(y_s) for (scored, vocabulary) log-probabilities."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = log_probabilities.detach().exp().cpu()
+    tokens = torch.multinomial(shares, 1, generator=generator).to(log_probabilities.device)
+    signs = 2 * torch.randint(0, 2, tokens.shape, generator=generator) - 1
+    return (log_probabilities.gather(1, tokens) * signs.to(log_probabilities.device)).sum()
+
+
+def _in_float32(layer: LayerKV) -> LayerKV:
+    return replace(layer, keys=layer.keys.float(), values=layer.values.float())
+
+
+def _leaves(cache: KVCache) -> list[dict[str, torch.Tensor]]:
+    """Per layer what is differentiated by: keys, unrotated where that can be done, and values."""
+    leaves = []
+    for layer in cache.layers:
+        keys = layer.keys if layer.rotary is None else layer.unrotated_keys()
+        pair = {"key": keys, "value": layer.values}
+        leaves.append({k: x.detach().clone().requires_grad_() for k, x in pair.items()})
+    return leaves
+
+
+def _with_leaves(cache: KVCache, leaves: list[dict[str, torch.Tensor]]) -> KVCache:
+    """The same cache as a function of the leaves."""
+    layers = []
+    for layer, leaf in zip(cache.layers, leaves, strict=True):
+        keys = leaf["key"]
+        if layer.rotary is not None:
+            keys = layer.rotary.rotated(keys, layer.positions)
+        layers.append(replace(layer, keys=keys, values=leaf["value"]))
+    return replace(cache, layers=tuple(layers))
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module):
+    """While entered, the graph holds nothing that only the gradients of weights would need."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)

@@ -1,0 +1,101 @@
+"""The entropy coder: every 32-bit integer comes back exactly, at about the bytes it should take."""
+
+import numpy as np
+import pytest
+import torch
+
+from compression import rans
+
+N_CLASSES = 5
+EXTREMES = (-(2**31), 2**31 - 1, -(2**15), 2**15, -128, 128, -127, 127, 0)
+
+
+def tables(kind="laplace"):
+    values = np.abs(np.arange(-rans.TOP, rans.TOP + 1))
+    scales = 4.0 ** np.arange(N_CLASSES)[:, None] / 8
+    weights = {
+        "laplace": np.exp(-values / scales),
+        "uniform": np.ones((N_CLASSES, len(values))),
+        "only zero": np.tile(values == 0, (N_CLASSES, 1)).astype(float),
+        "only escapes": np.zeros((N_CLASSES, len(values))),
+    }[kind]
+    escapes = np.full((N_CLASSES, 1), 1e-9)
+    return rans.Tables(rans.frequencies(np.concatenate([escapes, weights], axis=1)))
+
+
+def same_back(integers, classes, table):
+    stored = rans.encode(integers, classes, table)
+    back = rans.decode(stored, classes, table)
+    assert np.array_equal(back, integers)
+    return stored
+
+
+KINDS = ("laplace", "uniform", "only zero", "only escapes")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frequencies_sum_to_their_whole_and_allow_an_escape(kind):
+    frequencies = tables(kind).frequencies
+    assert frequencies.shape == (N_CLASSES, rans.N_SYMBOLS)
+    assert (frequencies.sum(1) == 2**14).all()
+    assert (frequencies >= 0).all() and (frequencies[:, 0] >= 1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [0, 1, 2, 4095, 4096, 4097, 50_001])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 40.0, 1e5])
+def test_every_sequence_comes_back(kind, n, spread):
+    generator = np.random.default_rng(n)
+    integers = np.rint(spread * generator.laplace(size=n)).astype(np.int32)
+    classes = generator.integers(0, N_CLASSES, n).astype(np.uint8)
+    same_back(integers, classes, tables(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", EXTREMES)
+def test_a_constant_comes_back(kind, value):
+    integers = np.full(9000, value, np.int32)
+    same_back(integers, np.zeros(9000, np.uint8), tables(kind))
+
+
+def test_escapes_take_as_many_bytes_as_they_need():
+    classes = np.zeros(3, np.uint8)
+    small = same_back(np.array([0, 2**15 - 1, 0], np.int32), classes, tables())
+    large = same_back(np.array([0, -(2**15) - 1, 0], np.int32), classes, tables())
+    none = same_back(np.array([0, 1, 0], np.int32), classes, tables())
+    assert small["escapes"].dtype == torch.int16 and len(small["escapes"]) == 1
+    assert large["escapes"].dtype == torch.int32 and len(large["escapes"]) == 1
+    assert "escapes" not in none
+
+
+def test_many_lanes_come_back():
+    n = rans.MOST_LANES * rans.SYMBOLS_PER_LANE + 77  # the last step is not full
+    generator = np.random.default_rng(0)
+    integers = np.rint(2 * generator.laplace(size=n)).astype(np.int32)
+    stored = same_back(integers, np.full(n, 2, np.uint8), tables())
+    assert len(stored["state"]) == rans.MOST_LANES
+
+
+def test_a_stream_takes_what_its_entropy_says():
+    n = 400_000
+    table = tables()
+    generator = np.random.default_rng(1)
+    classes = generator.integers(0, N_CLASSES, n).astype(np.uint8)
+    share = table.frequencies / 2**14
+    integers = np.zeros(n, np.int32)
+    for k in range(N_CLASSES):
+        here = classes == k
+        p = share[k, 1:] / share[k, 1:].sum()
+        drawn = generator.choice(np.arange(-rans.TOP, rans.TOP + 1), here.sum(), p=p)
+        integers[here] = drawn
+    stored = same_back(integers, classes, table)
+    bits = -np.log2(share[classes, integers + rans.TOP + 1]).sum()
+    nbytes = sum(x.numel() * x.element_size() for x in stored.values())
+    assert bits / 8 < nbytes < 1.02 * bits / 8
+
+
+def test_tables_that_break_the_law_are_refused():
+    good = tables().frequencies
+    for bad in (good[:, 1:], good + 1, np.where(np.arange(256) == 0, 0, good)):
+        with pytest.raises(ValueError, match=r"tables are|frequencies are"):
+            rans.Tables(bad)

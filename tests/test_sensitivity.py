@@ -1,0 +1,107 @@
+"""Gradients of what a model predicts by its cache, against finite differences and divergences."""
+
+import copy
+from dataclasses import replace
+from functools import lru_cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from config import UsageError
+from data.cache import KINDS
+from data.extraction import prefill
+from data.scoring import Continuation
+from data.sensitivity import sensitivity, windows
+from tests import families
+
+CONTEXT, SCORED = 24, 16
+
+
+@lru_cache
+def tiny_model():
+    return families.loaded("llama_gqa"), families.token_ids(CONTEXT + SCORED + 1)
+
+
+def logs(start, cache):
+    """(scored, vocabulary) on top of this cache."""
+    loaded, ids = tiny_model()
+    return Continuation(loaded, start.past, ids[CONTEXT:]).log_probabilities(cache)
+
+
+def moved(cache, errors):
+    """The cache with errors (heads, tokens, dim) added to unrotated keys and to values."""
+    layers = []
+    for layer, pair in zip(cache.layers, errors, strict=True):
+        keys = layer.rotary.rotated(layer.unrotated_keys() + pair["key"], layer.positions)
+        layers.append(replace(layer, keys=keys, values=layer.values + pair["value"]))
+    return replace(cache, layers=tuple(layers))
+
+
+def nothing(cache):
+    return [
+        {kind: torch.zeros(layer.tensor(kind).shape) for kind in KINDS} for layer in cache.layers
+    ]
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_finite_differences(layer, kind):
+    loaded, ids = tiny_model()
+    start = prefill(loaded, ids[:CONTEXT])
+    found = sensitivity(loaded, ids, CONTEXT, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.multinomial(logs(start, start.cache).exp(), 1, generator=generator)
+    signs = 2 * torch.randint(0, 2, drawn.shape, generator=generator) - 1
+    gradient = found.gradients[layer][kind]
+    assert found.n_scored == SCORED and gradient.shape == start.cache.layers[layer].keys.shape
+    for place in gradient.flatten().abs().topk(3).indices.tolist():
+        sums = []
+        for change in (-0.1, 0.1):
+            errors = nothing(start.cache)
+            errors[layer][kind].view(-1)[place] = change
+            log_probabilities = logs(start, moved(start.cache, errors)).double()
+            sums.append((log_probabilities.gather(1, drawn) * signs).sum().item())
+        expected = (sums[1] - sums[0]) / 0.2
+        assert gradient.flatten()[place].item() == pytest.approx(expected, rel=0.05, abs=2e-4)
+
+
+def test_squared_gradients_tell_the_divergence_of_small_errors():
+    """KL, summed over predictions, is e' F e / 2, and draws of g g' average to F."""
+    loaded, ids = tiny_model()
+    start = prefill(loaded, ids[:CONTEXT])
+    draws = [sensitivity(loaded, ids, CONTEXT, seed).gradients for seed in range(12)]
+    full = logs(start, start.cache).double()
+    generator = torch.Generator().manual_seed(0)
+    told = happened = 0.0
+    for _ in range(12):
+        errors = [
+            {kind: 0.2 * torch.randn(layer.keys.shape, generator=generator) for kind in KINDS}
+            for layer in start.cache.layers
+        ]
+        now = logs(start, moved(start.cache, errors)).double()
+        happened += (full.exp() * (full - now)).sum().item()
+        for draw in draws:
+            pairs = zip(draw, errors, strict=True)
+            along = sum((g[kind] * e[kind]).sum().item() for g, e in pairs for kind in KINDS)
+            told += along**2 / 2 / len(draws)
+    assert 1 / 1.5 < told / happened < 1.5
+
+
+def test_a_model_without_room_or_text_cannot_be_calibrated():
+    loaded, _ = tiny_model()
+    with pytest.raises(UsageError, match="cannot be calibrated"):
+        windows(loaded, [SimpleNamespace(text="too short")])
+    with pytest.raises(UsageError, match="cannot be calibrated"):
+        windows(loaded, [SimpleNamespace(text="x" * 4000)], contexts=(4,))
+    chosen = windows(loaded, [SimpleNamespace(text="x" * 4000)], contexts=(2048, 32))
+    assert [(len(ids), n) for ids, n in chosen] == [(256, 191), (97, 32)]  # of 256 positions
+
+
+def test_a_model_without_gradients_is_refused_in_a_sentence(monkeypatch):
+    loaded, ids = tiny_model()
+    monkeypatch.setattr(
+        "data.sensitivity._filled", lambda past, cache, dtype: copy.deepcopy(past)
+    )  # a cache object that keeps a copy of its own
+    with pytest.raises(UsageError, match="llama_gqa cannot be calibrated"):
+        sensitivity(loaded, ids, CONTEXT)
