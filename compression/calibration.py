@@ -39,13 +39,17 @@ class Draw(Protocol):
 
 
 def calibrate(draws: Iterable[Draw], learned_from: str) -> ModelSide:
-    """What `coded` stores once for the model that these draws are of; `learned_from` says on what
-    in words."""
+    """What `coded` stores once for the model that these draws are of, those on one cache one after
+    the other; `learned_from` says on what in words."""
     moments = _Moments()
     kept: deque[KVCache] = deque(maxlen=COUNTED)
+    latest = None
     for draw in draws:
-        moments.add(draw)
-        kept.append(draw.cache.in_16_bits())
+        moments.add_gradients(draw)
+        if draw.cache is not latest:
+            moments.add_content(draw.cache)
+            latest = draw.cache
+            kept.append(latest.in_16_bits())
     tensors = moments.roots() | moments.weights()
     for g, layers in enumerate(moments.groups):
         tensors[f"layers.{g}"] = torch.tensor(layers, dtype=torch.int32)
@@ -91,10 +95,8 @@ class _Moments:
         self.log_scale = 0.0  # of each token's context, summed over tokens
         self.n_tokens = 0
 
-    def add(self, draw: Draw) -> None:
-        if not self.groups:
-            self.groups = grouped(draw.cache)
-        first = min(SINKS, draw.cache.n_tokens // 4)
+    def add_gradients(self, draw: Draw) -> None:
+        first = _first(draw.cache)
         gradients = {
             (i, kind): wide(pair[kind]).float().cpu()
             for i, pair in enumerate(draw.gradients)
@@ -107,13 +109,17 @@ class _Moments:
             gram = (g.T @ g).double() / (draw.n_scored * scale)
             self.information[place] = self.information.get(place, 0) + gram
             self.tokens[place] = self.tokens.get(place, 0) + len(g)
-        for layers in self.groups:
-            x = rows(draw.cache, [(i, kind) for i in layers for kind in KINDS], 0)
-            x = x[draw.cache.layers[layers[0]].positions.cpu() >= first]
-            x = x - x.mean(0)
-            self.covariance[layers] = self.covariance.get(layers, 0) + (x.T @ x).double()
         self.log_scale += draw.cache.n_tokens * math.log(scale)
         self.n_tokens += draw.cache.n_tokens
+
+    def add_content(self, cache: KVCache) -> None:
+        if not self.groups:
+            self.groups = grouped(cache)
+        for layers in self.groups:
+            x = rows(cache, [(i, kind) for i in layers for kind in KINDS], 0).cpu()
+            x = x[cache.layers[layers[0]].positions.cpu() >= _first(cache)]
+            x = x - x.mean(0)
+            self.covariance[layers] = self.covariance.get(layers, 0) + (x.T @ x).double()
 
     def roots(self) -> Tensors:
         """A = (M + REGULAR tr(M) / dim)^1/2 of each place, and their scales. Contexts count by
@@ -156,6 +162,11 @@ class _Moments:
         return torch.linalg.eigh((seen + seen.T) / 2)[1].flip(1).half().contiguous()
 
 
+def _first(cache: KVCache) -> int:
+    """The first position that is learned from."""
+    return min(SINKS, cache.n_tokens // 4)
+
+
 def _counts(caches: Iterable[KVCache], side: ModelSide) -> np.ndarray:
     """(classes, N_SYMBOLS) how often each integer has occurred in each class, either sign alike;
     the escape first."""
@@ -165,7 +176,7 @@ def _counts(caches: Iterable[KVCache], side: ModelSide) -> np.ndarray:
     for cache in caches:
         levels = learned.levels(cache.n_tokens)
         for group in learned.groups:
-            positions = cache.layers[group.layers[0]].positions[1:].numpy()
+            positions = cache.layers[group.layers[0]].positions[1:].cpu().numpy()
             if not len(positions):
                 continue
             coefficients = transformed(cache, group, 1)[1]

@@ -41,7 +41,7 @@ LARGEST = 2.0**31 - 1  # |integer| that can be coded
 @dataclass(frozen=True)
 class Coded(Compressor):
     """step: of the integers, in sqrt(nats) for a token of mean weight; half as large costs about a
-    bit more per coefficient and a quarter of the KL divergence.
+    bit more per coefficient for a quarter of the KL divergence.
     sink_tokens: the first tokens of each layer, which are stored in 16 bits."""
 
     name: ClassVar[str] = "coded"
@@ -139,7 +139,7 @@ def _end(shape: CacheShape) -> int:
 
 
 def _kept(x: torch.Tensor) -> torch.Tensor:
-    return x.cpu().clone(memory_format=torch.contiguous_format)
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def transformed(cache: KVCache, group: Group, start: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +147,7 @@ def transformed(cache: KVCache, group: Group, start: int) -> tuple[torch.Tensor,
     coefficients (columns, tokens) of what is left."""
     x = rows(cache, group.places, start)
     mean = in_16_bits(x.mean(0))
-    return mean, group.analysis @ (x - mean.float()).T
+    return mean, (group.analysis.to(x.device) @ (x - mean.float()).T).cpu()
 
 
 def quantised(
@@ -190,12 +190,14 @@ def _restored(
 ) -> Middles:
     """(heads, tokens, dim) of each place of a group from its (columns, tokens) coefficients. They
     are zero beyond the last column that is stored, which for most tokens comes early."""
+    coefficients = coefficients.to(mean.device)
+    synthesis = group.synthesis.to(mean.device)
     x = mean.expand(len(levels), -1).contiguous()
     for at in range(0, len(levels), BLOCK):
         here = slice(at, at + BLOCK)
         live = is_stored(classes(codes, levels[here].max(keepdims=True)))[:, 0]
         n = int(live.nonzero()[0].max(initial=-1)) + 1
-        x[here].addmm_(coefficients[:n, here].T, group.synthesis[:n])
+        x[here].addmm_(coefficients[:n, here].T, synthesis[:n])
     parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
     return {(i, kind): by_head(part, shape.layers[i].n_heads) for (i, kind), part in parts}
 
@@ -211,4 +213,6 @@ def _joined(
     if kind == "key" and layer.rotary is not None:
         middle = layer.rotary.rotated(middle, layer.positions[-middle.shape[1] :])
     middle = middle.to(getattr(torch, layer.dtype))
-    return middle.contiguous() if ends is None else torch.cat([ends, middle], dim=1)
+    if ends is None:
+        return middle.contiguous()
+    return torch.cat([ends, middle.to(ends.device)], dim=1)

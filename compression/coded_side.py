@@ -129,8 +129,8 @@ def rows(cache: KVCache, places: Iterable[Place], start: int) -> torch.Tensor:
     for i, kind in places:
         layer = cache.layers[i]
         x = content(layer, kind, unrotated=layer.rotary is not None)
-        parts.append(wide(x[:, start:].cpu()))
-    return torch.cat(parts, dim=1)
+        parts.append(wide(x[:, start:]))
+    return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
 
 
 def magnitudes(coefficients: torch.Tensor, step: float) -> torch.Tensor:

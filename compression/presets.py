@@ -10,6 +10,7 @@ from config import UsageError
 
 Setting = tuple[str, dict]
 ENDS = {"sink_tokens": 4, "recent_tokens": 64}
+LOW_RANK = {**ENDS, "unrotated_keys": True}
 CODED_STEPS = (1.8e-5, 2.6e-5, 3.6e-5, 4.8e-5, 6.6e-5, 9.2e-5, 1.3e-4)
 KEPT = (0.75, 0.5, 0.25)
 
@@ -23,6 +24,10 @@ def _scored(score: str) -> dict[str, Setting]:
     return {f"{score} {k:g}": ("evict_tokens", {"keep": k, **settings}) for k in KEPT}
 
 
+def _ranks(tokens: int, dims: int) -> dict[str, int]:
+    return {"token_rank": tokens, "embedding_rank": dims}
+
+
 def _bits(method: str, **settings) -> dict[str, Setting]:
     return {f"{method}-{bits}": (method, {"bits": bits, **settings}) for bits in (4, 3, 2)}
 
@@ -34,30 +39,21 @@ FAMILIES: dict[str, dict[str, Setting]] = {
     "int8": {"int8": ("int8", {})},
     "kivi": _bits("kivi", recent_tokens=64),
     "rotated": _bits("rotated", **ENDS),
-    "svd": {
-        f"svd {keep:g}": ("svd", {"keep": keep, "unrotated_keys": True, **ENDS}) for keep in KEPT
-    },
+    "svd": {f"svd {keep:g}": ("svd", {"keep": keep, **LOW_RANK}) for keep in (0.5, 0.25, 0.125)},
     "cross_layer_svd": {
-        f"cross_layer_svd {keep:g}": (
-            "cross_layer_svd",
-            {"keep": keep, "unrotated_keys": True, **ENDS},
-        )
-        for keep in KEPT
+        f"cross_layer_svd {keep:g}": ("cross_layer_svd", {"keep": keep, **LOW_RANK})
+        for keep in (0.25, 0.125)
     },
     "tucker": {
-        f"tucker {ranks[0]}/{ranks[1]}": (
-            "tucker",
-            {
-                "token_rank": ranks[0],
-                "embedding_rank": ranks[1],
-                "unrotated_keys": True,
-                **ENDS,
-            },
-        )
-        for ranks in ((32, 32), (64, 48), (128, 64))
+        f"tucker {tokens}/{dims}": ("tucker", {**_ranks(tokens, dims), **LOW_RANK})
+        for tokens, dims in ((128, 64), (64, 48), (32, 32))
     },
-    "pca": {
-        f"pca {keep:g}": ("pca", {"keep": keep, "unrotated_keys": True, **ENDS}) for keep in KEPT
+    "tucker_quantised": {
+        f"tucker 128/64 int{bits}": (
+            "tucker_quantised",
+            {**_ranks(128, 64), **LOW_RANK, "bits": bits},
+        )
+        for bits in (8, 4)
     },
     "recent": _scored("recent"),
     "key_norm": _scored("key_norm"),
@@ -65,6 +61,15 @@ FAMILIES: dict[str, dict[str, Setting]] = {
     "heavy_hitter": _kept("heavy_hitter"),
     "snapkv": _kept("snapkv"),
     "key_diff": _kept("key_diff"),
+    "composed": {
+        "snapkv 0.5 + kivi-4": (
+            "composed",
+            {
+                "eviction": {"name": "snapkv", "keep": 0.5},
+                "then": {"name": "kivi", "bits": 4, "recent_tokens": 0},
+            },
+        )
+    },
 }
 QUICK = {
     "coded": ("coded 3.6e-05", "coded 6.6e-05"),
@@ -73,13 +78,14 @@ QUICK = {
     "svd": ("svd 0.5",),
     "cross_layer_svd": (),
     "tucker": ("tucker 32/32",),
-    "pca": (),
+    "tucker_quantised": (),
     "recent": ("recent 0.5",),
     "key_norm": ("key_norm 0.5",),
     "random": (),
     "heavy_hitter": (),
     "snapkv": ("snapkv 0.5",),
     "key_diff": (),
+    "composed": (),
 }
 # Family -> the setting of a serving engine that stores alike
 ENGINES = {

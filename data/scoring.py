@@ -43,7 +43,7 @@ class Continuation:
         are invisible to every query; new tokens see each other.
         """
         model = self.loaded.model
-        past = _filled(self.past, cache, model.dtype)
+        past = filled(self.past, cache, model.dtype)
         fed = self.token_ids[None, :-1].to(model.device)
         with _evicted_hidden(self.loaded, cache):
             logits = model(fed, past_key_values=past, use_cache=True).logits[0]
@@ -52,7 +52,7 @@ class Continuation:
     @torch.no_grad()
     def greedy(self, cache: KVCache, n_tokens: int) -> list[int]:
         """The most likely `n_tokens` after the context and the first token that follows it."""
-        past = _filled(self.past, cache, self.loaded.model.dtype)
+        past = filled(self.past, cache, self.loaded.model.dtype)
         with _evicted_hidden(self.loaded, cache):
             return greedy(self.loaded, past, int(self.token_ids[0]), n_tokens)
 
@@ -62,7 +62,7 @@ class Continuation:
         return -log_probabilities.gather(1, targets[:, None])[:, 0]
 
 
-def _filled(past, cache: KVCache, dtype: torch.dtype):
+def filled(past, cache: KVCache, dtype: torch.dtype):
     """A copy of the model's cache object with the keys and values of `cache` in place of its own;
     whatever else it holds (states of linear attention, window counters) is copied."""
     tensors = [x for layer in cache.layers for x in vars(past.layers[layer.index]).values()]

@@ -18,12 +18,14 @@ from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.extraction import prefill
 from data.models import LoadedModel
-from data.scoring import _filled
+from data.scoring import filled
 from data.texts import Sample
 
-# Contexts of different lengths: how a token's weight falls with its age must hold for all.
-CONTEXTS = (2048, 512, 2048, 1024) * 3  # the longest first: what differs in it is kept apart
+# Contexts of different lengths: how a token's weight falls with its age must hold for all. The
+# longest comes first: layers that hold different tokens are told apart by it.
+CONTEXTS = (2048, 2048, 512, 2048, 2048, 1024) * 2
 SCORED = 256  # tokens after each context; as many as the quality of a method is measured on
+DRAWS = 2  # of each context: another costs a backward pass, another context four times that
 SHORTEST = 8  # tokens of a context from which anything can be learned
 
 Window = tuple[torch.Tensor, int]  # token ids (context + scored + 1,), tokens of context
@@ -75,37 +77,49 @@ def windows(
     ]
 
 
-def sensitivities(loaded: LoadedModel, windows: Iterable[Window]) -> Iterator[Sensitivity]:
-    """One draw for each window, each with its own seed."""
+def sensitivities(
+    loaded: LoadedModel, windows: Iterable[Window], n_draws: int = DRAWS
+) -> Iterator[Sensitivity]:
+    """Draws for each window, those of one on the same cache one after the other."""
     windows = tqdm(list(windows), desc="Calibrate", unit="text", leave=False)
-    for seed, (token_ids, n_context) in enumerate(windows):
-        yield sensitivity(loaded, token_ids, n_context, seed)
+    for number, (token_ids, n_context) in enumerate(windows):
+        yield from draws(loaded, token_ids, n_context, n_draws, seed=number)
 
 
-def sensitivity(
-    loaded: LoadedModel, token_ids: torch.Tensor, n_context: int, seed: int = 0
-) -> Sensitivity:
-    """One draw: the first `n_context` token ids are cached, those up to the last but one are fed
-    on top, which gives the predictions."""
+def draws(
+    loaded: LoadedModel, token_ids: torch.Tensor, n_context: int, n_draws: int = 1, seed: int = 0
+) -> list[Sensitivity]:
+    """The first `n_context` token ids are cached, those up to the last but one are fed on top,
+    which gives the predictions that each draw samples anew."""
     start = prefill(loaded, token_ids[:n_context])
     cache = replace(start.cache, layers=tuple(_in_float32(x) for x in start.cache.layers))
     leaves = _leaves(cache)
+    by = [x for pair in leaves for x in pair.values()]
     fed = token_ids[None, n_context:-1].to(loaded.device)
+    generator = torch.Generator().manual_seed(seed)
     try:
         with torch.enable_grad(), _frozen(loaded.model):
-            past = _filled(start.past, _with_leaves(cache, leaves), loaded.model.dtype)
+            past = filled(start.past, _with_leaves(cache, leaves), loaded.model.dtype)
             logits = loaded.model(fed, past_key_values=past, use_cache=True).logits[0]
-            drawn = _drawn(torch.log_softmax(logits.float(), dim=-1), seed)
-            gradients = torch.autograd.grad(drawn, [x for pair in leaves for x in pair.values()])
+            log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+            gradients = [
+                torch.autograd.grad(
+                    _drawn(log_probabilities, generator), by, retain_graph=n + 1 < n_draws
+                )
+                for n in range(n_draws)
+            ]
     except RuntimeError as error:  # of autograd: something on the way cannot be differentiated
         raise _no_gradients(loaded) from error
-    if not all(g.isfinite().all() for g in gradients):
+    if not all(g.isfinite().all() for each in gradients for g in each):
         raise UsageError(
             f"{loaded.name} cannot be calibrated: its gradients hold NaN or Inf in {loaded.dtype}."
         )
+    return [Sensitivity(cache, _by_layer(each), fed.shape[1]) for each in gradients]
+
+
+def _by_layer(gradients: tuple[torch.Tensor, ...]) -> tuple[dict[str, torch.Tensor], ...]:
     pairs = zip(gradients[::2], gradients[1::2], strict=True)
-    named = tuple(dict(zip(KINDS, pair, strict=True)) for pair in pairs)
-    return Sensitivity(cache, named, fed.shape[1])
+    return tuple(dict(zip(KINDS, pair, strict=True)) for pair in pairs)
 
 
 def _no_gradients(loaded: LoadedModel) -> UsageError:
@@ -114,9 +128,8 @@ def _no_gradients(loaded: LoadedModel) -> UsageError:
     )
 
 
-def _drawn(log_probabilities: torch.Tensor, seed: int) -> torch.Tensor:
+def _drawn(log_probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """sum_s eps_s log p_s(y_s) for (scored, vocabulary) log-probabilities."""
-    generator = torch.Generator().manual_seed(seed)
     shares = log_probabilities.detach().exp().cpu()
     tokens = torch.multinomial(shares, 1, generator=generator).to(log_probabilities.device)
     signs = 2 * torch.randint(0, 2, tokens.shape, generator=generator) - 1

@@ -1,5 +1,6 @@
 """`coded`: the transform, the integers and the way back, on caches of every shape and family."""
 
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -207,6 +208,18 @@ def test_what_cannot_be_set_is_said_in_a_sentence():
             method("alike", **settings)
     with pytest.raises(UsageError, match="does not fit the cache of random"):
         method("alike").compress(caches.mixed().in_16_bits())
+
+
+def test_a_calibration_is_the_same_each_time_and_its_content_counts_once():
+    cache = caches.mixed()
+    draws = [draw(cache, seed) for seed in range(3)]
+    one, two = (calibrate(draws, "random gradients") for _ in range(2))
+    assert one.identity == two.identity
+    tables = one.tensors["tables"]
+    assert (tables.sum(1, dtype=torch.int64) == 2**14).all()
+    other = replace(cache)  # the same content as if it were another text's
+    twice = calibrate([draw(cache, 0), draw(other, 1), draw(other, 2)], "random gradients")
+    assert torch.equal(one.tensors["basis.0"], twice.tensors["basis.0"])
 
 
 def test_gradients_that_are_all_zero_are_refused():

@@ -12,7 +12,7 @@ from config import UsageError
 from data.cache import KINDS
 from data.extraction import prefill
 from data.scoring import Continuation
-from data.sensitivity import sensitivity, windows
+from data.sensitivity import draws, sensitivities, windows
 from tests import families
 
 CONTEXT, SCORED = 24, 16
@@ -49,7 +49,7 @@ def nothing(cache):
 def test_gradients_are_finite_differences(layer, kind):
     loaded, ids = tiny_model()
     start = prefill(loaded, ids[:CONTEXT])
-    found = sensitivity(loaded, ids, CONTEXT, seed=3)
+    found = draws(loaded, ids, CONTEXT, seed=3)[0]
     generator = torch.Generator().manual_seed(3)
     drawn = torch.multinomial(logs(start, start.cache).exp(), 1, generator=generator)
     signs = 2 * torch.randint(0, 2, drawn.shape, generator=generator) - 1
@@ -70,7 +70,7 @@ def test_squared_gradients_tell_the_divergence_of_small_errors():
     """KL, summed over predictions, is e' F e / 2, and draws of g g' average to F."""
     loaded, ids = tiny_model()
     start = prefill(loaded, ids[:CONTEXT])
-    draws = [sensitivity(loaded, ids, CONTEXT, seed).gradients for seed in range(12)]
+    drawn = [found.gradients for found in draws(loaded, ids, CONTEXT, n_draws=12)]
     full = logs(start, start.cache).double()
     generator = torch.Generator().manual_seed(0)
     told = happened = 0.0
@@ -81,10 +81,10 @@ def test_squared_gradients_tell_the_divergence_of_small_errors():
         ]
         now = logs(start, moved(start.cache, errors)).double()
         happened += (full.exp() * (full - now)).sum().item()
-        for draw in draws:
-            pairs = zip(draw, errors, strict=True)
+        for gradients in drawn:
+            pairs = zip(gradients, errors, strict=True)
             along = sum((g[kind] * e[kind]).sum().item() for g, e in pairs for kind in KINDS)
-            told += along**2 / 2 / len(draws)
+            told += along**2 / 2 / len(drawn)
     assert 1 / 1.5 < told / happened < 1.5
 
 
@@ -101,7 +101,24 @@ def test_a_model_without_room_or_text_cannot_be_calibrated():
 def test_a_model_without_gradients_is_refused_in_a_sentence(monkeypatch):
     loaded, ids = tiny_model()
     monkeypatch.setattr(
-        "data.sensitivity._filled", lambda past, cache, dtype: copy.deepcopy(past)
+        "data.sensitivity.filled", lambda past, cache, dtype: copy.deepcopy(past)
     )  # a cache object that keeps a copy of its own
     with pytest.raises(UsageError, match="llama_gqa cannot be calibrated"):
-        sensitivity(loaded, ids, CONTEXT)
+        draws(loaded, ids, CONTEXT)
+
+
+def test_draws_of_a_context_share_its_cache_and_come_again_with_their_seed():
+    loaded, ids = tiny_model()
+    first, second = draws(loaded, ids, CONTEXT, n_draws=2, seed=5)
+    again = draws(loaded, ids, CONTEXT, n_draws=2, seed=5)
+    assert first.cache is second.cache
+    assert torch.equal(second.gradients[1]["key"], again[1].gradients[1]["key"])
+    assert not torch.equal(first.gradients[1]["key"], second.gradients[1]["key"])
+    assert not any(p.grad is not None for p in loaded.model.parameters())
+
+
+def test_sensitivities_are_the_draws_of_each_window_in_turn():
+    loaded, ids = tiny_model()
+    found = list(sensitivities(loaded, [(ids, CONTEXT), (ids, CONTEXT - 4)], n_draws=2))
+    assert [x.cache.n_tokens for x in found] == [CONTEXT, CONTEXT, CONTEXT - 4, CONTEXT - 4]
+    assert found[2].n_scored == SCORED + 4
