@@ -190,7 +190,7 @@ LENGTHS = ["--context_tokens", "120", "--score_tokens", "12", "--num_samples", "
 
 
 def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsys):
-    flags = [*LENGTHS, "--methods", "recent,pca,int8", "--max_bits", "10", "--memory_gib", "1"]
+    flags = [*LENGTHS, "--methods", "recent,svd,int8", "--max_bits", "10", "--memory_gib", "1"]
     assert mode("compare", *flags, "--show_generation", "5") == 0
     out = tmp_path / "out"
     stems = [f"compare/{name}" for name in ("pareto", "perplexity", "needle")]
@@ -203,7 +203,7 @@ def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsy
     for said in ("Frontier", "Noise floor", "Within the budget", "On 1 GiB", "Needles", "From the"):
         assert said in printed
     table = pd.read_csv(out / "compare/compare.csv")
-    assert set(table["family"]) == {"none", "recent", "pca", "int8"}
+    assert set(table["family"]) == {"none", "recent", "svd", "int8"}
     assert mode("compare", *flags) == 0
     again = pd.read_csv(out / "compare/compare.csv")
     pd.testing.assert_frame_equal(table, again)  # times and all: nothing was measured anew
@@ -212,9 +212,9 @@ def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsy
 
 
 def test_a_budget_nobody_reaches_names_the_closest_and_keeps_the_results(mode, tmp_path, capsys):
-    flags = [*LENGTHS, "--methods", "pca", "--max_bits", "0.01", "--quick"]
+    flags = [*LENGTHS, "--methods", "svd", "--max_bits", "0.01", "--quick"]
     assert mode("compare", *flags) == 2
-    assert "No setting measured fits --max_bits 0.01; the closest is pca" in capsys.readouterr().err
+    assert "No setting measured fits --max_bits 0.01; the closest is svd" in capsys.readouterr().err
     assert (tmp_path / "out/compare.json").exists()
 
 
