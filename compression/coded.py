@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from compression import rans
+from compression import fixed_rate, rans
 from compression.base import CacheShape, Compressor, LayerShape, ModelSide, Tensors
 from compression.between import Middles, by_head
 from compression.coded_side import (
@@ -79,7 +79,7 @@ class Coded(Compressor):
         if codes:
             stored["levels"] = torch.from_numpy(levels.astype(np.int8))
             stored["codes"] = torch.from_numpy(np.concatenate(codes))
-            stored |= rans.encode(np.concatenate(integers), np.concatenate(known), side.tables)
+            stored |= self.written(np.concatenate(integers), np.concatenate(known), side)
         return stored
 
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
@@ -91,7 +91,7 @@ class Coded(Compressor):
             ends = np.cumsum([len(group.analysis) for _, group, _ in groups])[:-1]
             codes = np.split(stored["codes"].numpy(), ends)
             known = [classes(k, levels[at]) for (*_, at), k in zip(groups, codes, strict=True)]
-            integers = _spread(stored, known, side)
+            integers = self._spread(stored, known, side)
             for (g, group, at), code, q in zip(groups, codes, integers, strict=True):
                 q /= torch.from_numpy(scales(levels[at], self.step))
                 mean = stored[f"means.{g}"].float()
@@ -101,6 +101,28 @@ class Coded(Compressor):
             for i, layer in enumerate(shape.layers)
         )
         return shape.filled(tuple(layers))
+
+    def written(self, integers: np.ndarray, known: np.ndarray, side: CodedSide) -> Tensors:
+        """What is stored of (n,) integers whose (n,) classes are known to both sides."""
+        return rans.encode(integers, known, side.tables)
+
+    def read(self, stored: Tensors, known: np.ndarray, side: CodedSide) -> np.ndarray:
+        """The (n,) integers of these classes."""
+        return rans.decode(stored, known, side.tables)
+
+    def _spread(
+        self, stored: Tensors, known: list[np.ndarray], side: CodedSide
+    ) -> Iterator[torch.Tensor]:
+        """(columns, tokens) float32 of each group with these classes: the integers, 0 where there
+        is no symbol."""
+        coded = [is_stored(k) for k in known]
+        found = [k[here] for k, here in zip(known, coded, strict=True)]
+        integers = self.read(stored, np.concatenate(found), side)
+        parts = np.split(integers, np.cumsum([len(k) for k in found])[:-1])
+        for here, part in zip(coded, parts, strict=True):
+            whole = np.zeros(here.shape, np.float32)
+            whole[here] = part
+            yield torch.from_numpy(whole)
 
     def _side(self, shape: CacheShape) -> CodedSide:
         """What was learned of this model; raises UsageError where it was of another."""
@@ -167,19 +189,6 @@ def quantised(
     return codes, scaled.astype(np.int32), known[coded]
 
 
-def _spread(stored: Tensors, known: list[np.ndarray], side: CodedSide) -> Iterator[torch.Tensor]:
-    """(columns, tokens) float32 of each group with these classes: the integers, 0 where there is
-    no symbol."""
-    coded = [is_stored(k) for k in known]
-    found = [k[here] for k, here in zip(known, coded, strict=True)]
-    integers = rans.decode(stored, np.concatenate(found), side.tables)
-    parts = np.split(integers, np.cumsum([len(k) for k in found])[:-1])
-    for here, part in zip(coded, parts, strict=True):
-        whole = np.zeros(here.shape, np.float32)
-        whole[here] = part
-        yield torch.from_numpy(whole)
-
-
 def _restored(
     coefficients: torch.Tensor,
     codes: np.ndarray,
@@ -216,3 +225,17 @@ def _joined(
     if ends is None:
         return middle.contiguous()
     return torch.cat([ends, middle.to(ends.device)], dim=1)
+
+
+@dataclass(frozen=True)
+class CodedFixed(Coded):
+    """The same integers in blocks of one width, bit-packed, with no entropy coder to run through:
+    for an accelerator, at more bytes."""
+
+    name: ClassVar[str] = "coded_fixed"
+
+    def written(self, integers: np.ndarray, known: np.ndarray, side: CodedSide) -> Tensors:
+        return fixed_rate.encode(integers)
+
+    def read(self, stored: Tensors, known: np.ndarray, side: CodedSide) -> np.ndarray:
+        return fixed_rate.decode(stored, len(known))

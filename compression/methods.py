@@ -19,6 +19,7 @@ METHODS: dict[str, type[Compressor]] = {
     for method in (
         Uncompressed,
         coded.Coded,
+        coded.CodedFixed,
         quantisers.FloatQuantiser,
         quantisers.IntegerQuantiser,
         quantisers.KIVI,

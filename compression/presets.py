@@ -35,6 +35,9 @@ def _bits(method: str, **settings) -> dict[str, Setting]:
 FAMILIES: dict[str, dict[str, Setting]] = {
     "none": {"none": ("none", {})},
     "coded": {f"coded {step:.1e}": ("coded", {"step": step}) for step in CODED_STEPS},
+    "coded_fixed": {
+        f"coded_fixed {step:.1e}": ("coded_fixed", {"step": step}) for step in CODED_STEPS[2:5]
+    },
     "fp8": {"fp8": ("fp8", {})},
     "int8": {"int8": ("int8", {})},
     "kivi": _bits("kivi", recent_tokens=64),
@@ -73,6 +76,7 @@ FAMILIES: dict[str, dict[str, Setting]] = {
 }
 QUICK = {
     "coded": ("coded 3.6e-05", "coded 6.6e-05"),
+    "coded_fixed": (),
     "kivi": ("kivi-4", "kivi-2"),
     "rotated": ("rotated-4",),
     "svd": ("svd 0.5",),

@@ -10,7 +10,7 @@ import torch
 
 from compression import files
 from compression.calibration import calibrate, grouped
-from compression.coded import Coded, transformed
+from compression.coded import Coded, CodedFixed, transformed
 from compression.coded_side import classes, magnitudes, read
 from compression.evaluate import relative_errors
 from compression.side_files import load_model_side, save_model_side
@@ -288,3 +288,11 @@ def test_the_registry_reads_its_files(tmp_path):
     small = method("alike", step=0.01).compress(caches.alike().in_16_bits())
     files.save(small, tmp_path / "cache")
     assert equal(files.load(tmp_path / "cache", side_for("alike")).restore(), small.restore())
+
+
+def test_integers_of_fixed_width_restore_the_same_cache_at_more_bytes():
+    cache = caches.cache(*(caches.layer(i, 2, 400, (8, 8)) for i in range(2))).in_16_bits()
+    side = calibrate([draw(cache, seed) for seed in range(2)], "random gradients")
+    coded, fixed = (way(0.01, model_side=side).compress(cache) for way in (Coded, CodedFixed))
+    assert equal(coded.restore(), fixed.restore())
+    assert coded.nbytes < fixed.nbytes

@@ -48,6 +48,7 @@ SETTINGS |= {
 }
 SETTINGS |= {
     "coded": [{"step": 0.03}, {"step": 0.3, "sink_tokens": 4}, {"step": 1e-3, "sink_tokens": 0}],
+    "coded_fixed": [{"step": 0.03}, {"step": 1e-4, "sink_tokens": 0}],
     "fp8": [{}, {"sink_tokens": 1, "recent_tokens": 2}],
     "int8": [{}],
     "kivi": [{"bits": 4, "recent_tokens": 0}, {"bits": 3, "group": 4, "recent_tokens": 2}],
@@ -77,7 +78,7 @@ every_shape = pytest.mark.parametrize("shape", caches.SHAPES)
 
 def method_for(name, settings, cache):
     """With what it would have learned of a model on another text with caches of these shapes."""
-    if name == "coded":
+    if name.startswith("coded"):
         return METHODS[name](**settings, model_side=calibrate([draw(cache)], "random gradients"))
     if name != "calibrated_pca":
         return METHODS[name](**settings)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from compression import fixed_rate
 from compression.bits import packed, unpacked
 from compression.packing import nbytes_of, pack, unpack
 from tests.test_rans import KINDS, N_CLASSES, same_back, tables
@@ -32,6 +33,13 @@ def test_packed_booleans_come_back(flags):
 
 
 integers = st.one_of(st.integers(-3, 3), st.integers(-(2**31), 2**31 - 1))
+
+
+@unhurried
+@given(st.data(), st.integers(0, 300))
+def test_integers_of_fixed_width_come_back(data, n):
+    values = data.draw(arrays.arrays(np.int32, n, elements=integers, fill=st.just(0)))
+    assert np.array_equal(fixed_rate.decode(fixed_rate.encode(values), n), values)
 
 
 @unhurried
