@@ -192,7 +192,10 @@ class RunConfig:
     )
     no_sensitivity: bool = _flag(False, RANKS, "skip the measured cost of each layer", **SWITCH)
     levels: tuple[float, ...] = _set_by(
-        "LEVELS", RANKS, "shares of the dimensions that compress keeps", type=_shares
+        "LEVELS",
+        RANKS,
+        "shares that are kept: of dimensions by compress, of tokens by compare",
+        type=_shares,
     )
     prune_layers: tuple[int, ...] | None = _flag(
         None, PRUNE, "layers to prune: 0,1,2", type=_layers

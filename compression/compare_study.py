@@ -38,7 +38,7 @@ class Study(BaseStudy):
                 f"A context of {self.context} tokens is too short to compare: give "
                 f"--context_tokens {presets.smallest_context()} or more."
             )
-        self.settings = presets.chosen(run.methods, run.quick)
+        self.settings = presets.chosen(run.methods, run.quick, run.levels)
         self.calibrates = any(
             presets.calibrated(name) for each in self.settings.values() for name, _ in each.values()
         )

@@ -1,6 +1,6 @@
 """The settings that `--mode compare` measures, by family: label -> (method, its settings)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 
 import config
@@ -74,6 +74,7 @@ FAMILIES: dict[str, dict[str, Setting]] = {
         )
     },
 }
+EVICTIONS = ("recent", "key_norm", "random", "heavy_hitter", "snapkv", "key_diff")
 QUICK = {
     "coded": ("coded 3.6e-05", "coded 6.6e-05"),
     "coded_fixed": (),
@@ -100,8 +101,11 @@ ENGINES = {
 }
 
 
-def chosen(families: Iterable[str] | None, quick: bool) -> dict[str, dict[str, Setting]]:
-    """The settings of these families, or of all; always with the untouched cache."""
+def chosen(
+    families: Iterable[str] | None, quick: bool, levels: Sequence[float] = KEPT
+) -> dict[str, dict[str, Setting]]:
+    """The settings of these families, or of all; always with the untouched cache. levels: the
+    shares of the tokens that evictions keep."""
     unknown = sorted(set(families or ()) - set(FAMILIES))
     if unknown:
         raise UsageError(f"--methods: {unknown[0]} is none of {', '.join(FAMILIES)}.")
@@ -109,11 +113,20 @@ def chosen(families: Iterable[str] | None, quick: bool) -> dict[str, dict[str, S
     for family, settings in FAMILIES.items():
         if families is not None and family not in families and family != "none":
             continue
-        if quick and families is None:
+        if family in EVICTIONS and tuple(levels) != KEPT:
+            settings = _at_levels(settings, levels)
+        elif quick and families is None:
             settings = {k: v for k, v in settings.items() if k in QUICK.get(family, settings)}
         if settings:
             found[family] = settings
     return found
+
+
+def _at_levels(settings: dict[str, Setting], levels: Sequence[float]) -> dict[str, Setting]:
+    """The first of these settings with other kept shares."""
+    label, (method, values) = next(iter(settings.items()))
+    family = label.split()[0]
+    return {f"{family} {keep:g}": (method, values | {"keep": keep}) for keep in levels}
 
 
 def made(setting: Setting, model_side: ModelSide | None) -> Compressor:

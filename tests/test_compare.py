@@ -72,6 +72,9 @@ def test_every_preset_names_a_method_and_its_settings():
     with pytest.raises(UsageError, match="--methods: zip is none of none, coded"):
         presets.chosen(["zip"], quick=False)
     assert list(presets.chosen(["recent"], quick=False)) == ["none", "recent"]
+    at = presets.chosen(["recent", "kivi"], quick=False, levels=(0.3,))
+    assert list(at["recent"]) == ["recent 0.3"] and len(at["kivi"]) == 3
+    assert at["recent"]["recent 0.3"][1]["keep"] == 0.3
 
 
 @pytest.fixture
