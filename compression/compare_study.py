@@ -89,6 +89,8 @@ class Study(BaseStudy):
     def verdict(self, rows: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
         table = self.table
         lines = [_frontier(table), _dominated(table), _noise(table), *_ahead(table)]
+        sides = {m.model_side.learned_from for m in self.labels if m.model_side is not None}
+        lines += [f"Calibrated methods learned from {said}." for said in sides]
         lines += [self._within_budget(table)] if self._budget() else []
         lines += self._on_a_card(table) if self.run.memory_gib is not None else []
         if self.found:
