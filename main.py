@@ -125,7 +125,7 @@ def _study(module: str, run: RunConfig) -> None:
         with record.phase("load"):
             loaded = models.load(run)
         with record.phase("text"):
-            texts = scoring.long_enough(loaded, run, study.context)
+            texts = scoring.long_enough(loaded, study.run, study.context)
             apart = [sample for sample, _ in texts]
             others = scoring.others(loaded, apart, study.context, study.n_learned)
         scored = pd.DataFrame(_scored(study, loaded, texts, others, record))

@@ -214,6 +214,16 @@ def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsy
     assert len(manifest["texts"]) == 2
 
 
+def test_quick_means_fewer_texts_and_tokens_unless_they_are_asked_for(mode, tmp_path):
+    assert mode("compare", "--quick", "--methods", "recent", "--context_tokens", "100") == 0
+    rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
+    assert rows["title"].nunique() == 2 and (rows["scored_tokens"] == 128).all()
+    flags = ["--quick", "--methods", "recent", "--context_tokens", "100", "--score_tokens", "10"]
+    assert mode("compare", *flags) == 0
+    rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
+    assert (rows["scored_tokens"] == 10).all()
+
+
 def test_a_budget_nobody_reaches_names_the_closest_and_keeps_the_results(mode, tmp_path, capsys):
     flags = [*LENGTHS, "--methods", "svd", "--max_bits", "0.01", "--quick"]
     assert mode("compare", *flags) == 2
