@@ -11,7 +11,7 @@ PALETTE = (
     "#c0392b", "#2f6db3", "#d9822b", "#17a589", "#6b4c9a", "#7b7d7d", "#b7950b", "#2e8b57",
     "#d35490", "#1b4f72", "#8d6e63", "#00838f", "#9e9d24", "#5d4037", "#3949ab", "#ad1457",
 )  # fmt: skip
-MARKERS = "osD^vPX<>ph*dH8s"
+MARKERS = "osD^vPX<>ph*dH8"  # one less than colours, so that no look repeats
 FAINT = 0.35
 
 
