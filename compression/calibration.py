@@ -1,8 +1,8 @@
 """Calibrating `coded`: from gradients on other texts to what is stored once for a model.
 
 One pass over the draws, in bounded memory: per place the second moment of gradients, per group of
-layers the covariance of what was cached, per age the gradients' energy; a few contexts are kept to
-count integers on.
+layers the covariance of what was cached, per token the gradients' energy; a few contexts are kept
+to count integers on.
 """
 
 import math
@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from compression import rans
-from compression.ages import AgeBins
 from compression.base import ModelSide, Tensors
 from compression.between import Place, wide
 from compression.coded import MIDDLE, quantised, transformed
-from compression.coded_side import EARLY, HIGHEST, LOWEST, read, rows
+from compression.coded_side import HIGHEST, LOWEST, read, rows
+from compression.token_weights import Energies, is_watched
 from config import UsageError
 from data.cache import KINDS, KVCache
 
 MOST_LAYERS = 5  # in a group: more gain little and cost the square
 MOST_COLUMNS = 4096  # of a group: the basis is as large as their square
 REGULAR = 0.3  # share of the mean sensitivity that is added in every direction of a place
-SINKS = EARLY[0]  # first tokens that nothing is learned from: they are like no others
+SINKS = 4  # first tokens that nothing is learned from: they are like no others
 COUNTED = 3  # contexts that integers are counted on
 PRIOR = 50  # counts that a Laplace distribution of its magnitude adds to each class
 
@@ -90,7 +90,8 @@ class _Moments:
         self.groups: list[tuple[int, ...]] = []
         self.information: dict[Place, torch.Tensor] = {}  # (dim, dim) float64
         self.covariance: dict[tuple[int, ...], torch.Tensor] = {}  # (width, width) float64
-        self.by_bin = AgeBins()
+        self.energies = Energies()
+        self.watched = True
         self.tokens: dict[Place, int] = {}  # that the information is summed over
         self.log_scale = 0.0  # of each token's context, summed over tokens
         self.n_tokens = 0
@@ -102,7 +103,8 @@ class _Moments:
             for i, pair in enumerate(draw.gradients)
             for kind in KINDS
         }
-        weights, scale = self.by_bin.added(draw.cache, gradients, first)  # (tokens,)
+        self.watched &= is_watched(draw.cache)
+        weights, scale = self.energies.added(draw.cache, gradients, first)  # (tokens,)
         for place, g in gradients.items():
             held = draw.cache.layers[place[0]].positions.cpu()
             g = (g / weights[held].sqrt()[:, None])[held >= first]
@@ -144,8 +146,8 @@ class _Moments:
         return roots | {"scales": torch.stack(scales).float()}
 
     def weights(self) -> Tensors:
-        ages, early = self.by_bin.curve()
-        return {"ages": torch.from_numpy(ages).float(), "early": torch.from_numpy(early).float()}
+        watched = torch.tensor([self.watched], dtype=torch.uint8)
+        return {"weights": torch.from_numpy(self.energies.fitted()).float(), "watched": watched}
 
     def basis(self, layers: tuple[int, ...], tensors: Tensors) -> torch.Tensor:
         """(width, width) float16: eigenvectors of A C A, C the covariance of a group."""
@@ -174,7 +176,7 @@ def _counts(caches: Iterable[KVCache], side: ModelSide) -> np.ndarray:
     width = 2 * rans.TOP + 3  # with what is beyond on either side
     counts = np.zeros((HIGHEST - LOWEST + 1) * width)
     for cache in caches:
-        levels = learned.levels(cache.n_tokens)
+        levels = learned.levels(cache)
         for group in learned.groups:
             positions = cache.layers[group.layers[0]].positions[1:].cpu().numpy()
             if not len(positions):

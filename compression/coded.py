@@ -4,9 +4,10 @@ Keys before rotary embedding and values x of a few layers at once, centred on th
 are taken to coefficients c = U^T A (x - mean): A is the root of the Fisher information of the
 model's predictions, so that an error of the same size costs as much in every direction, and U
 decorrelates. One step sets rate and distortion: q = round(c sqrt(w) / step), w the weight of a
-token by its age. Each column's root mean square is stored in a byte; with the token's weight it
-picks the table that codes q. Transform coding of caches: KVTC (arXiv 2511.01815); here errors are
-measured in what the model predicts, several layers share a basis, and the coder is per entry.
+token by the attention that it receives. Each column's root mean square is stored in a byte, as is
+each token's weight; both pick the table that codes q. Transform coding of caches: KVTC (arXiv
+2511.01815); here errors are measured in what the model predicts, tokens have their own precision,
+several layers share a basis, and the coder is per entry.
 """
 
 import math
@@ -30,11 +31,12 @@ from compression.coded_side import (
     rows,
     scales,
 )
+from compression.token_weights import is_watched
 from config import UsageError
 from data.cache import KINDS, KVCache, in_16_bits
 
 FINE, MIDDLE, COARSE = 3.6e-5, 4.8e-5, 6.6e-5  # steps in sqrt(nats)
-BLOCK = 256  # tokens restored at once: old ones need fewer columns than recent ones
+BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
 
 
@@ -61,7 +63,7 @@ class Coded(Compressor):
     def encode(self, cache: KVCache) -> Tensors:
         shape = CacheShape.of(cache)
         side = self._side(shape)
-        levels = side.levels(_end(shape))
+        levels = self._levels(cache, side)
         stored = {
             f"ends.{i}.{kind}": _kept(layer.tensor(kind)[:, : self.sink_tokens])
             for i, layer in enumerate(cache.layers)
@@ -101,6 +103,14 @@ class Coded(Compressor):
             for i, layer in enumerate(shape.layers)
         )
         return shape.filled(tuple(layers))
+
+    def _levels(self, cache: KVCache, side: CodedSide) -> np.ndarray:
+        if side.watched and not is_watched(cache):
+            raise UsageError(
+                f"The attention in the cache of {cache.model} was not measured, and `coded` is as "
+                "precise as tokens are looked at: prefill with probe=True."
+            )
+        return side.levels(cache)
 
     def written(self, integers: np.ndarray, known: np.ndarray, side: CodedSide) -> Tensors:
         """What is stored of (n,) integers whose (n,) classes are known to both sides."""
@@ -156,10 +166,6 @@ def _span(layer: LayerShape) -> tuple[int, int]:
     return layer.start, layer.start + layer.n_tokens
 
 
-def _end(shape: CacheShape) -> int:
-    return max(_span(layer)[1] for layer in shape.layers)
-
-
 def _kept(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -198,15 +204,15 @@ def _restored(
     shape: CacheShape,
 ) -> Middles:
     """(heads, tokens, dim) of each place of a group from its (columns, tokens) coefficients. They
-    are zero beyond the last column that is stored, which for most tokens comes early."""
+    are zero beyond the last column that is stored: early for tokens that weigh little."""
     coefficients = coefficients.to(mean.device)
     synthesis = group.synthesis.to(mean.device)
     x = mean.expand(len(levels), -1).contiguous()
-    for at in range(0, len(levels), BLOCK):
-        here = slice(at, at + BLOCK)
-        live = is_stored(classes(codes, levels[here].max(keepdims=True)))[:, 0]
+    order = torch.from_numpy(np.argsort(levels, kind="stable"))
+    for here in order.to(mean.device).split(BLOCK):
+        live = is_stored(classes(codes, levels[here.cpu()].max(keepdims=True)))[:, 0]
         n = int(live.nonzero()[0].max(initial=-1)) + 1
-        x[here].addmm_(coefficients[:n, here].T, synthesis[:n])
+        x.index_add_(0, here, coefficients[:n].index_select(1, here).T @ synthesis[:n])
     parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
     return {(i, kind): by_head(part, shape.layers[i].n_heads) for (i, kind), part in parts}
 

@@ -7,7 +7,8 @@ Tensors of the model side:
   layers.<group>        int32: the cached layers of a group
   basis.<group>         float16 (width, width): orthonormal directions of all places of the group
                         after A, by falling variance
-  ages, early           float32: how sensitivity falls with a token's age
+  weights               float32 (2,): log c and b of a token's weight c exp(b trait)
+  watched               uint8 (1,): 1 where the trait is attention, 0 where it is age
   tables                int16 (classes, symbols): frequencies of integers by expected magnitude
 Both sides must agree on every class: it is computed from stored bytes in integers alone.
 """
@@ -22,13 +23,13 @@ import torch
 from compression.base import ModelSide, Tensors
 from compression.between import Place, content, wide
 from compression.rans import Tables
+from compression.token_weights import traits
 from data.cache import KINDS, KVCache
 
 STEPS_PER_OCTAVE = 8  # of magnitudes that are stored, and of a token's scale sqrt(w)
 ZERO_CODE = 128  # magnitude code of a root mean square of one step; code 0: nothing is stored
 LOWEST, HIGHEST = -24, 40  # classes of magnitude, four an octave: 1/64 of a step to 1024 steps
 SKIPPED = -8  # classes below this, a quarter of a step, hold zeros and no symbols
-EARLY = (4, 16, 64)  # positions between which tokens have a factor of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,25 +70,21 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class CodedSide:
-    """groups: all cached layers, each in one. ages: (knots, 2) log(age + 1) and log weight.
-    early: factors of the positions between those of EARLY."""
+    """groups: all cached layers, each in one. weights: (2,) log c and b of a token's weight
+    c exp(b trait). watched: whether the trait is attention."""
 
     groups: tuple[Group, ...]
-    ages: np.ndarray
-    early: np.ndarray
+    weights: np.ndarray
+    watched: bool
     frequencies: np.ndarray | None = None
 
     @cached_property
     def tables(self) -> Tables:
         return Tables(self.frequencies)
 
-    def levels(self, n_tokens: int) -> np.ndarray:
-        """(tokens,) int16, -128 to 127: log2 of sqrt(w) of each token of a text of that length, in
-        eighths."""
-        log_age = np.log(np.arange(n_tokens, 0, -1))
-        log_weight = np.interp(log_age, self.ages[:, 0], self.ages[:, 1])
-        for k, factor in enumerate(self.early):
-            log_weight[EARLY[k] if k else 0 : EARLY[k + 1]] += np.log(factor)
+    def levels(self, cache: KVCache) -> np.ndarray:
+        """(tokens,) int16, -128 to 127: log2 of sqrt(w) of each token, in eighths."""
+        log_weight = self.weights[0] + self.weights[1] * traits(cache, self.watched)
         levels = np.rint(log_weight / (2 * np.log(2)) * STEPS_PER_OCTAVE)
         return levels.clip(-128, 127).astype(np.int16)
 
@@ -102,8 +99,8 @@ def read(side: ModelSide) -> CodedSide:
     frequencies = tensors.get("tables")
     return CodedSide(
         tuple(_group(tensors, g) for g in range(n_groups)),
-        tensors["ages"].double().numpy(),
-        tensors["early"].double().numpy(),
+        tensors["weights"].double().numpy(),
+        bool(tensors["watched"]),
         None if frequencies is None else frequencies.numpy(),
     )
 

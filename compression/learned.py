@@ -1,32 +1,65 @@
 """What `coded` has learned of a model, kept in the user's cache folder and learned on first use."""
 
+import hashlib
 import logging
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
 import config
+from compression import calibration, coded, coded_side, rans, token_weights
 from compression.base import ModelSide
-from compression.calibration import calibrate
 from compression.side_files import load_model_side, save_model_side
+from config import UsageError
+from data import sensitivity
 from data.models import LoadedModel
-from data.sensitivity import CONTEXTS, sensitivities, windows
 from data.texts import Sample, reference_samples
 
 # Samples of the offline corpus before this one are left for scoring: what is calibrated on must
 # not be scored, and runs that fall back to this corpus score its first samples.
 FIRST_SAMPLE = 8
+TELLING = 60  # characters from which two equal paragraphs are no chance
+MODULES = (calibration, coded, coded_side, rans, sensitivity, token_weights)
 
 log = logging.getLogger(__name__)
 
 
-def calibration_samples() -> list[Sample]:
-    """The texts that are learned from, whatever the scored ones are."""
-    return [sample for sample in reference_samples() if sample.index >= FIRST_SAMPLE]
+@cache
+def calibration_text() -> str:
+    """What is learned from, whatever the scored texts are: the later samples of the offline corpus
+    without the paragraphs that the first ones have too, for some topics contain others."""
+    samples = reference_samples()
+    held_out = {p for sample in samples[:FIRST_SAMPLE] for p in paragraphs(sample.text)}
+    later = (p for sample in samples[FIRST_SAMPLE:] for p in paragraphs(sample.text))
+    return "\n\n".join(p for p in dict.fromkeys(later) if p not in held_out)
+
+
+def paragraphs(text: str) -> list[str]:
+    return [p.strip("\n") for p in text.split("\n\n") if p.strip()]
+
+
+def leaked(scored: Iterable[Sample]) -> list[str]:
+    """The names of those texts of which a paragraph is among those learned from."""
+    known = {p for p in paragraphs(calibration_text()) if len(p) >= TELLING}
+    return [sample.name for sample in scored if known & set(paragraphs(sample.text))]
+
+
+def warn_of_leak(scored: Iterable[Sample]) -> None:
+    """Say so where a text that is scored has a part in what was learned from."""
+    names = leaked(scored)
+    if names:
+        log.warning(
+            "What methods are calibrated on has parts of %s, so their figures there are too good: "
+            "score other texts, of the offline corpus those before #%d.",
+            ", ".join(names),
+            FIRST_SAMPLE,
+        )
 
 
 def learned(loaded: LoadedModel, identity: str) -> ModelSide:
-    """The kept calibration of the model with these weights; a new one where there is none, or a
-    damaged one, or one of another version."""
-    file = config.cache_folder() / "calibrations" / f"{identity[:32]}.safetensors"
+    """The kept calibration of the model with these weights, by this code on this text; a new one
+    where there is none, or a damaged one."""
+    file = _folder(identity) / f"{_recipe()[:16]}.safetensors"
     try:
         side, metadata = load_model_side(file)
         if metadata.get("model") == identity:
@@ -36,10 +69,7 @@ def learned(loaded: LoadedModel, identity: str) -> ModelSide:
         log.warning("Calibrating %s: once per model, some minutes on two cores.", loaded.name)
     except (ValueError, OSError) as error:
         log.warning("%s: calibrating anew.", error)
-    chosen = windows(loaded, calibration_samples(), CONTEXTS)
-    samples = calibration_samples()
-    said = f"{len(chosen)} texts from {samples[0].source} #{samples[0].index} on"
-    side = calibrate(sensitivities(loaded, chosen), said)
+    side = _calibrated(loaded)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_model_side(side, file, {"model": identity, "name": loaded.name})
@@ -48,14 +78,38 @@ def learned(loaded: LoadedModel, identity: str) -> ModelSide:
     return side
 
 
-def warn_of_leak(scored: Iterable[Sample]) -> None:
-    """Say so where a text that is scored is one that was learned from."""
-    known = {sample.sha256 for sample in calibration_samples()}
-    leaked = [sample.name for sample in scored if sample.sha256 in known]
-    if leaked:
-        log.warning(
-            "%s is among the texts that methods are calibrated on, so their figures are too good: "
-            "score other texts, of the offline corpus those before #%d.",
-            leaked[0],
-            FIRST_SAMPLE,
-        )
+def learned_before(loaded: LoadedModel, identity: str, side_identity: str) -> ModelSide:
+    """The calibration with which something was compressed, by its own identity."""
+    for file in sorted(_folder(identity).glob("*.safetensors")):
+        try:
+            side, _ = load_model_side(file)
+        except (ValueError, OSError):
+            continue
+        if side.identity == side_identity:
+            return side
+    raise UsageError(
+        f"The calibration of {loaded.name} with which this was compressed is not in "
+        f"{_folder(identity)}: copy that folder from where it was made, since a calibration made "
+        "anew is never the same to the last bit."
+    )
+
+
+def _folder(identity: str) -> Path:
+    return config.cache_folder() / "calibrations" / identity[:32]
+
+
+@cache
+def _recipe() -> str:
+    """A hash of all that a calibration follows from, beside the model."""
+    digest = hashlib.sha256(calibration_text().encode())
+    for module in MODULES:
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()
+
+
+def _calibrated(loaded: LoadedModel) -> ModelSide:
+    chosen = sensitivity.windows(loaded, calibration_text(), sensitivity.CONTEXTS)
+    source = reference_samples()[0].source
+    longest = max(n_context for _, n_context in chosen)
+    said = f"{len(chosen)} stretches of up to {longest} tokens from #{FIRST_SAMPLE} on of the "
+    return calibration.calibrate(sensitivity.sensitivities(loaded, chosen), said + source)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from compression.base import ModelSide
 
-FORMAT = "coded model side 1"
+FORMAT = "coded model side 2"
 _OWN = ("format", "learned_from", "sha256")  # of the header; the others are the caller's
 
 

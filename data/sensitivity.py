@@ -19,7 +19,6 @@ from data.cache import KINDS, KVCache, LayerKV
 from data.extraction import prefill
 from data.models import LoadedModel
 from data.scoring import filled
-from data.texts import Sample
 
 # Contexts of different lengths: how a token's weight falls with its age must hold for all. The
 # longest comes first: layers that hold different tokens are told apart by it.
@@ -48,18 +47,17 @@ class Sensitivity:
 
 def windows(
     loaded: LoadedModel,
-    samples: Sequence[Sample],
+    text: str,
     contexts: Sequence[int] = CONTEXTS,
     n_scored: int = SCORED,
 ) -> list[Window]:
-    """One stretch of token ids for each context length, at even distances in the joined texts and
-    without overlap; fewer where the texts end. Shorter for a model with fewer positions."""
+    """One stretch of token ids for each context length, at even distances in the text and
+    without overlap; fewer where it ends. Shorter for a model with fewer positions."""
     limit = loaded.max_positions
     if limit is not None:
         n_scored = min(n_scored, limit // 4)
         contexts = [min(n, limit - n_scored - 1) for n in contexts]
-    joined = "\n\n".join(sample.text for sample in samples)
-    ids = torch.tensor(loaded.tokenizer(joined)["input_ids"], dtype=torch.long)
+    ids = torch.tensor(loaded.tokenizer(text)["input_ids"], dtype=torch.long)
     lengths = [n + n_scored + 1 for n in contexts if n >= SHORTEST]
     while lengths and sum(lengths) > len(ids):
         lengths.pop()
@@ -91,7 +89,7 @@ def draws(
 ) -> list[Sensitivity]:
     """The first `n_context` token ids are cached, those up to the last but one are fed on top,
     which gives the predictions that each draw samples anew."""
-    start = prefill(loaded, token_ids[:n_context])
+    start = prefill(loaded, token_ids[:n_context], probe=True)
     cache = replace(start.cache, layers=tuple(_in_float32(x) for x in start.cache.layers))
     leaves = _leaves(cache)
     by = [x for pair in leaves for x in pair.values()]

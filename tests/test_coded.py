@@ -14,6 +14,7 @@ from compression.coded import Coded, CodedFixed, transformed
 from compression.coded_side import classes, magnitudes, read
 from compression.evaluate import relative_errors
 from compression.side_files import load_model_side, save_model_side
+from compression.token_weights import fitted
 from config import UsageError
 from data.cache import KINDS, in_16_bits
 from data.extraction import prefill
@@ -37,9 +38,18 @@ def draw(cache, seed=0):
     return SimpleNamespace(cache=cache, gradients=tuple(gradients), n_scored=3)
 
 
+def watched(cache):
+    return caches.with_attention(cache, caches.random_attention(cache))
+
+
+SHAPES = caches.SHAPES | {
+    f"{shape}, watched": lambda make=make: watched(make()) for shape, make in caches.SHAPES.items()
+}
+
+
 @lru_cache
 def side_for(shape):
-    cache = caches.SHAPES[shape]()
+    cache = SHAPES[shape]()
     return calibrate([draw(cache, seed) for seed in range(3)], "random gradients")
 
 
@@ -47,7 +57,7 @@ def method(shape, **settings):
     return Coded(**settings, model_side=side_for(shape))
 
 
-every_shape = pytest.mark.parametrize("shape", caches.SHAPES)
+every_shape = pytest.mark.parametrize("shape", SHAPES)
 SETTINGS = [{"step": step, "sink_tokens": sinks} for step in STEPS for sinks in (0, 1, 4, 1000)]
 every_setting = pytest.mark.parametrize("settings", SETTINGS, ids=str)
 
@@ -60,7 +70,7 @@ def equal(one, two):
 @every_shape
 @every_setting
 def test_a_cache_keeps_its_shape_and_a_file_restores_it_bit_for_bit(shape, settings, tmp_path):
-    cache = caches.SHAPES[shape]().in_16_bits()
+    cache = SHAPES[shape]().in_16_bits()
     small = method(shape, **settings).compress(cache)
     back = small.restore()
     for a, b in zip(cache.layers, back.layers, strict=True):
@@ -85,7 +95,7 @@ def files_save_and_same(small, file, back):
 
 @every_shape
 def test_the_same_cache_gives_the_same_bytes_and_is_left_alone(shape):
-    cache = caches.SHAPES[shape]().in_16_bits()
+    cache = SHAPES[shape]().in_16_bits()
     before = [layer.tensor(kind).clone() for layer in cache.layers for kind in KINDS]
     one, two = (method(shape, step=0.01).encode(cache) for _ in range(2))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
@@ -108,7 +118,7 @@ def by_hand(cache, side, step, sinks):
         exact = (x.double() - mean) @ root @ group.basis.double()
         c = transformed(cache, group, sinks)[1].T
         assert torch.allclose(c.double(), exact, atol=1e-5 * float(exact.abs().max()))
-        levels = learned.levels(cache.n_tokens)[cache.layers[group.layers[0]].positions[sinks:]]
+        levels = learned.levels(cache)[cache.layers[group.layers[0]].positions[sinks:]]
         x = quantised_by_hand(c, levels, step) @ group.basis.double().T @ torch.linalg.inv(root)
         restored |= dict(zip(group.places, (x + mean).split(group.widths, dim=1), strict=True))
     return restored
@@ -127,11 +137,11 @@ def quantised_by_hand(c, levels, step):
     return quantised
 
 
-@pytest.mark.parametrize("shape", ["alike", "mixed", "one entry a head"])
+@pytest.mark.parametrize("shape", ["alike", "mixed", "one entry a head", "mixed, watched"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("sinks", [0, 1])
 def test_what_is_restored_is_the_quantised_cache(shape, step, sinks):
-    cache = caches.SHAPES[shape]()
+    cache = SHAPES[shape]()
     back = method(shape, step=step, sink_tokens=sinks).compress(cache).restore()
     for (i, kind), expected in by_hand(cache, side_for(shape), step, sinks).items():
         layer = back.layers[i]
@@ -142,7 +152,7 @@ def test_what_is_restored_is_the_quantised_cache(shape, step, sinks):
 
 @pytest.mark.parametrize("shape", ["alike", "mixed", "half precision"])
 def test_a_smaller_step_is_closer_and_larger(shape):
-    cache = caches.SHAPES[shape]().in_16_bits()
+    cache = SHAPES[shape]().in_16_bits()
     small = [method(shape, step=step).compress(cache) for step in STEPS]
     errors = [relative_errors(cache, s.restore())["squared_error"].sum() for s in small]
     assert sorted(errors, reverse=True) == errors and errors[-1] < 0.1 * errors[0]
@@ -175,31 +185,58 @@ def test_layers_are_grouped_by_kind():
     assert grouped(wide) == [(0, 1), (2,)]
 
 
-def test_weights_fall_with_age_at_every_length():
-    side = read(side_for("alike"))
-    for n in (1, 64, 2048, 8192, 200_000):
-        levels = side.levels(n)
-        assert levels.shape == (n,) and (np.diff(levels[64:]) >= 0).all()
+def of_length(n):
+    return caches.cache(*(caches.layer(i, 2, n, (8, 8)) for i in range(3)))
 
 
-def test_weights_follow_the_energy_of_the_gradients():
-    """Gradients whose energy is 1 / age, and four times that for the first positions."""
-    n = 1024
-    cache = caches.cache(*(caches.layer(i, 2, n, (8, 8)) for i in range(3)))
-    generator = torch.Generator().manual_seed(0)
-    size = torch.arange(n, 0, -1).float() ** -0.5
-    size[:16] *= 2
+def sized(cache, size, seed=0):
+    """Gradients of so large entries at each token."""
+    generator = torch.Generator().manual_seed(seed)
     gradients = tuple(
-        {kind: torch.randn(2, n, 8, generator=generator) * size[:, None] for kind in KINDS}
-        for _ in range(3)
+        {k: torch.randn(x.keys.shape, generator=generator) * size[:, None] for k in KINDS}
+        for x in cache.layers
     )
-    side = calibrate([SimpleNamespace(cache=cache, gradients=gradients, n_scored=1)], "gradients")
-    levels = read(side).levels(n)
-    log_weight = levels / 4  # of base 2
-    assert abs((log_weight[-4] - log_weight[-900]) - np.log2(900 / 4)) < 0.7
-    assert abs((log_weight[10] - log_weight[80]) - 2) < 0.6
-    longer = read(side).levels(8 * n) / 4
-    assert abs(longer[-n] - longer[100] - 3) < 0.6  # drawn out as a power law
+    return SimpleNamespace(cache=cache, gradients=gradients, n_scored=1)
+
+
+def test_where_attention_is_not_shown_weights_follow_a_power_of_the_age():
+    n = 1024
+    gradients = sized(of_length(n), torch.arange(n, 0, -1).float() ** -0.4)
+    side = read(calibrate([gradients], "gradients"))
+    assert not side.watched and abs(side.weights[1] - 0.8) < 0.03
+    for length in (1, 64, 5000):  # at every length
+        levels = side.levels(of_length(length)) / 4  # log2 of the weights
+        expected = side.weights[0] / np.log(2) - 0.8 * np.log2(np.arange(length, 0, -1))
+        assert levels.shape == (length,) and np.abs(levels - expected).max() < 0.6
+
+
+def test_weights_follow_a_power_of_the_attention_of_the_last_queries():
+    cache = watched(of_length(500))
+    seen = torch.stack([layer.recent_attention for layer in cache.layers]).mean((0, 1))
+    side = read(calibrate([sized(cache, seen**0.7, seed) for seed in range(2)], "gradients"))
+    assert side.watched and abs(side.weights[1] - 1.4) < 0.05
+    log_weight = side.levels(cache) / 4
+    expected = (side.weights[0] + side.weights[1] * np.log(seen.numpy())) / np.log(2)
+    assert np.abs(log_weight - expected).max() < 0.13  # an eighth, rounded
+
+
+def test_weights_cost_no_more_bits_than_those_of_any_other_exponent():
+    generator = np.random.default_rng(0)
+    traits, energies = generator.normal(size=300), generator.exponential(size=300)
+    log_c, b = fitted(traits, energies * np.exp(0.5 * traits))
+    energies = energies * np.exp(0.5 * traits)
+    assert np.isclose(np.mean(energies / np.exp(log_c + b * traits)), 1)
+
+    def bits(log_weight):  # at an equal loss
+        return np.log(np.mean(energies / np.exp(log_weight))) + np.mean(log_weight)
+
+    best = bits(log_c + b * traits)
+    assert all(best <= bits(other * traits) + 1e-12 for other in np.arange(0, 2, 0.01))
+
+
+def test_a_cache_whose_attention_was_not_measured_is_refused_and_not_coded_worse():
+    with pytest.raises(UsageError, match="prefill with probe=True"):
+        method("alike, watched").compress(caches.alike().in_16_bits())
 
 
 def test_what_cannot_be_set_is_said_in_a_sentence():
@@ -236,11 +273,11 @@ def test_gradients_that_are_all_zero_are_refused():
 @pytest.mark.parametrize("family", families.SETTINGS)
 def test_every_family_is_calibrated_and_compressed(family):
     loaded = families.loaded(family)
-    texts = [SimpleNamespace(text="".join(chr(97 + i % 26) for i in range(4000)))]
-    chosen = windows(loaded, texts, contexts=(150, 40, 24), n_scored=16)
+    text = "".join(chr(97 + i % 26) for i in range(4000))
+    chosen = windows(loaded, text, contexts=(150, 40, 24), n_scored=16)
     assert [n for _, n in chosen] == [150, 40, 24]
     side = calibrate(sensitivities(loaded, chosen), "letters")
-    cache = prefill(loaded, families.token_ids(100)).cache.in_16_bits()
+    cache = prefill(loaded, families.token_ids(100), probe=True).cache.in_16_bits()
     errors = []
     for step in (1e-3, 1e-8):
         back = Coded(step=step, model_side=side).compress(cache).restore()

@@ -3,7 +3,6 @@
 import copy
 from dataclasses import replace
 from functools import lru_cache
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,10 +90,10 @@ def test_squared_gradients_tell_the_divergence_of_small_errors():
 def test_a_model_without_room_or_text_cannot_be_calibrated():
     loaded, _ = tiny_model()
     with pytest.raises(UsageError, match="cannot be calibrated"):
-        windows(loaded, [SimpleNamespace(text="too short")])
+        windows(loaded, "too short")
     with pytest.raises(UsageError, match="cannot be calibrated"):
-        windows(loaded, [SimpleNamespace(text="x" * 4000)], contexts=(4,))
-    chosen = windows(loaded, [SimpleNamespace(text="x" * 4000)], contexts=(2048, 32))
+        windows(loaded, "x" * 4000, contexts=(4,))
+    chosen = windows(loaded, "x" * 4000, contexts=(2048, 32))
     assert [(len(ids), n) for ids, n in chosen] == [(256, 191), (97, 32)]  # of 256 positions
 
 
