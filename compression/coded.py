@@ -145,12 +145,15 @@ class Coded(Compressor):
         learned = {}
         for group in side.groups:
             learned |= dict(zip(group.places, group.widths, strict=True))
-        if dims != learned or any(
-            len({_span(shape.layers[i]) for i in group.layers}) > 1 for group in side.groups
-        ):
+        if dims != learned:
             raise UsageError(
                 f"The calibration ({self.model_side.learned_from}) does not fit the cache of "
                 f"{shape.model}: calibrate for this model."
+            )
+        if any(len({_span(shape.layers[i]) for i in group.layers}) > 1 for group in side.groups):
+            raise UsageError(
+                f"Layers of {shape.model} that were calibrated together hold different tokens of "
+                "this text, for their windows differ: take a shorter context or another method."
             )
         return side
 

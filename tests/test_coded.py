@@ -245,6 +245,11 @@ def test_what_cannot_be_set_is_said_in_a_sentence():
             method("alike", **settings)
     with pytest.raises(UsageError, match="does not fit the cache of random"):
         method("alike").compress(caches.mixed().in_16_bits())
+    windows_differ = caches.cache(
+        caches.layer(0, 3, 10, (8, 8)), *(caches.layer(i, 3, 6, (8, 8), 10) for i in (1, 2, 3))
+    )
+    with pytest.raises(UsageError, match="hold different tokens of this text"):
+        method("alike").compress(windows_differ.in_16_bits())
 
 
 def test_a_calibration_is_the_same_each_time_and_its_content_counts_once():
