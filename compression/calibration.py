@@ -24,7 +24,7 @@ from data.cache import KINDS, KVCache
 
 MOST_LAYERS = 5  # in a group: more gain little and cost the square
 MOST_COLUMNS = 4096  # of a group: the basis is as large as their square
-REGULAR = 0.3  # share of the mean sensitivity that is added in every direction of a place
+REGULAR = 0.5  # share of the mean sensitivity that is added in every direction of a place
 SINKS = 4  # first tokens that nothing is learned from: they are like no others
 COUNTED = 3  # contexts that integers are counted on
 PRIOR = 50  # counts that a Laplace distribution of its magnitude adds to each class

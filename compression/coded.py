@@ -35,7 +35,7 @@ from compression.token_weights import is_watched
 from config import UsageError
 from data.cache import KINDS, KVCache, in_16_bits
 
-FINE, MIDDLE, COARSE = 3.6e-5, 4.8e-5, 6.6e-5  # steps in sqrt(nats)
+FINE, MIDDLE, COARSE = 3.5e-5, 7e-5, 1.4e-4  # steps in sqrt(nats)
 BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
 

@@ -11,7 +11,7 @@ from config import UsageError
 Setting = tuple[str, dict]
 ENDS = {"sink_tokens": 4, "recent_tokens": 64}
 LOW_RANK = {**ENDS, "unrotated_keys": True}
-CODED_STEPS = (1.8e-5, 2.6e-5, 3.6e-5, 4.8e-5, 6.6e-5, 9.2e-5, 1.3e-4)
+CODED_STEPS = (1.8e-5, 3.5e-5, 5e-5, 7e-5, 1e-4, 1.4e-4, 2e-4)
 KEPT = (0.75, 0.5, 0.25)
 
 
@@ -76,7 +76,7 @@ FAMILIES: dict[str, dict[str, Setting]] = {
 }
 EVICTIONS = ("recent", "key_norm", "random", "heavy_hitter", "snapkv", "key_diff")
 QUICK = {
-    "coded": ("coded 3.6e-05", "coded 6.6e-05"),
+    "coded": ("coded 5.0e-05", "coded 1.4e-04"),
     "coded_fixed": (),
     "kivi": ("kivi-4", "kivi-2"),
     "rotated": ("rotated-4",),
