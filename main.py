@@ -172,7 +172,7 @@ def _scored(study, loaded, texts: list, others: list, record) -> list[dict]:
     n, rows = study.context, []
     for sample, ids in texts:
         named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
-        kept = Rows(identity, ids, n) if study.keeps_rows else None
+        kept = Rows(identity, ids, n, loaded.device) if study.keeps_rows else None
         if rows and kept and kept.complete(study.methods):
             rows += [named | kept.get(method) for method in study.methods]
             continue

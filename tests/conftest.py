@@ -31,3 +31,10 @@ def flags(tiny_model, tmp_path):
     """Flags of a run on the tiny model, into an empty folder."""
     where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     return [*where, "--prompt", PROMPT, "--sequence_length", "150", "--new_tokens", "5"]
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """The folder of what is kept between runs, which no test here has used."""
+    monkeypatch.setenv("KV_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

@@ -18,7 +18,6 @@ from config import UsageError
 from data.extraction import prefill
 from data.needle import DEPTHS, needles
 from data.resume import as_past, greedy, side_by_side
-from data.rows import Rows, model_identity
 from tests import families
 from tests.commands import files_below, run
 from tests.test_scoring import scored
@@ -75,43 +74,6 @@ def test_every_preset_names_a_method_and_its_settings():
     at = presets.chosen(["recent", "kivi"], quick=False, levels=(0.3,))
     assert list(at["recent"]) == ["recent 0.3"] and len(at["kivi"]) == 3
     assert at["recent"]["recent 0.3"][1]["keep"] == 0.3
-
-
-@pytest.fixture
-def empty_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KV_CACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
-    ids = torch.arange(9)
-    rows = Rows("model", ids, 5)
-    one, other = METHODS["pca"](0.5), METHODS["pca"](0.25)
-    assert rows.get(one) is None
-    rows.put(one, {"kl": 0.5})
-    assert rows.get(one) == {"kl": 0.5} and rows.get(other) is None
-    assert rows.complete([one]) and not rows.complete([one, other])
-    for elsewhere in (Rows("other", ids, 5), Rows("model", ids, 4), Rows("model", ids + 1, 5)):
-        assert elsewhere.get(one) is None
-    (file,) = (empty_cache / "rows").iterdir()
-    file.write_text("{")
-    assert rows.get(one) is None
-
-
-def test_kept_rows_are_taken_and_new_ones_kept(empty_cache):
-    _, ids, start, continuation = scored("llama_gqa")
-    judge, rows = Judge(start.cache, continuation), Rows("m", ids, 40)
-    first = judge.scores([Uncompressed()], rows)
-    rows.put(Uncompressed(), first[0] | {"ratio": 7})
-    again = judge.scores([Uncompressed(), METHODS["pca"]()], rows)
-    assert again[0]["ratio"] == 7 and rows.complete([METHODS["pca"]()])
-
-
-def test_a_models_identity_follows_its_weights():
-    one, same = families.loaded("llama_gqa"), families.loaded("llama_gqa")
-    assert model_identity(one) == model_identity(same)
-    same.model.lm_head.weight.data[0, 0] += 1
-    assert model_identity(one) != model_identity(same)
 
 
 def test_needles_stand_at_their_depths_and_the_answer_ends_the_question():
