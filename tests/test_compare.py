@@ -9,17 +9,13 @@ import pytest
 import torch
 
 from compression import presets
-from compression.base import Uncompressed
 from compression.evaluate import Judge
 from compression.frontier import bits_at, fitting, with_frontier
 from compression.methods import METHODS
-from compression.pruning import EvictedParts
 from config import UsageError
-from data.extraction import prefill
 from data.needle import DEPTHS, needles
-from data.resume import as_past, greedy, side_by_side
 from tests import families
-from tests.commands import files_below, run
+from tests.commands import files_below
 from tests.test_scoring import scored
 
 
@@ -98,59 +94,6 @@ def test_recall_is_the_models_own_probability_of_the_answer():
     assert probability == pytest.approx(np.exp(expected), rel=1e-4) and not right
 
 
-CONTINUES = ["gpt2", "llama_gqa", "mistral", "gemma3", "qwen3", "deepseek_v3", "phi3", "gpt_oss"]
-
-
-@pytest.mark.parametrize("name", CONTINUES)
-def test_generate_takes_a_restored_cache(name):
-    loaded, ids = families.loaded(name), families.token_ids(41)
-    restored = Uncompressed().compress(prefill(loaded, ids[:40]).cache).restore()
-    with torch.no_grad():
-        direct = loaded.model.generate(
-            ids[None], max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
-        resumed = loaded.model.generate(
-            ids[None],
-            past_key_values=as_past(loaded, restored),
-            max_new_tokens=6,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    assert direct.tolist() == resumed.tolist()
-    found = greedy(loaded, as_past(loaded, restored), int(ids[-1]), 6)
-    assert found == direct[0, 41:].tolist()
-
-
-def test_what_cannot_be_gone_on_from_is_refused():
-    loaded = families.loaded("llama_gqa")
-    cache = prefill(loaded, families.token_ids(20)).cache
-    with pytest.raises(UsageError, match="evicted entries"):
-        as_past(loaded, EvictedParts((0,)).compress(cache).restore())
-    hybrid = families.loaded("qwen3_next")
-    with pytest.raises(UsageError, match="keeps more than keys and values"):
-        as_past(hybrid, prefill(hybrid, families.token_ids(20)).cache)
-
-
-def test_two_continuations_are_marked_where_they_part():
-    loaded = families.loaded("llama_gqa")
-    letters = loaded.tokenizer("abcdef")["input_ids"]
-    (_, one), (title, two) = side_by_side(loaded, letters[:4], [*letters[:2], *letters[4:]], "x")
-    assert (one, two) == ("ab >> cd", "ab >> ef") and "differs at token 3" in title
-    (_, one), (title, two) = side_by_side(loaded, letters, letters, "x")
-    assert one == two == "abcdef" and "the same throughout" in title
-
-
-@pytest.fixture
-def mode(tiny_model, tmp_path, empty_cache):
-    def go(name: str, *flags: str) -> int:
-        out = ["--output_dir", str(tmp_path / "out")]
-        where = ["--model", str(tiny_model), "--device", "cpu", "--no-use_wikitext"]
-        return run("--mode", name, *where, *out, *flags)
-
-    return go
-
-
 LENGTHS = ["--context_tokens", "120", "--score_tokens", "12", "--num_samples", "2"]
 
 
@@ -193,29 +136,6 @@ def test_a_budget_nobody_reaches_names_the_closest_and_keeps_the_results(mode, t
     assert (tmp_path / "out/compare.json").exists()
 
 
-def test_a_stored_prompt_goes_on_as_the_prompt_itself_would(mode, tmp_path, capsys):
-    file = tmp_path / "prompt.kv"
-    text = ["--prompt", "The cache of a model holds keys and values. " * 3]
-    assert mode("store", *text, "--save_compressed", str(file), "--methods", "none") == 0
-    assert "1.00 x smaller" in capsys.readouterr().out
-    assert mode("store", "--load_compressed", str(file), "--new_tokens", "8") == 0
-    said = capsys.readouterr().out
-    assert said.strip()
-    file.write_bytes(file.read_bytes()[:-1])
-    assert mode("store", "--load_compressed", str(file)) == 2
-    assert "cannot be read as a compressed cache" in capsys.readouterr().err
-
-
-def test_a_stored_prompt_of_another_model_is_refused(mode, tmp_path, capsys):
-    file = tmp_path / "prompt.kv"
-    flags = ["--prompt", "abc", "--save_compressed", str(file), "--methods", "none"]
-    assert mode("store", *flags) == 0
-    families.save(families.model("gpt2"), tmp_path / "gpt2")
-    capsys.readouterr()
-    assert mode("store", "--load_compressed", str(file), "--model", str(tmp_path / "gpt2")) == 2
-    assert "was made with tiny-llama" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -224,10 +144,6 @@ def test_a_stored_prompt_of_another_model_is_refused(mode, tmp_path, capsys):
         (["compare", "--context_tokens", "50"], "too short to compare"),
         (["compare", "--context_tokens", "300"], "beyond the 256 positions"),
         (["compare", "--show_generation", "-1"], "--show_generation is -1"),
-        (["store"], "--mode store takes either"),
-        (["store", "--load_compressed", "nowhere.kv"], "cannot be read as a compressed cache"),
-        (["store", "--save_compressed", "x", "--prompt", "a", "--methods", "none"], "of one token"),
-        (["store", "--save_compressed", "x", "--methods", "zip"], "zip is none of"),
     ],
 )
 def test_wrong_input(mode, capsys, arguments, says):
