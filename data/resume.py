@@ -33,8 +33,8 @@ def as_past(loaded: LoadedModel, cache: KVCache) -> DynamicCache:
 
 
 def _without_state(layer) -> bool:
-    """Whether a layer of the model's cache holds keys and values alone, or nothing of its own: it
-    may read another's. What holds more is of another class, that of conv states as of an index."""
+    """Whether a layer of the model's cache holds keys and values alone, or nothing of its own, as
+    one that reads another's. Subclasses hold more: states, keys of an index."""
     nothing = {"keys", "values", "is_initialized"}
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or vars(layer).keys() <= nothing
 

@@ -13,7 +13,9 @@ from compression.evaluate import Judge
 from compression.frontier import bits_at, fitting, with_frontier
 from compression.methods import METHODS
 from config import UsageError
+from data.extraction import prefill
 from data.needle import DEPTHS, needles
+from data.scoring import Continuation
 from tests import families
 from tests.commands import files_below
 from tests.test_scoring import scored
@@ -85,6 +87,24 @@ def test_needles_stand_at_their_depths_and_the_answer_ends_the_question():
         assert abs(at - depth * (150 - fact)) <= 4
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama_gqa"])
+def test_needles_end_with_the_models_positions(name, caplog):
+    loaded, ids = families.loaded(name), families.token_ids(256)
+    caplog.clear()  # of what loading had to say
+    asked = max(len(needle.follows) for needle in needles(loaded, ids, 100))
+    most = loaded.max_positions - asked
+    (*_, last) = needles(loaded, ids, most)
+    start = prefill(loaded, last.context)
+    judge = Judge(start.cache, Continuation(loaded, start.past, last.follows))
+    assert 0 <= judge.recall(judge.cache, last.n_answer)[1] <= 1
+    assert not caplog.messages
+    assert needles(loaded, ids, most + 1) == []
+    assert needles(loaded, ids, 20) == []
+    beyond, short = caplog.messages
+    assert f"({asked}) are beyond the 256 positions of {name}" in beyond
+    assert "longer than the context of 20" in short
+
+
 def test_recall_is_the_models_own_probability_of_the_answer():
     _, ids, start, continuation = scored("llama_gqa")
     judge = Judge(start.cache, continuation)
@@ -119,6 +139,15 @@ def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsy
     assert len(manifest["texts"]) == 2
 
 
+def test_near_the_end_of_the_positions_needles_are_left_out(mode, tmp_path, capsys):
+    flags = ["--context_tokens", "235", "--score_tokens", "20", "--num_samples", "1"]
+    assert mode("compare", *flags, "--methods", "int8", "--show_generation", "20") == 0
+    said = capsys.readouterr()
+    assert said.err.count("Needles are left out") == 1 and "From the untouched" in said.out
+    assert (tmp_path / "out/compare/compare.csv").exists()
+    assert not (tmp_path / "out/compare/needle.png").exists()
+
+
 def test_quick_means_fewer_texts_and_tokens_unless_they_are_asked_for(mode, tmp_path):
     assert mode("compare", "--quick", "--methods", "recent", "--context_tokens", "100") == 0
     rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
@@ -144,6 +173,7 @@ def test_a_budget_nobody_reaches_names_the_closest_and_keeps_the_results(mode, t
         (["compare", "--context_tokens", "50"], "too short to compare"),
         (["compare", "--context_tokens", "300"], "beyond the 256 positions"),
         (["compare", "--show_generation", "-1"], "--show_generation is -1"),
+        (["compare", *LENGTHS, "--show_generation", "136"], "--show_generation 136 are beyond"),
     ],
 )
 def test_wrong_input(mode, capsys, arguments, says):
