@@ -172,7 +172,7 @@ def _scored(study, loaded, texts: list, others: list, record) -> list[dict]:
     n, rows = study.context, []
     for sample, ids in texts:
         named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
-        kept = Rows(identity, ids, n) if study.keeps_rows else None
+        kept = Rows(identity, ids, n, loaded.device) if study.keeps_rows else None
         if rows and kept and kept.complete(study.methods):
             rows += [named | kept.get(method) for method in study.methods]
             continue
@@ -215,9 +215,12 @@ def store(run: RunConfig) -> None:
     prompts.refuse(run)
     loaded = models.load(run)
     identity = model_identity(loaded)
-    do = prompts.save if run.save_compressed is not None else prompts.go_on
-    for line in do(run, loaded, identity):
-        print(line)
+    if run.load_compressed is not None:
+        print(prompts.go_on(run, loaded, identity))
+        return
+    said = prompts.save(run, loaded, identity)
+    if not run.quiet:
+        print("\n".join(said))
 
 
 def _draw(output, record, made: dict, loaded, sample, n_tokens: int, n_texts: int = 1) -> None:

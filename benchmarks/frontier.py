@@ -68,7 +68,7 @@ def methods(families: list[str] | None, loaded: LoadedModel) -> dict[Compressor,
 def scored(
     loaded: LoadedModel, ids: torch.Tensor, context: int, chosen: dict, identity: str
 ) -> list[dict]:
-    kept = Rows(identity, ids, context)
+    kept = Rows(identity, ids, context, loaded.device)
     if kept.complete(chosen):
         return [kept.get(method) for method in chosen]
     start = extraction.prefill(loaded, ids[:context], probe=True)

@@ -46,22 +46,31 @@ def _layer_shape(layer: dict) -> LayerShape:
 
 def read_facts(file: Path) -> dict[str, str]:
     """The facts that a file was saved with, and `method` and, where it has one, `model_side`."""
-    metadata, _ = _content(file, tensors=False)
+    metadata, _ = _content(file)
     facts = {name: metadata[name] for name in ("method", "model_side") if name in metadata}
     return json.loads(metadata["facts"]) | facts
 
 
-def _content(file: Path, tensors: bool = True) -> tuple[dict[str, str], Tensors]:
+def _content(file: Path) -> tuple[dict[str, str], Tensors]:
+    """The header and the tensors, once the checksum has vouched for both."""
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            names = list(opened.keys()) if tensors else []
-            stored = {name: opened.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
+            stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except OSError as error:
         raise UsageError(f"{file} cannot be read as a compressed cache: {error}.") from None
+    except SafetensorError as error:
+        raise _damaged(file, str(error)) from None
+    if _checksum(metadata, stored) != metadata.get("sha256"):
+        raise _damaged(file, "its checksum does not fit")
     if metadata.get("format") != FORMAT:
         raise UsageError(f"{file} has format {metadata.get('format')}, not {FORMAT}.")
     return metadata, stored
+
+
+def _damaged(file: Path, how: str) -> UsageError:
+    what = f"{file} is damaged or no compressed cache of format {FORMAT}"
+    return UsageError(f"{what} ({how}): compress the text again.")
 
 
 def load(file: Path, model_side: ModelSide | None = None) -> Compressed:
@@ -70,8 +79,6 @@ def load(file: Path, model_side: ModelSide | None = None) -> Compressed:
     Raises UsageError for a file that is damaged, of another format or of another calibration.
     """
     metadata, stored = _content(file)
-    if _checksum(metadata, stored) != metadata.get("sha256"):
-        raise UsageError(f"{file} is damaged: its checksum does not fit; compress the text again.")
     side = {} if "model_side" not in metadata else {"model_side": model_side}
     method = METHODS[metadata["method"]](**json.loads(metadata["settings"]), **side)
     if side and method.model_side.identity != metadata["model_side"]:

@@ -15,7 +15,8 @@ _OWN = ("format", "learned_from", "sha256")  # of the header; the others are the
 
 
 def save_model_side(side: ModelSide, file: Path, metadata: dict[str, str]) -> None:
-    """Write a model side and the caller's `metadata` (its model, revision, ...), all or nothing."""
+    """Write a model side and the caller's `metadata` (its model, revision, ...), all or
+    nothing; raises OSError where it cannot be."""
     if taken := set(metadata) & set(_OWN):
         raise ValueError(f"{sorted(taken)} are names of the header itself")
     header = metadata | {"format": FORMAT, "learned_from": side.learned_from}
@@ -24,6 +25,8 @@ def save_model_side(side: ModelSide, file: Path, metadata: dict[str, str]) -> No
         sealed = header | {"sha256": _digest(side, header)}
         save_file(side.tensors, unfinished, metadata=sealed)
         unfinished.replace(file)
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written ({error})") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from config import UsageError
 from data.cache import KVCache
@@ -17,17 +18,25 @@ def as_past(loaded: LoadedModel, cache: KVCache) -> DynamicCache:
     if any(layer.keep is not None for layer in cache.layers):
         raise UsageError("A cache with evicted entries cannot be generated from: keep all tokens.")
     past = DynamicCache(config=loaded.model.config.get_text_config())
-    held = {layer.index: layer for layer in cache.layers}
-    if len(past.layers) not in (0, len(held)):
+    if not all(map(_without_state, past.layers)):
         raise UsageError(
-            f"{loaded.name} keeps more than keys and values: its prompts cannot be restored."
+            f"{loaded.name} keeps more than keys and values (a state, or keys of an index), which "
+            "is not stored: give a model whose layers keep keys and values alone."
         )
-    for index, layer in sorted(held.items()):
+    for layer in sorted(cache.layers, key=lambda layer: layer.index):
+        index = layer.index
         both = (x[None].to(loaded.device, loaded.model.dtype) for x in (layer.keys, layer.values))
         past.update(*both, index)
         if hasattr(past.layers[index], "cumulative_length"):  # of a window that has forgotten some
             past.layers[index].cumulative_length = cache.n_tokens
     return past
+
+
+def _without_state(layer) -> bool:
+    """Whether a layer of the model's cache holds keys and values alone, or nothing of its own, as
+    one that reads another's. Subclasses hold more: states, keys of an index."""
+    nothing = {"keys", "values", "is_initialized"}
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or vars(layer).keys() <= nothing
 
 
 def side_by_side(

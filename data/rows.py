@@ -1,7 +1,8 @@
 """Finished measurements kept on disk, so that a run that is repeated or was interrupted goes on.
 
-A row is kept under a hash of all that it depends on: the model's weights, the tokens, the method
-with its settings and calibration, the versions of libraries, and the code that measures.
+A row is kept under a hash of all that it depends on: the model, the device that it ran on (rows
+hold times), the tokens, the method with its settings and calibration, the versions of libraries,
+and the code that measures.
 """
 
 import hashlib
@@ -17,6 +18,17 @@ import config
 from data.models import LoadedModel
 
 SOURCES = Path(__file__).parent.parent
+# Settings that say where a copy of a model comes from or how it was loaded, not what it computes.
+OF_A_COPY = {
+    "_name_or_path",
+    "_commit_hash",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+RENEWED = ("inv_freq", "cos_cached", "sin_cached")
 
 
 @cache
@@ -32,9 +44,11 @@ def code_hash() -> str:
 
 
 def model_identity(loaded: LoadedModel) -> str:
-    """A hash of the weights' names, shapes and sums, and of the dtype they run in."""
+    """A hash of what the model computes, wherever it was loaded from: its settings, the names,
+    shapes and sums of its weights and buffers, and the dtype they run in."""
     digest = hashlib.sha256(loaded.dtype.encode())
-    for name, weights in loaded.model.state_dict().items():
+    digest.update(_settings(loaded).encode())
+    for name, weights in sorted(_held(loaded.model).items()):
         numbers = weights.detach().to("cpu", torch.float32).flatten()
         sums = (numbers.sum(dtype=torch.float64), numbers.norm(dtype=torch.float64))
         steps = numbers[:: max(1, len(numbers) // 64)].tolist()
@@ -42,11 +56,32 @@ def model_identity(loaded: LoadedModel) -> str:
     return digest.hexdigest()
 
 
-class Rows:
-    """The rows of one model on one text; `ids` are its context and scored tokens."""
+def _settings(loaded: LoadedModel) -> str:
+    settings = loaded.model.config.get_text_config().to_dict()
+    return json.dumps(
+        {name: value for name, value in settings.items() if name not in OF_A_COPY},
+        sort_keys=True,
+        default=str,
+    )
 
-    def __init__(self, model: str, ids: torch.Tensor, context: int) -> None:
-        self._text = [model, ids.tolist(), context, code_hash()]
+
+def _held(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and buffers, those that no checkpoint holds too. Rotary modules renew some of theirs
+    for a long text: what these follow from is among the settings."""
+    lasting = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if not name.endswith(RENEWED) or name.endswith("original_inv_freq")
+    }
+    return model.state_dict() | lasting
+
+
+class Rows:
+    """The rows of one model on one text and one type of device; `ids` are its context and scored
+    tokens."""
+
+    def __init__(self, model: str, ids: torch.Tensor, context: int, device: torch.device) -> None:
+        self._text = [model, device.type, ids.tolist(), context, code_hash()]
         self._folder = config.cache_folder() / "rows"
 
     def _file(self, method) -> Path:

@@ -140,12 +140,11 @@ def long_enough(loaded: LoadedModel, run: RunConfig, context_tokens: int) -> lis
     n_scored = run.n_scored() if follows is None else len(follows)
     need = context_tokens + 1 + (0 if follows is not None else n_scored)
     asked = f"A context of {context_tokens} tokens and {n_scored} scored ones"
-    limit = loaded.max_positions
-    if limit is not None and context_tokens + 1 + n_scored > limit:
-        raise UsageError(
-            f"{asked} are beyond the {limit} positions of {loaded.name}: lower --context_tokens "
-            "or --score_tokens."
-        )
+    lower = "--context_tokens or --score_tokens"
+    refuse_beyond(loaded, context_tokens + 1 + n_scored, asked, lower)
+    shown = f"A context of {context_tokens} tokens and --show_generation {run.show_generation}"
+    lower = "--context_tokens or --show_generation"
+    refuse_beyond(loaded, context_tokens + 1 + run.show_generation, shown, lower)
     candidates = texts.candidates(run)
     found, longest = _first(loaded, candidates, need, run.n_texts())
     if not found:
@@ -163,6 +162,16 @@ def long_enough(loaded: LoadedModel, run: RunConfig, context_tokens: int) -> lis
     if follows is None:
         return found
     return [(sample, torch.cat([ids, follows])) for sample, ids in found]
+
+
+def refuse_beyond(loaded: LoadedModel, n_tokens: int, asked: str, lower: str) -> None:
+    """Raise UsageError where `n_tokens`, which were `asked` for, are more than the model has
+    positions."""
+    limit = loaded.max_positions
+    if limit is not None and n_tokens > limit:
+        raise UsageError(
+            f"{asked} are beyond the {limit} positions of {loaded.name}: lower {lower}."
+        )
 
 
 def _continuation(loaded: LoadedModel, run: RunConfig) -> torch.Tensor | None:

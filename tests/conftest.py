@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import families
-from tests.commands import PROMPT
+from tests.commands import PROMPT, run
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +31,22 @@ def flags(tiny_model, tmp_path):
     """Flags of a run on the tiny model, into an empty folder."""
     where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     return [*where, "--prompt", PROMPT, "--sequence_length", "150", "--new_tokens", "5"]
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """The folder of what is kept between runs, which no test here has used."""
+    monkeypatch.setenv("KV_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def mode(tiny_model, tmp_path, empty_cache):
+    """Runs a mode on the tiny model and the offline corpus, into an empty folder."""
+
+    def go(name: str, *flags: str) -> int:
+        out = ["--output_dir", str(tmp_path / "out")]
+        where = ["--model", str(tiny_model), "--device", "cpu", "--no-use_wikitext"]
+        return run("--mode", name, *where, *out, *flags)
+
+    return go

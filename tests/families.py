@@ -132,12 +132,12 @@ WITHOUT_PROBE = {"falcon"}
 SHARED_CACHE = {"gemma4"}
 
 
-def model(name: str, **changes) -> torch.nn.Module:
-    """A tiny model of a family with the same random weights each time."""
-    model_type, settings = SETTINGS[name]
+def model(name: str, settings: dict | None = None, **changes) -> torch.nn.Module:
+    """A tiny model of a family with the same random weights each time, with other `settings`."""
+    model_type, usual = SETTINGS[name]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, **settings), **changes
+        AutoConfig.for_model(model_type, **usual | (settings or {})), **changes
     ).eval()
 
 

@@ -298,6 +298,11 @@ def test_a_saved_model_side_comes_back_the_same(tmp_path):
     assert header == {"model": "random"} and list(tmp_path.iterdir()) == [file]
 
 
+def test_a_model_side_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(OSError, match="cannot be written"):
+        save_model_side(side_for("alike"), tmp_path / "nowhere" / "side.safetensors", {})
+
+
 def test_a_damaged_model_side_is_refused(tmp_path):
     file, damaged = tmp_path / "side.safetensors", tmp_path / "damaged.safetensors"
     save_model_side(side_for("alike"), file, {"model": "random"})

@@ -9,17 +9,14 @@ import torch
 
 import config
 from compression import presets
-from compression.base import Uncompressed
 from compression.evaluate import Judge
 from compression.methods import METHODS
-from compression.pruning import EvictedParts
 from config import UsageError
 from data.extraction import prefill
 from data.needle import DEPTHS, needles
-from data.resume import as_past, greedy, side_by_side
-from data.rows import Rows, model_identity
+from data.scoring import Continuation
 from tests import families
-from tests.commands import files_below, run
+from tests.commands import files_below
 from tests.test_scoring import scored
 
 
@@ -52,43 +49,6 @@ def test_quick_takes_fewer_settings_of_families_that_are_named_too():
     assert list(at["key_diff"]) == ["key_diff 0.3", "key_diff 0.2"]
 
 
-@pytest.fixture
-def empty_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KV_CACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
-    ids = torch.arange(9)
-    rows = Rows("model", ids, 5)
-    one, other = METHODS["pca"](0.5), METHODS["pca"](0.25)
-    assert rows.get(one) is None
-    rows.put(one, {"kl": 0.5})
-    assert rows.get(one) == {"kl": 0.5} and rows.get(other) is None
-    assert rows.complete([one]) and not rows.complete([one, other])
-    for elsewhere in (Rows("other", ids, 5), Rows("model", ids, 4), Rows("model", ids + 1, 5)):
-        assert elsewhere.get(one) is None
-    (file,) = (empty_cache / "rows").iterdir()
-    file.write_text("{")
-    assert rows.get(one) is None
-
-
-def test_kept_rows_are_taken_and_new_ones_kept(empty_cache):
-    _, ids, start, continuation = scored("llama_gqa")
-    judge, rows = Judge(start.cache, continuation), Rows("m", ids, 40)
-    first = judge.scores([Uncompressed()], rows)
-    rows.put(Uncompressed(), first[0] | {"ratio": 7})
-    again = judge.scores([Uncompressed(), METHODS["pca"]()], rows)
-    assert again[0]["ratio"] == 7 and rows.complete([METHODS["pca"]()])
-
-
-def test_a_models_identity_follows_its_weights():
-    one, same = families.loaded("llama_gqa"), families.loaded("llama_gqa")
-    assert model_identity(one) == model_identity(same)
-    same.model.lm_head.weight.data[0, 0] += 1
-    assert model_identity(one) != model_identity(same)
-
-
 def test_needles_stand_at_their_depths_and_the_answer_ends_the_question():
     loaded = families.loaded("llama_gqa")
     ids = families.token_ids(150)
@@ -102,6 +62,24 @@ def test_needles_stand_at_their_depths_and_the_answer_ends_the_question():
         assert abs(at - depth * (150 - fact)) <= 4
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama_gqa"])
+def test_needles_end_with_the_models_positions(name, caplog):
+    loaded, ids = families.loaded(name), families.token_ids(256)
+    caplog.clear()  # of what loading had to say
+    asked = max(len(needle.follows) for needle in needles(loaded, ids, 100))
+    most = loaded.max_positions - asked
+    (*_, last) = needles(loaded, ids, most)
+    start = prefill(loaded, last.context)
+    judge = Judge(start.cache, Continuation(loaded, start.past, last.follows))
+    assert 0 <= judge.recall(judge.cache, last.n_answer)[1] <= 1
+    assert not caplog.messages
+    assert needles(loaded, ids, most + 1) == []
+    assert needles(loaded, ids, 20) == []
+    beyond, short = caplog.messages
+    assert f"({asked}) are beyond the 256 positions of {name}" in beyond
+    assert "longer than the context of 20" in short
+
+
 def test_recall_is_the_models_own_probability_of_the_answer():
     _, ids, start, continuation = scored("llama_gqa")
     judge = Judge(start.cache, continuation)
@@ -109,59 +87,6 @@ def test_recall_is_the_models_own_probability_of_the_answer():
     logs = continuation.log_probabilities(judge.cache)[-3:]
     expected = sum(logs[i, ids[-3 + i]].item() for i in range(3))
     assert probability == pytest.approx(np.exp(expected), rel=1e-4) and not right
-
-
-CONTINUES = ["gpt2", "llama_gqa", "mistral", "gemma3", "qwen3", "deepseek_v3", "phi3", "gpt_oss"]
-
-
-@pytest.mark.parametrize("name", CONTINUES)
-def test_generate_takes_a_restored_cache(name):
-    loaded, ids = families.loaded(name), families.token_ids(41)
-    restored = Uncompressed().compress(prefill(loaded, ids[:40]).cache).restore()
-    with torch.no_grad():
-        direct = loaded.model.generate(
-            ids[None], max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
-        resumed = loaded.model.generate(
-            ids[None],
-            past_key_values=as_past(loaded, restored),
-            max_new_tokens=6,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    assert direct.tolist() == resumed.tolist()
-    found = greedy(loaded, as_past(loaded, restored), int(ids[-1]), 6)
-    assert found == direct[0, 41:].tolist()
-
-
-def test_what_cannot_be_gone_on_from_is_refused():
-    loaded = families.loaded("llama_gqa")
-    cache = prefill(loaded, families.token_ids(20)).cache
-    with pytest.raises(UsageError, match="evicted entries"):
-        as_past(loaded, EvictedParts((0,)).compress(cache).restore())
-    hybrid = families.loaded("qwen3_next")
-    with pytest.raises(UsageError, match="keeps more than keys and values"):
-        as_past(hybrid, prefill(hybrid, families.token_ids(20)).cache)
-
-
-def test_two_continuations_are_marked_where_they_part():
-    loaded = families.loaded("llama_gqa")
-    letters = loaded.tokenizer("abcdef")["input_ids"]
-    (_, one), (title, two) = side_by_side(loaded, letters[:4], [*letters[:2], *letters[4:]], "x")
-    assert (one, two) == ("ab >> cd", "ab >> ef") and "differs at token 3" in title
-    (_, one), (title, two) = side_by_side(loaded, letters, letters, "x")
-    assert one == two == "abcdef" and "the same throughout" in title
-
-
-@pytest.fixture
-def mode(tiny_model, tmp_path, empty_cache):
-    def go(name: str, *flags: str) -> int:
-        out = ["--output_dir", str(tmp_path / "out")]
-        where = ["--model", str(tiny_model), "--device", "cpu", "--no-use_wikitext"]
-        return run("--mode", name, *where, *out, *flags)
-
-    return go
 
 
 LENGTHS = ["--context_tokens", "120", "--score_tokens", "12", "--num_samples", "2"]
@@ -195,6 +120,15 @@ def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsy
     pd.testing.assert_frame_equal(table, again)  # times and all: nothing was measured anew
     manifest = json.loads((out / "compare.json").read_text())
     assert len(manifest["texts"]) == 2
+
+
+def test_near_the_end_of_the_positions_needles_are_left_out(mode, tmp_path, capsys):
+    flags = ["--context_tokens", "235", "--score_tokens", "20", "--num_samples", "1"]
+    assert mode("compare", *flags, "--methods", "int8", "--show_generation", "20") == 0
+    said = capsys.readouterr()
+    assert said.err.count("Needles are left out") == 1 and "From the untouched" in said.out
+    assert (tmp_path / "out/compare/compare.csv").exists()
+    assert not (tmp_path / "out/compare/needle.png").exists()
 
 
 def test_quick_means_fewer_texts_and_tokens_unless_they_are_asked_for(mode, tmp_path, monkeypatch):
@@ -248,29 +182,6 @@ def verdict(folder) -> list[str]:
     return json.loads((folder / "out/compare.json").read_text())["verdict"]
 
 
-def test_a_stored_prompt_goes_on_as_the_prompt_itself_would(mode, tmp_path, capsys):
-    file = tmp_path / "prompt.kv"
-    text = ["--prompt", "The cache of a model holds keys and values. " * 3]
-    assert mode("store", *text, "--save_compressed", str(file), "--methods", "none") == 0
-    assert "1.00 x smaller" in capsys.readouterr().out
-    assert mode("store", "--load_compressed", str(file), "--new_tokens", "8") == 0
-    said = capsys.readouterr().out
-    assert said.strip()
-    file.write_bytes(file.read_bytes()[:-1])
-    assert mode("store", "--load_compressed", str(file)) == 2
-    assert "cannot be read as a compressed cache" in capsys.readouterr().err
-
-
-def test_a_stored_prompt_of_another_model_is_refused(mode, tmp_path, capsys):
-    file = tmp_path / "prompt.kv"
-    flags = ["--prompt", "abc", "--save_compressed", str(file), "--methods", "none"]
-    assert mode("store", *flags) == 0
-    families.save(families.model("gpt2"), tmp_path / "gpt2")
-    capsys.readouterr()
-    assert mode("store", "--load_compressed", str(file), "--model", str(tmp_path / "gpt2")) == 2
-    assert "was made with tiny-llama" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -280,10 +191,7 @@ def test_a_stored_prompt_of_another_model_is_refused(mode, tmp_path, capsys):
         (["compare", "--context_tokens", "50"], "too short to compare"),
         (["compare", "--context_tokens", "300"], "beyond the 256 positions"),
         (["compare", "--show_generation", "-1"], "--show_generation is -1"),
-        (["store"], "--mode store takes either"),
-        (["store", "--load_compressed", "nowhere.kv"], "cannot be read as a compressed cache"),
-        (["store", "--save_compressed", "x", "--prompt", "a", "--methods", "none"], "of one token"),
-        (["store", "--save_compressed", "x", "--methods", "zip"], "zip is none of"),
+        (["compare", *LENGTHS, "--show_generation", "136"], "--show_generation 136 are beyond"),
     ],
 )
 def test_wrong_input(mode, capsys, arguments, says):

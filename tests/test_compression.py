@@ -181,9 +181,10 @@ def test_bytes_count_kv_heads_not_query_heads():
 def test_a_file_of_another_format_is_refused(tmp_path):
     from safetensors.torch import save_file
 
-    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"format": "0"})
-    with pytest.raises(UsageError, match="has format 0, not 1"):
-        files.load(tmp_path / "a.safetensors")
+    for format in ("0", "1"):
+        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"format": format})
+        with pytest.raises(UsageError, match="no compressed cache of format 1"):
+            files.load(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("at", [0, 9, 60, -1, -100])
@@ -201,8 +202,21 @@ def test_a_truncated_file_is_refused(tmp_path):
     file = tmp_path / "cache.safetensors"
     files.save(METHODS["pca"]().compress(caches.alike().in_16_bits()), file)
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UsageError, match="cannot be read as a compressed cache"):
+    with pytest.raises(UsageError, match="is damaged"):
         files.load(file)
+
+
+def test_no_fact_of_a_damaged_header_is_believed(tmp_path):
+    file = tmp_path / "cache.safetensors"
+    one = caches.cache(caches.layer(0, 1, 2, (2, 2))).in_16_bits()
+    files.save(METHODS["none"]().compress(one), file, model="of these weights")
+    assert files.read_facts(file)["model"] == "of these weights"
+    content = file.read_bytes()
+    for at in range(8 + int.from_bytes(content[:8], "little")):
+        flipped = bytes([content[at] ^ 1 << at % 8])
+        file.write_bytes(content[:at] + flipped + content[at + 1 :])
+        with pytest.raises(UsageError, match="is damaged"):
+            files.read_facts(file)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
