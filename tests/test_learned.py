@@ -1,0 +1,78 @@
+"""What `coded` learns from and what it must not, and how a calibration is kept."""
+
+import logging
+
+import pytest
+
+from compression import learned
+from compression.coded import Coded
+from config import UsageError
+from data import sensitivity
+from data.extraction import prefill
+from data.rows import model_identity
+from data.texts import reference_samples
+from tests import families
+
+
+@pytest.fixture
+def tiny(empty_cache, monkeypatch):
+    monkeypatch.setattr(sensitivity, "CONTEXTS", (60, 40))
+    monkeypatch.setattr(sensitivity, "SCORED", 8)
+    loaded = families.loaded("llama_gqa")
+    return loaded, model_identity(loaded)
+
+
+def test_nothing_that_is_left_for_scoring_is_learned_from():
+    known = learned.calibration_text()
+    assert len(known) > 100_000  # characters: contexts enough
+    for sample in reference_samples()[: learned.FIRST_SAMPLE]:
+        long = [p for p in learned.paragraphs(sample.text) if len(p) >= learned.TELLING]
+        assert long and not any(p in known for p in long)
+
+
+def test_whoever_scores_what_was_learned_from_is_told_of_each_text(caplog):
+    samples = reference_samples()
+    learned.warn_of_leak(samples[: learned.FIRST_SAMPLE])
+    assert not caplog.messages
+    late = [s for s in samples[learned.FIRST_SAMPLE :] if learned.leaked([s])]
+    assert len(late) > 5
+    learned.warn_of_leak([samples[0], *late[:2]])
+    (said,) = caplog.messages
+    assert late[0].name in said and late[1].name in said and samples[0].name not in said
+
+
+def test_a_calibration_is_kept_until_its_text_or_code_changes(tiny, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
+    first = learned.learned(*tiny)
+    again = learned.learned(*tiny)
+    assert again.identity == first.identity and len(caplog.messages) == 1
+    monkeypatch.setattr(learned, "_recipe", lambda: "another")
+    learned.learned(*tiny)
+    assert "Calibrating" in caplog.messages[1]
+
+
+def test_a_damaged_calibration_is_made_anew_and_said_so(tiny, empty_cache, caplog):
+    first = learned.learned(*tiny)
+    (file,) = (empty_cache / "calibrations").glob("*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    caplog.clear()
+    assert learned.learned(*tiny).tensors.keys() == first.tensors.keys()
+    assert "damaged" in caplog.messages[0] and "calibrating anew" in caplog.messages[0]
+
+
+def test_what_was_compressed_needs_the_calibration_it_was_compressed_with(tiny, monkeypatch):
+    first = learned.learned(*tiny)
+    monkeypatch.setattr(learned, "_recipe", lambda: "another")
+    monkeypatch.setattr(sensitivity, "CONTEXTS", (40, 60))
+    assert learned.learned(*tiny).identity != first.identity
+    assert learned.learned_before(*tiny, first.identity).identity == first.identity
+    with pytest.raises(UsageError, match="copy that folder"):
+        learned.learned_before(*tiny, "0" * 64)
+
+
+def test_what_is_learned_is_what_coded_works_with(tiny):
+    loaded, identity = tiny
+    side = learned.learned(loaded, identity)
+    assert side.learned_from.startswith("2 stretches of up to 60 tokens from #8 on of the Python")
+    cache = prefill(loaded, families.token_ids(50), probe=True).cache.in_16_bits()
+    assert 0 < Coded(model_side=side).compress(cache).nbytes < cache.nbytes
