@@ -116,6 +116,7 @@ def _study(module: str, run: RunConfig) -> None:
     import pandas as pd
 
     from compression.evaluate import as_records, summary
+    from compression.learned import leak
     from data import models, scoring
     from data.record import RunRecord
     from visualization.output import OutputFolder
@@ -128,6 +129,7 @@ def _study(module: str, run: RunConfig) -> None:
             texts = scoring.long_enough(loaded, study.run, study.context)
             apart = [sample for sample, _ in texts]
             others = scoring.others(loaded, apart, study.context, study.n_learned)
+            too_good = leak(apart) if study.calibrates else []
         scored = pd.DataFrame(_scored(study, loaded, texts, others, record))
         made = study.tables(scored, summary(scored))
         sample = texts[0][0]
@@ -135,7 +137,7 @@ def _study(module: str, run: RunConfig) -> None:
         facts = record.manifest(loaded, sample, study.context)
         facts["texts"] = [sample.name for sample, _ in texts]
         facts["calibration_texts"] = [sample.name for sample, _ in others]
-        facts["verdict"] = study.verdict(scored, summary(scored))
+        facts["verdict"] = [*too_good, *study.verdict(scored, summary(scored))]
         facts["summary"] = as_records(summary(scored))
         files = output.commit(f"{run.mode}.json", facts)
     if not run.quiet:
@@ -151,7 +153,6 @@ def _study(module: str, run: RunConfig) -> None:
 def _scored(study, loaded, texts: list, others: list, record) -> list[dict]:
     """The rows of all methods on all texts, after the study has learned what it needs to."""
     from compression.evaluate import Judge
-    from compression.learned import warn_of_leak
     from data import extraction, needle
     from data.rows import Rows, model_identity
     from data.scoring import Continuation
@@ -163,8 +164,6 @@ def _scored(study, loaded, texts: list, others: list, record) -> list[dict]:
             return Judge(start.cache, Continuation(loaded, start.past, follows))
 
     with record.phase("calibration"):
-        if study.calibrates:
-            warn_of_leak(sample for sample, _ in texts)
         study.prepare(_learned(loaded) if study.calibrates else None)
         for sample, ids in others:
             study.learn(extraction.prefill(loaded, ids).cache, sample.name)

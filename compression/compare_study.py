@@ -113,7 +113,7 @@ class Study(BaseStudy):
         lines += [f"Left out: {_by_reason(self.left_out)}."] if self.left_out else []
         lines += [*_checked(table), *_ahead(table)]
         sides = {m.model_side.learned_from for m in self.labels if m.model_side is not None}
-        lines += [f"Calibrated methods learned from {said}." for said in sides]
+        lines += [_learned_from(said, rows) for said in sides]
         lines += [self._within_budget(table)] if self._budget() else []
         lines += self._on_a_card(table) if self.run.memory_gib is not None else []
         if self.found:
@@ -195,6 +195,13 @@ class Study(BaseStudy):
             f"{beside}; with {label} {tokens:,.0f} (bytes per token as measured at {self.context} "
             "tokens)."
         ]
+
+
+def _learned_from(said: str, rows: pd.DataFrame) -> str:
+    line = f"Calibrated methods learned from {said}"
+    if any(source in said for source in rows["text_source"].unique()):
+        return line + ", where the scored texts are from too: on other text they cost more."
+    return line + "."
 
 
 def _frontier(table: pd.DataFrame) -> str:

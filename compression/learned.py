@@ -44,16 +44,18 @@ def leaked(scored: Iterable[Sample]) -> list[str]:
     return [sample.name for sample in scored if known & set(paragraphs(sample.text))]
 
 
-def warn_of_leak(scored: Iterable[Sample]) -> None:
-    """Say so where a text that is scored has a part in what was learned from."""
+def leak(scored: Iterable[Sample]) -> list[str]:
+    """What to say where texts that are scored have a part in what was learned from, which is said
+    at once; else nothing."""
     names = leaked(scored)
-    if names:
-        log.warning(
-            "What methods are calibrated on has parts of %s, so their figures there are too good: "
-            "score other texts, of the offline corpus those before #%d.",
-            ", ".join(names),
-            FIRST_SAMPLE,
-        )
+    if not names:
+        return []
+    said = (
+        f"What methods are calibrated on has parts of {', '.join(names)}, so their figures there "
+        f"are too good: score other texts, of the offline corpus those before #{FIRST_SAMPLE}."
+    )
+    log.warning("%s", said)
+    return [said]
 
 
 def learned(loaded: LoadedModel, identity: str) -> ModelSide:

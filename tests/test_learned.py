@@ -32,12 +32,11 @@ def test_nothing_that_is_left_for_scoring_is_learned_from():
 
 def test_whoever_scores_what_was_learned_from_is_told_of_each_text(caplog):
     samples = reference_samples()
-    learned.warn_of_leak(samples[: learned.FIRST_SAMPLE])
-    assert not caplog.messages
+    assert learned.leak(samples[: learned.FIRST_SAMPLE]) == []
     late = [s for s in samples[learned.FIRST_SAMPLE :] if learned.leaked([s])]
     assert len(late) > 5
-    learned.warn_of_leak([samples[0], *late[:2]])
-    (said,) = caplog.messages
+    (said,) = learned.leak([samples[0], *late[:2]])
+    assert caplog.messages == [said]
     assert late[0].name in said and late[1].name in said and samples[0].name not in said
 
 
