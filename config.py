@@ -172,8 +172,19 @@ class RunConfig:
         None, SCORING, "tokens whose cache is compressed; another name for --sequence_length",
         type=int,
     )  # fmt: skip
-    score_tokens: int = _set_by("SCORE_TOKENS", SCORING, "tokens after the context to score")
-    num_samples: int = _set_by("NUM_SAMPLES", SCORING, "texts to score")
+    score_tokens: int | None = _flag(
+        None,
+        SCORING,
+        f"tokens after the context to score; where it is not given {SCORE_TOKENS}, fewer with "
+        "--quick",
+        type=int,
+    )
+    num_samples: int | None = _flag(
+        None,
+        SCORING,
+        f"texts to score; where it is not given {NUM_SAMPLES}, fewer with --quick",
+        type=int,
+    )
     continuation: str | None = _flag(None, SCORING, "score this text after the context instead")
     token_rank: int = _set_by("TOKEN_RANK", RANKS, "rank along tokens")
     embedding_rank: int = _set_by("EMBEDDING_RANK", RANKS, "rank along embedding dimensions")
@@ -264,6 +275,14 @@ class RunConfig:
     def context(self, default: int) -> int:
         """Tokens whose cache is compressed."""
         return self.context_tokens or self.sequence_length or default
+
+    def n_scored(self) -> int:
+        """Tokens after the context to score."""
+        return self.score_tokens or SCORE_TOKENS
+
+    def n_texts(self) -> int:
+        """Texts to score."""
+        return self.num_samples or NUM_SAMPLES
 
 
 COUNTED_FLAGS = ("new_tokens", "score_tokens", "num_samples")

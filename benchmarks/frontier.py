@@ -1,10 +1,11 @@
 """Every method at true bytes on one model, and how far `coded` is ahead: the figures of the README.
 
     python -m benchmarks.frontier --context_tokens 2048 --text_file wiki.test.raw [--num_samples 8]
-        [--methods coded,kivi] [--output_dir graphs/frontier]
+        [--skip_articles 20] [--methods coded,kivi] [--output_dir graphs/frontier]
 
-Scores articles of WikiText, in its raw form with ` = Title = ` lines; what is calibrated is so on
-the offline corpus, which is of another domain. Prints the table, writes it as CSV with the texts'
+Scores articles of WikiText, in its raw form with ` = Title = ` lines; the first can be skipped,
+which were looked at while methods were designed. What is calibrated is so on the offline corpus,
+which is of another domain. Prints the table, writes it as CSV with the texts'
 own rows and the picture. Finished rows are kept: an interrupted run goes on. Times in the table are
 those of one run per text; `timings` at the end are medians beside the prefill of the same run.
 """
@@ -13,7 +14,10 @@ import argparse
 import os
 import re
 import statistics
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"
@@ -25,9 +29,9 @@ import config
 from compression import presets
 from compression.base import Compressor
 from compression.evaluate import Judge, summary, words
-from compression.frontier import bits_at, with_frontier
+from compression.frontier import bits_by_family, labelled
 from compression.learned import learned
-from config import RunConfig
+from config import RunConfig, UsageError
 from data import extraction, models
 from data.models import LoadedModel
 from data.rows import Rows, model_identity
@@ -44,6 +48,11 @@ def articles(file: Path) -> list[str]:
     starts = r"^ = [^=\n].*[^=\n] = \n"
     text = file.read_text(encoding="utf-8")
     cuts = [found.start() for found in re.finditer(starts, text, re.M)]
+    if not cuts:
+        raise UsageError(
+            f"--text_file {file} has no line of the form ` = Title = `: give WikiText in its raw "
+            "form."
+        )
     return [text[a:b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
@@ -68,34 +77,37 @@ def scored(
 
 
 def timings(loaded: LoadedModel, ids: torch.Tensor, method: Compressor) -> None:
-    """Medians of five rounds, side by side in one process."""
-    seconds: dict[str, list[float]] = {"prefill": [], "compress": [], "restore": []}
+    """Medians of five rounds, side by side in one process; and what it costs the prefill to
+    measure the attention that tokens receive, which only some methods ask for."""
+    seconds: dict[str, list[float]] = {}
+
+    def timed(name: str, work: Callable):
+        began = time.perf_counter()
+        made = work()
+        seconds.setdefault(name, []).append(time.perf_counter() - began)
+        return made
+
     for _ in range(5):
-        began = time.perf_counter()
-        cache = extraction.prefill(loaded, ids).cache.in_16_bits()
-        seconds["prefill"].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        compressed = method.compress(cache)
-        seconds["compress"].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        compressed.restore()
-        seconds["restore"].append(time.perf_counter() - began)
+        timed("prefill", lambda: extraction.prefill(loaded, ids).cache.in_16_bits())
+        watched = lambda: extraction.prefill(loaded, ids, probe=True).cache.in_16_bits()  # noqa: E731
+        cache = timed("probed", watched)
+        compressed = timed("compress", partial(method.compress, cache))
+        timed("restore", compressed.restore)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
-    shares = ", ".join(
-        f"{name} {s:.2f} s ({s / medians['prefill']:.2f} of prefill)" for name, s in medians.items()
-    )
+    prefill, probed = medians["prefill"], medians.pop("probed")
+    shares = ", ".join(f"{n} {s:.2f} s ({s / prefill:.2f} of prefill)" for n, s in medians.items())
     print(f"timings at {len(ids)} tokens, {method.name} {words(method)}: {shares}")
+    print(f"attention {probed - prefill:+.2f} s ({(probed - prefill) / prefill:+.2f} of prefill)")
 
 
 def ahead(table: pd.DataFrame) -> None:
     """Bits per value of each family at some losses, between its measured settings."""
     for loss in (0.003, config.ACCEPTABLE_KL):
-        bits = {family: bits_at(rows, loss) for family, rows in table.groupby("family")}
-        coded = bits.get("coded", float("nan"))
-        print(f"at KL {loss:g}, bits per value (times those of coded):")
-        for family, each in sorted(bits.items(), key=lambda item: item[1]):
-            if each == each:
-                print(f"  {family:16} {each:6.2f}  {each / coded:5.2f} x")
+        bits = bits_by_family(table, loss)
+        coded = bits.get("coded")
+        print(f"at KL {loss:g}, bits per value{' (times those of coded)' if coded else ''}:")
+        for family, each in bits.items():
+            print(f"  {family:16} {each:6.2f}" + (f"  {each / coded:5.2f} x" if coded else ""))
 
 
 def flags() -> argparse.Namespace:
@@ -104,31 +116,50 @@ def flags() -> argparse.Namespace:
     p.add_argument("--context_tokens", type=int, default=2048)
     p.add_argument("--score_tokens", type=int, default=config.SCORE_TOKENS)
     p.add_argument("--num_samples", type=int, default=8)
+    p.add_argument("--skip_articles", type=int, default=0)
     p.add_argument("--methods", type=lambda text: text.split(","), default=None)
     p.add_argument("--model", default=config.DEFAULT_MODEL)
     p.add_argument("--output_dir", type=Path, default=Path("graphs/frontier"))
     return p.parse_args()
 
 
-def main() -> None:
-    given = flags()
-    loaded = models.load(RunConfig(model=given.model))
-    identity, chosen = model_identity(loaded), methods(given.methods, loaded)
+def long_enough(given: argparse.Namespace, loaded: LoadedModel) -> dict[int, torch.Tensor]:
+    """The first token ids of as many articles as were asked for, by their number in the file."""
+    texts = articles(given.text_file)
     need = given.context_tokens + 1 + given.score_tokens
-    rows, used = [], []
-    for number, text in enumerate(articles(given.text_file)):
-        ids = torch.tensor(loaded.tokenizer(text)["input_ids"][:need])
-        if len(ids) < need or len(used) == given.num_samples:
-            continue
-        used.append(ids)
+    found: dict[int, torch.Tensor] = {}
+    for number in range(given.skip_articles, len(texts)):
+        ids = torch.tensor(loaded.tokenizer(texts[number])["input_ids"][:need])
+        if len(ids) == need and len(found) < given.num_samples:
+            found[number] = ids
+    if not found:
+        raise UsageError(
+            f"None of the {len(texts)} articles of --text_file {given.text_file} from "
+            f"#{given.skip_articles} on has {need} tokens: lower --context_tokens or "
+            "--skip_articles."
+        )
+    return found
+
+
+def described(given: argparse.Namespace, loaded: LoadedModel, n_articles: int) -> str:
+    """The model, the text and the lengths, for pictures."""
+    skipped = f" from #{given.skip_articles} on" if given.skip_articles > 0 else ""
+    return (
+        f"{loaded.name} · {given.text_file.name}, {n_articles} articles{skipped} · "
+        f"{given.context_tokens} tokens, {given.score_tokens} scored"
+    )
+
+
+def measure(given: argparse.Namespace) -> None:
+    loaded = models.load(RunConfig(model=given.model))
+    used = long_enough(given, loaded)
+    identity, chosen = model_identity(loaded), methods(given.methods, loaded)
+    rows = []
+    for number, ids in used.items():
         found = scored(loaded, ids, given.context_tokens, chosen, identity)
         rows += [{"article": number, "text_source": given.text_file.name} | row for row in found]
-    table = summary(pd.DataFrame(rows))
-    said = {(m.name, words(m)): names for m, names in chosen.items()}
-    names = [said[key] for key in zip(table["method"], table["settings"], strict=True)]
-    table = with_frontier(table.assign(family=[f for f, _ in names], label=[x for _, x in names]))
-    about = f"{loaded.name} · {given.text_file.name}, {len(used)} articles · "
-    about += f"{given.context_tokens} tokens, {given.score_tokens} scored"
+    table = labelled(summary(pd.DataFrame(rows)), chosen)
+    about = described(given, loaded, len(used))
     given.output_dir.mkdir(parents=True, exist_ok=True)
     stem = f"frontier_{given.context_tokens}"
     table.assign(about=about).to_csv(given.output_dir / f"{stem}.csv", index=False)
@@ -140,8 +171,18 @@ def main() -> None:
     ahead(table)
     coded = [method for method in chosen if method.name == "coded"]
     if coded:
-        timings(loaded, used[0][: given.context_tokens], coded[len(coded) // 2])
+        first = next(iter(used.values()))[: given.context_tokens]
+        timings(loaded, first, coded[len(coded) // 2])
+
+
+def main() -> int:
+    try:
+        measure(flags())
+    except (UsageError, OSError) as error:
+        print(f"benchmarks.frontier: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -83,10 +83,14 @@ class BetweenEnds(Compressor):
         start = min(self.sink_tokens, layer.n_tokens)
         return slice(start, max(start, layer.n_tokens - self.recent_tokens))
 
+    def is_idle(self, cache: KVCache) -> bool:
+        """Whether all tokens of a cache are among those that stay as they are."""
+        spans = [self.span(LayerShape.of(layer)) for layer in cache.layers]
+        return all(span.start == span.stop for span in spans)
+
     def refuse_idle(self, cache: KVCache) -> None:
         """Raise UsageError where this setting would leave all of a cache as it is, or its keys."""
-        spans = [self.span(LayerShape.of(layer)) for layer in cache.layers]
-        if all(span.start == span.stop for span in spans):
+        if self.is_idle(cache):
             most = max(layer.n_tokens for layer in cache.layers)
             raise UsageError(
                 f"--sink_tokens {self.sink_tokens} and --recent_tokens {self.recent_tokens} leave "

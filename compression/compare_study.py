@@ -9,7 +9,8 @@ import config
 from compression import presets
 from compression.base import Compressor, ModelSide
 from compression.evaluate import Judge, words
-from compression.frontier import bits_at, fitting, with_frontier
+from compression.frontier import bits_by_family, closest, fitting, labelled
+from compression.pruning import EvictedTokens
 from compression.study import BaseStudy, Tables, spread
 from config import RunConfig, UsageError
 from data.resume import side_by_side
@@ -27,10 +28,8 @@ class Study(BaseStudy):
 
     def __init__(self, run: RunConfig) -> None:
         if run.quick:  # where nothing else was asked for
-            usual = RunConfig()
-            quick = {"num_samples": QUICK_TEXTS, "score_tokens": QUICK_SCORED}
-            changed = {k: v for k, v in quick.items() if getattr(run, k) == getattr(usual, k)}
-            run = replace(run, **changed)
+            texts, scored = run.num_samples or QUICK_TEXTS, run.score_tokens or QUICK_SCORED
+            run = replace(run, num_samples=texts, score_tokens=scored)
         super().__init__(run)
         self.context = run.context(QUICK_CONTEXT if run.quick else config.CONTEXT_TOKENS)
         if self.context < presets.smallest_context():
@@ -39,11 +38,17 @@ class Study(BaseStudy):
                 f"--context_tokens {presets.smallest_context()} or more."
             )
         self.settings = presets.chosen(run.methods, run.quick, run.levels)
+        if set(self.settings) == {"none"}:
+            raise UsageError(
+                "--methods none is what others are compared with: give a method to compare with "
+                "it, such as coded."
+            )
         self.calibrates = any(
             presets.calibrated(name) for each in self.settings.values() for name, _ in each.values()
         )
         self.seeks = not run.quick
         self.labels: dict[Compressor, tuple[str, str]] = {}
+        self.left_out: dict[str, str] = {}  # label -> why
         self.found: list[pd.DataFrame] = []
 
     def prepare(self, model_side: ModelSide | None) -> None:
@@ -57,6 +62,24 @@ class Study(BaseStudy):
         weights = judge.continuation.loaded.model.parameters()
         self.weight_bytes = 2 * sum(w.numel() for w in weights)
         self.first = judge
+        self._leave_out(judge)
+
+    def _leave_out(self, judge: Judge) -> None:
+        """Go on without the settings that can do nothing with such a cache."""
+        cache, blind = judge.cache, _cannot_hide(judge)
+        why = {
+            m: blind if blind and presets.evicts(m) else presets.unfit(m, cache)
+            for m in self.labels
+        }
+        self.left_out = {self.labels[m][1]: reason for m, reason in why.items() if reason}
+        self.labels = {m: names for m, names in self.labels.items() if not why[m]}
+        self.methods = list(self.labels)
+        if {family for family, _ in self.labels.values()} == {"none"}:
+            raise UsageError(
+                f"Of --methods nothing can be compared on {cache.model} at {self.context} tokens, "
+                f"{_by_reason(self.left_out)}: give others, or where more tokens would help "
+                "a larger --context_tokens."
+            )
 
     def find(self, judge: Judge, depth: float, n_answer: int) -> None:
         """Whether the answer that ends the continuation is still found, through every method."""
@@ -78,17 +101,17 @@ class Study(BaseStudy):
     def labelled(self, summary: pd.DataFrame) -> pd.DataFrame:
         """The summary with family, label, bytes_per_token, pays_from_tokens (the context from which
         what is stored for the model pays), frontier and dominated_by."""
-        said = {(m.name, words(m)): label for m, label in self.labels.items()}
-        names = [said[key] for key in zip(summary["method"], summary["settings"], strict=True)]
-        table = summary.assign(family=[f for f, _ in names], label=[label for _, label in names])
+        table = labelled(summary, self.labels)
         table["bytes_per_token"] = table["stored_bytes"] / self.context
         saved = (table["original_bytes"] - table["stored_bytes"]) / self.context
         pays = (table["per_model_bytes"] / saved).where(table["per_model_bytes"] > 0)
-        return with_frontier(table.assign(pays_from_tokens=pays))
+        return table.assign(pays_from_tokens=pays)
 
     def verdict(self, rows: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
         table = self.table
-        lines = [_frontier(table), _dominated(table), _noise(table), *_ahead(table)]
+        lines = [_frontier(table), _dominated(table)]
+        lines += [f"Left out: {_by_reason(self.left_out)}."] if self.left_out else []
+        lines += [*_checked(table), *_ahead(table)]
         sides = {m.model_side.learned_from for m in self.labels if m.model_side is not None}
         lines += [f"Calibrated methods learned from {said}." for said in sides]
         lines += [self._within_budget(table)] if self._budget() else []
@@ -115,8 +138,7 @@ class Study(BaseStudy):
         if not self._budget() or self.best() is not None:
             return None
         near = self.table[self.table["family"] != "none"]
-        missed = "kl_mean_nats" if "max_kl" in self._budget() else "stored_bytes"
-        near = near.loc[near[missed].idxmin()]
+        near = closest(near, **self._budget())
         asked = " and ".join(f"--{name} {value:g}" for name, value in self._budget().items())
         return (
             f"No setting measured fits {asked}; the closest is {near['label']} with "
@@ -153,17 +175,25 @@ class Study(BaseStudy):
             ]
         best = self.best()
         full = table["original_bytes"].iloc[0] / self.context
-        line = (
+        beside = (
             f"On {self.run.memory_gib:g} GiB, beside the weights in 16 bits "
             f"({self.weight_bytes / 2**30:.2f} GiB) and nothing else, {room / full:,.0f} tokens of "
             "uncompressed cache"
         )
         if best is None:
-            return [line + "."]
-        left = room - best["per_model_bytes"]
+            return [beside + "."]
+        label, once = best["label"], best["per_model_bytes"]
+        if not self._budget():
+            label += f", the smallest that costs at most KL {config.ACCEPTABLE_KL:g},"
+        if room <= once:
+            return [
+                f"{beside}; what {label} stores once for the model, {once / 2**20:.1f} MiB, does "
+                "not fit beside the weights."
+            ]
+        tokens = (room - once) / best["bytes_per_token"]
         return [
-            f"{line}; with {best['label']}, {left / best['bytes_per_token']:,.0f} (bytes per token "
-            f"as measured at {self.context} tokens)."
+            f"{beside}; with {label} {tokens:,.0f} (bytes per token as measured at {self.context} "
+            "tokens)."
         ]
 
 
@@ -181,26 +211,50 @@ def _dominated(table: pd.DataFrame) -> str:
     return f"Dominated, as large and as costly at least: {', '.join(named)}."
 
 
-def _noise(table: pd.DataFrame) -> str:
+def _cannot_hide(judge: Judge) -> str | None:
+    """Why what is evicted of this model's cache cannot be measured; None where it can."""
+    evicted = EvictedTokens().compress(judge.cache).restore()
+    try:
+        judge.continuation.log_probabilities(evicted)
+    except UsageError as refusal:
+        return str(refusal).split(": ")[0]
+    return None
+
+
+def _by_reason(left_out: dict[str, str]) -> str:
+    """Labels with the reason that they share, as `a, b (why); c (why)`."""
+    labels: dict[str, list[str]] = {}
+    for label, why in left_out.items():
+        labels.setdefault(why, []).append(label)
+    return "; ".join(f"{', '.join(each)} ({why})" for why, each in labels.items())
+
+
+def _checked(table: pd.DataFrame) -> list[str]:
+    """That the path adds nothing of its own, and how much of a KL is chance."""
     again = table.loc[table["family"] == "none", "kl_mean_nats"].iloc[0]
-    share = (table["kl_mean_nats_se"] / table["kl_mean_nats"]).where(table["kl_mean_nats"] > 0)
-    if share.isna().all():
-        return f"Noise floor: the untouched cache again costs KL {again:g}; one text has no spread."
-    return (
-        f"Noise floor: the untouched cache again costs KL {again:g}; over these texts a KL has a "
-        f"standard error of {share.median():.0%} of itself (median over settings)."
-    )
+    line = f"Check: the untouched cache through the same path costs KL {again:g}."
+    typical = table[table["kl_mean_nats"] > 0].sort_values("kl_mean_nats")
+    if typical.empty:
+        return [line]
+    row = typical.iloc[len(typical) // 2]
+    if row["texts"] < 2:
+        return [line, "Noise: not known from one text; give --num_samples 2 or more."]
+    share = row["kl_mean_nats_se"] / row["kl_mean_nats"]
+    return [
+        line,
+        f"Noise: over {row['texts']} texts the KL of {row['label']}, the median setting, is "
+        f"{spread(row)}, a standard error of {share:.0%} of itself.",
+    ]
 
 
 def _ahead(table: pd.DataFrame) -> list[str]:
     """How far ahead of the best quantiser `coded` is at the losses of its own settings."""
-    coded, others = (table[table["family"].isin(f)] for f in (("coded",), QUANTISERS))
     lines = []
     for loss in (0.003, config.ACCEPTABLE_KL):
-        mine = bits_at(coded, loss)
-        theirs = [bits_at(rows, loss) for _, rows in others.groupby("family")]
-        theirs = min((bits for bits in theirs if bits == bits), default=float("nan"))
-        if mine == mine and theirs == theirs:
+        bits = bits_by_family(table, loss)
+        mine = bits.get("coded")
+        theirs = min((bits[family] for family in QUANTISERS if family in bits), default=None)
+        if None not in (mine, theirs):
             lines.append(
                 f"At KL {loss:g} (between measured settings), coded stores {mine:.2f} bits per "
                 f"value, the best quantiser {theirs:.2f}: {theirs / mine:.1f} times as much."

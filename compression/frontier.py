@@ -3,7 +3,18 @@
 import numpy as np
 import pandas as pd
 
+from compression.base import Compressor
+from compression.evaluate import words
+
 SIZE, LOSS = "bits_per_value", "kl_mean_nats"
+
+
+def labelled(summary: pd.DataFrame, labels: dict[Compressor, tuple[str, str]]) -> pd.DataFrame:
+    """The summary with the family and the label of each row's method, and its frontier."""
+    said = {(method.name, words(method)): names for method, names in labels.items()}
+    names = [said[key] for key in zip(summary["method"], summary["settings"], strict=True)]
+    families, own = zip(*names, strict=True)
+    return with_frontier(summary.assign(family=families, label=own))
 
 
 def with_frontier(table: pd.DataFrame) -> pd.DataFrame:
@@ -29,15 +40,35 @@ def fitting(
 ) -> pd.Series | None:
     """The setting with the least loss within the bytes, or where only the loss is limited the
     smallest within that; None where no setting fits."""
-    fits = np.ones(len(table), dtype=bool)
-    limits = {SIZE: max_bits, "bytes_per_token": max_bytes_per_token, LOSS: max_kl}
-    for column, limit in limits.items():
-        if limit is not None:
-            fits &= (table[column] <= limit).to_numpy()
+    limits = _limits(max_bits, max_bytes_per_token, max_kl)
+    fits = _overshoot(table, limits) <= 1
     if not fits.any():
         return None
-    by = LOSS if max_bits is not None or max_bytes_per_token is not None else SIZE
+    by = SIZE if set(limits) == {LOSS} else LOSS
     return table[fits].sort_values([by, SIZE, LOSS]).iloc[0]
+
+
+def closest(
+    table: pd.DataFrame,
+    max_bits: float | None = None,
+    max_bytes_per_token: float | None = None,
+    max_kl: float | None = None,
+) -> pd.Series:
+    """The setting that exceeds these limits by the least factor, each by that of the limit it
+    exceeds most."""
+    over = _overshoot(table, _limits(max_bits, max_bytes_per_token, max_kl))
+    return table.loc[over.idxmin()]
+
+
+def _limits(*given: float | None) -> dict[str, float]:
+    """Those that were given of bits, bytes per token and loss, by column."""
+    columns = (SIZE, "bytes_per_token", LOSS)
+    return {c: limit for c, limit in zip(columns, given, strict=True) if limit is not None}
+
+
+def _overshoot(table: pd.DataFrame, limits: dict[str, float]) -> pd.Series:
+    """Of each setting the largest of its values, each as a multiple of its limit."""
+    return (table[list(limits)] / pd.Series(limits)).max(axis=1)
 
 
 def bits_at(table: pd.DataFrame, loss: float) -> float:
@@ -48,3 +79,10 @@ def bits_at(table: pd.DataFrame, loss: float) -> float:
         return float("nan")
     least = rows[SIZE].cummin()  # more loss is never worse than less at more bytes
     return float(np.interp(np.log(loss), np.log(rows[LOSS]), least))
+
+
+def bits_by_family(table: pd.DataFrame, loss: float) -> dict[str, float]:
+    """The same of each family whose settings reach over a loss, fewest bits first."""
+    found = {family: bits_at(rows, loss) for family, rows in table.groupby("family")}
+    reached = {family: bits for family, bits in found.items() if not np.isnan(bits)}
+    return dict(sorted(reached.items(), key=lambda each: each[1]))

@@ -1,12 +1,16 @@
 """The settings that `--mode compare` measures, by family: label -> (method, its settings)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 
-import config
-from compression.base import Compressor, ModelSide
+from compression.base import Compressor, LayerShape, ModelSide
+from compression.between import BetweenEnds
+from compression.composed import Composed
 from compression.methods import METHODS
+from compression.pruning import Eviction
+from compression.tucker import Tucker
 from config import UsageError
+from data.cache import KVCache, LayerKV
 
 Setting = tuple[str, dict]
 ENDS = {"sink_tokens": 4, "recent_tokens": 64}
@@ -104,8 +108,9 @@ ENGINES = {
 def chosen(
     families: Iterable[str] | None, quick: bool, levels: Sequence[float] = KEPT
 ) -> dict[str, dict[str, Setting]]:
-    """The settings of these families, or of all; always with the untouched cache. levels: the
-    shares of the tokens that evictions keep."""
+    """The settings of these families, or of all; always with the untouched cache. quick: fewer of
+    each family, and only families that `QUICK` does not leave out, unless they are named. levels:
+    the shares of the tokens that evictions keep."""
     unknown = sorted(set(families or ()) - set(FAMILIES))
     if unknown:
         raise UsageError(f"--methods: {unknown[0]} is none of {', '.join(FAMILIES)}.")
@@ -113,12 +118,13 @@ def chosen(
     for family, settings in FAMILIES.items():
         if families is not None and family not in families and family != "none":
             continue
+        few = QUICK.get(family, tuple(settings)) if quick else tuple(settings)
+        if families is None and not few:
+            continue
         if family in EVICTIONS and tuple(levels) != KEPT:
-            settings = _at_levels(settings, levels)
-        elif quick and families is None:
-            settings = {k: v for k, v in settings.items() if k in QUICK.get(family, settings)}
-        if settings:
-            found[family] = settings
+            found[family] = _at_levels(settings, levels)
+        else:
+            found[family] = {label: settings[label] for label in few or list(settings)[:1]}
     return found
 
 
@@ -144,4 +150,42 @@ def calibrated(name: str) -> bool:
 
 def smallest_context() -> int:
     """Tokens below which the ends that stay plain are all there is."""
-    return config.SINK_TOKENS + config.RECENT_TOKENS + 1
+    return ENDS["sink_tokens"] + ENDS["recent_tokens"] + 1
+
+
+def evicts(method: Compressor) -> bool:
+    return isinstance(method, Eviction | Composed)
+
+
+def unfit(method: Compressor, cache: KVCache) -> str | None:
+    """Why a method can do nothing with a cache, in words; None where it can.
+
+    One layer of each shape is tried. What was learned of a model fits its cache, and is not tried.
+    """
+    if isinstance(method, BetweenEnds) and method.is_idle(cache):
+        return "all cached tokens are among the first and the most recent ones, which stay plain"
+    first = {_shape(layer): layer for layer in reversed(cache.layers)}
+    for layer in first.values() if method.model_side is None else ():
+        try:
+            method.encode(replace(cache, layers=(layer,)))
+        except UsageError as error:
+            return _reason(method, layer, str(error))
+    return None
+
+
+def _shape(layer: LayerKV) -> tuple:
+    """What tells layers apart that a method may refuse."""
+    unknown = layer.attention is None, layer.recent_attention is None, layer.rotary is None
+    return layer.keys.shape, layer.values.shape, *unknown
+
+
+def _reason(method: Compressor, layer: LayerKV, refusal: str) -> str:
+    """A refusal without its advice, which is for one who gave the setting himself."""
+    if not isinstance(method, Tucker) or layer.rotary is None:
+        return refusal.split(": ")[0].rstrip(".")
+    span = method.span(LayerShape.of(layer))
+    dims = min(layer.keys.shape[2], layer.values.shape[2])
+    return (
+        f"layer {layer.index} is too small for these ranks: KV heads x tokens that do not stay "
+        f"plain x dimensions are {layer.n_heads} x {span.stop - span.start} x {dims}"
+    )

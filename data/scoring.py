@@ -137,7 +137,7 @@ def long_enough(loaded: LoadedModel, run: RunConfig, context_tokens: int) -> lis
     first (context + 1 + scored,) token ids: the one between is fed and not scored. Where the run
     gives a continuation, that is what is scored."""
     follows = _continuation(loaded, run)
-    n_scored = run.score_tokens if follows is None else len(follows)
+    n_scored = run.n_scored() if follows is None else len(follows)
     need = context_tokens + 1 + (0 if follows is not None else n_scored)
     asked = f"A context of {context_tokens} tokens and {n_scored} scored ones"
     limit = loaded.max_positions
@@ -147,17 +147,17 @@ def long_enough(loaded: LoadedModel, run: RunConfig, context_tokens: int) -> lis
             "or --score_tokens."
         )
     candidates = texts.candidates(run)
-    found, longest = _first(loaded, candidates, need, run.num_samples)
+    found, longest = _first(loaded, candidates, need, run.n_texts())
     if not found:
         raise UsageError(
             f"{asked} need a text of {need} tokens, the longest here has {longest}: give a longer "
             "one, or lower --context_tokens or --score_tokens."
         )
-    if len(found) < min(run.num_samples, len(candidates)):
+    if len(found) < min(run.n_texts(), len(candidates)):
         log.warning(
             "Only %d of the %d texts of --num_samples are long enough (%d tokens): using those.",
             len(found),
-            run.num_samples,
+            run.n_texts(),
             need,
         )
     if follows is None:

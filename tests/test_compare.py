@@ -1,6 +1,5 @@
-"""The frontier, budgets, kept rows, needles, and going on from a restored cache."""
+"""Settings, budgets, kept rows, needles, and going on from a restored cache."""
 
-import itertools
 import json
 
 import numpy as np
@@ -8,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+import config
 from compression import presets
 from compression.base import Uncompressed
 from compression.evaluate import Judge
-from compression.frontier import bits_at, fitting, with_frontier
 from compression.methods import METHODS
 from compression.pruning import EvictedParts
 from config import UsageError
@@ -22,42 +21,6 @@ from data.rows import Rows, model_identity
 from tests import families
 from tests.commands import files_below, run
 from tests.test_scoring import scored
-
-
-def settings(pairs) -> pd.DataFrame:
-    table = pd.DataFrame(pairs, columns=["bits_per_value", "kl_mean_nats"])
-    table["label"] = [f"s{i}" for i in range(len(table))]
-    return table.assign(bytes_per_token=100 * table["bits_per_value"])
-
-
-def test_the_frontier_is_what_nothing_beats():
-    rng = np.random.default_rng(0)
-    pairs = rng.integers(0, 6, size=(40, 2)).astype(float)
-    table = with_frontier(settings(pairs)).set_index("label")
-    for i, j in itertools.product(range(40), repeat=2):
-        a, b = pairs[i], pairs[j]
-        beats = (b <= a).all() and (b < a).any()
-        assert not (beats and table.loc[f"s{i}", "frontier"])
-        if table.loc[f"s{i}", "dominated_by"] == f"s{j}":
-            assert beats
-    assert (table["frontier"] == (table["dominated_by"] == "")).all()
-    assert table["frontier"].any()
-
-
-def test_what_fits_a_budget():
-    table = settings([(1, 0.5), (2, 0.1), (4, 0.02), (8, 0.001)])
-    assert fitting(table, max_bits=4)["label"] == "s2"
-    assert fitting(table, max_bytes_per_token=250)["label"] == "s1"
-    assert fitting(table, max_kl=0.05)["label"] == "s2"
-    assert fitting(table, max_bits=5, max_kl=0.5)["label"] == "s2"
-    assert fitting(table, max_bits=0.5) is None and fitting(table, max_kl=1e-4) is None
-
-
-def test_bits_at_a_loss_lie_between_the_settings_next_to_it():
-    table = settings([(1, 0.1), (2, 0.01), (4, 0.001)])
-    assert bits_at(table, 0.01) == pytest.approx(2)
-    assert bits_at(table, 10**-2.5) == pytest.approx(3)
-    assert np.isnan(bits_at(table, 0.5)) and np.isnan(bits_at(table, 1e-5))
 
 
 def test_every_preset_names_a_method_and_its_settings():
@@ -75,6 +38,18 @@ def test_every_preset_names_a_method_and_its_settings():
     at = presets.chosen(["recent", "kivi"], quick=False, levels=(0.3,))
     assert list(at["recent"]) == ["recent 0.3"] and len(at["kivi"]) == 3
     assert at["recent"]["recent 0.3"][1]["keep"] == 0.3
+
+
+def test_quick_takes_fewer_settings_of_families_that_are_named_too():
+    quick = presets.chosen(None, quick=True)
+    assert set(quick) == {f for f in presets.FAMILIES if presets.QUICK.get(f, True)}
+    assert set(presets.chosen(None, quick=True, levels=(0.3,))) == set(quick)
+    for family, settings in presets.FAMILIES.items():
+        (found,) = [v for k, v in presets.chosen([family], True).items() if k == family]
+        few = presets.QUICK.get(family, tuple(settings)) or tuple(settings)[:1]
+        assert tuple(found) == few
+    at = presets.chosen(["key_diff"], quick=True, levels=(0.3, 0.2))
+    assert list(at["key_diff"]) == ["key_diff 0.3", "key_diff 0.2"]
 
 
 @pytest.fixture
@@ -203,7 +178,15 @@ def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsy
         "compare.json",
     }
     printed = capsys.readouterr().out
-    for said in ("Frontier", "Noise floor", "Within the budget", "On 1 GiB", "Needles", "From the"):
+    for said in (
+        "Frontier",
+        "Check: ",
+        "Noise: over 2 texts",
+        "Within the budget",
+        "On 1 GiB",
+        "Needles",
+        "From the",
+    ):
         assert said in printed
     table = pd.read_csv(out / "compare/compare.csv")
     assert set(table["family"]) == {"none", "recent", "svd", "int8"}
@@ -214,7 +197,7 @@ def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsy
     assert len(manifest["texts"]) == 2
 
 
-def test_quick_means_fewer_texts_and_tokens_unless_they_are_asked_for(mode, tmp_path):
+def test_quick_means_fewer_texts_and_tokens_unless_they_are_asked_for(mode, tmp_path, monkeypatch):
     assert mode("compare", "--quick", "--methods", "recent", "--context_tokens", "100") == 0
     rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
     assert rows["title"].nunique() == 2 and (rows["scored_tokens"] == 128).all()
@@ -222,6 +205,13 @@ def test_quick_means_fewer_texts_and_tokens_unless_they_are_asked_for(mode, tmp_
     assert mode("compare", *flags) == 0
     rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
     assert (rows["scored_tokens"] == 10).all()
+    # What is asked for counts, even where it is what there would be without --quick
+    monkeypatch.setattr(config, "NUM_SAMPLES", 3)
+    monkeypatch.setattr(config, "SCORE_TOKENS", 12)
+    asked = ["--num_samples", "3", "--score_tokens", "12"]
+    assert mode("compare", *flags[:5], *asked) == 0
+    rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
+    assert rows["title"].nunique() == 3 and (rows["scored_tokens"] == 12).all()
 
 
 def test_a_budget_nobody_reaches_names_the_closest_and_keeps_the_results(mode, tmp_path, capsys):
@@ -229,6 +219,33 @@ def test_a_budget_nobody_reaches_names_the_closest_and_keeps_the_results(mode, t
     assert mode("compare", *flags) == 2
     assert "No setting measured fits --max_bits 0.01; the closest is svd" in capsys.readouterr().err
     assert (tmp_path / "out/compare.json").exists()
+
+
+@pytest.mark.parametrize("gib", [1e-4, 2.2e-4, 1])
+def test_tokens_on_a_card_are_what_the_bytes_beside_the_weights_hold(mode, capsys, tmp_path, gib):
+    flags = [*LENGTHS, "--methods", "coded", "--quick", "--memory_gib", str(gib)]
+    assert mode("compare", *flags) == 0
+    table = pd.read_csv(tmp_path / "out/compare/compare.csv")
+    (said,) = [x for x in verdict(tmp_path) if "GiB" in x]
+    n_weights = sum(w.numel() for w in families.model("llama_gqa").parameters())
+    room = gib * 2**30 - 2 * n_weights
+    once = table["per_model_bytes"].max()
+    if room <= 0:
+        assert "does not hold the weights alone" in said
+    elif room <= once:
+        assert "does not fit beside the weights" in said
+    else:
+        best = table[table["family"] != "none"].sort_values("stored_bytes").iloc[0]
+        tokens = (room - once) / best["bytes_per_token"]
+        assert (
+            f"with {best['label']}, the smallest that costs at most KL 0.01, {tokens:,.0f} ("
+            in said
+        )
+    assert gib in (1e-4, 1) or 0 < room <= once  # each of the three is met once
+
+
+def verdict(folder) -> list[str]:
+    return json.loads((folder / "out/compare.json").read_text())["verdict"]
 
 
 def test_a_stored_prompt_goes_on_as_the_prompt_itself_would(mode, tmp_path, capsys):
@@ -258,6 +275,7 @@ def test_a_stored_prompt_of_another_model_is_refused(mode, tmp_path, capsys):
     ("arguments", "says"),
     [
         (["compare", "--methods", "zip"], "--methods: zip is none of"),
+        (["compare", "--methods", "none"], "give a method to compare with it"),
         (["compare", "--max_bits", "-1"], "--max_bits is -1"),
         (["compare", "--context_tokens", "50"], "too short to compare"),
         (["compare", "--context_tokens", "300"], "beyond the 256 positions"),
