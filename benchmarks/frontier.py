@@ -104,6 +104,8 @@ def ahead(table: pd.DataFrame) -> None:
     """Bits per value of each family at some losses, between its measured settings."""
     for loss in (0.003, config.ACCEPTABLE_KL):
         bits = bits_by_family(table, loss)
+        if not bits:
+            continue
         coded = bits.get("coded")
         print(f"at KL {loss:g}, bits per value{' (times those of coded)' if coded else ''}:")
         for family, each in bits.items():

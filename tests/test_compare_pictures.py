@@ -81,6 +81,17 @@ def test_the_frontier_is_drawn_through_its_settings():
     assert list(line.get_ydata()) == list(on_it["kl_mean_nats"])
 
 
+def test_the_legend_names_nothing_that_is_not_drawn():
+    only = compared(("none", "fp8")).assign(bits_per_value=16.0)
+    only["kl_mean_nats"] = np.where(only["family"] == "none", 0, 1e-4)
+    (ax,) = PICTURES["compare/pareto"](with_frontier(only), ABOUT).axes
+    assert ax.get_legend_handles_labels()[1] == ["fp8"]
+    only["kl_mean_nats"] *= 80
+    only["bits_per_value"] = np.where(only["family"] == "none", 16, 8)
+    (ax,) = PICTURES["compare/pareto"](with_frontier(only), ABOUT).axes
+    assert ax.get_legend_handles_labels()[1] == ["fp8", "frontier", "0.01 nats"]
+
+
 def test_wrong_answers_are_crosses():
     table = found(4)
     (ax,) = PICTURES["compare/needle"](table, ABOUT).axes

@@ -22,12 +22,14 @@ def pareto(table: pd.DataFrame, about: str) -> Figure:
     _settings(ax, table, "kl_mean_nats")
     log_from(ax, table["kl_mean_nats"], axis="y")
     frontier = table[table["frontier"] & (table["kl_mean_nats"] > 0)]
-    ax.step(
-        frontier["bits_per_value"], frontier["kl_mean_nats"], where="post", color="black", lw=1.2,
-        zorder=1, label="frontier",
-    )  # fmt: skip
-    cheap = config.ACCEPTABLE_KL
-    ax.axhline(cheap, color=SAFE, ls=":", lw=1.3, label=f"{cheap:g} nats")
+    if len(frontier):
+        ax.step(
+            frontier["bits_per_value"], frontier["kl_mean_nats"], where="post", color="black",
+            lw=1.2, zorder=1, label="frontier",
+        )  # fmt: skip
+    cheap, (low, high) = config.ACCEPTABLE_KL, ax.get_ylim()
+    if low <= cheap <= high:
+        ax.axhline(cheap, color=SAFE, ls=":", lw=1.3, label=f"{cheap:g} nats")
     ax.set_ylabel("Measured KL (nats per token; bars: standard error over texts)")
     _finish(ax)
     return fig
