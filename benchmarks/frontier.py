@@ -78,7 +78,7 @@ def scored(
 
 def timings(loaded: LoadedModel, ids: torch.Tensor, method: Compressor) -> None:
     """Medians of five rounds, side by side in one process; and what it costs the prefill to
-    measure the attention that tokens receive, which only some methods ask for."""
+    measure the attention from the last queries, which `coded` asks for."""
     seconds: dict[str, list[float]] = {}
 
     def timed(name: str, work: Callable):
@@ -87,17 +87,17 @@ def timings(loaded: LoadedModel, ids: torch.Tensor, method: Compressor) -> None:
         seconds.setdefault(name, []).append(time.perf_counter() - began)
         return made
 
+    prefill = partial(extraction.prefill, loaded, ids)
     for _ in range(5):
-        timed("prefill", lambda: extraction.prefill(loaded, ids).cache.in_16_bits())
-        watched = lambda: extraction.prefill(loaded, ids, probe=True).cache.in_16_bits()  # noqa: E731
-        cache = timed("probed", watched)
+        timed("prefill", prefill)
+        cache = timed("probed", partial(prefill, probe=True, recent_only=True)).cache.in_16_bits()
         compressed = timed("compress", partial(method.compress, cache))
         timed("restore", compressed.restore)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
-    prefill, probed = medians["prefill"], medians.pop("probed")
-    shares = ", ".join(f"{n} {s:.2f} s ({s / prefill:.2f} of prefill)" for n, s in medians.items())
+    plain, added = medians["prefill"], medians.pop("probed") - medians["prefill"]
+    shares = ", ".join(f"{n} {s:.2f} s ({s / plain:.2f} of prefill)" for n, s in medians.items())
     print(f"timings at {len(ids)} tokens, {method.name} {words(method)}: {shares}")
-    print(f"attention {probed - prefill:+.2f} s ({(probed - prefill) / prefill:+.2f} of prefill)")
+    print(f"attention from the last queries {added:+.2f} s ({added / plain:+.2f} of prefill)")
 
 
 def ahead(table: pd.DataFrame) -> None:

@@ -66,10 +66,13 @@ def tokenise(
 
 
 @torch.no_grad()
-def prefill(loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False) -> Prefill:
-    """One forward pass over (tokens,) token ids; `probe` measures the attention they receive."""
+def prefill(
+    loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False, recent_only: bool = False
+) -> Prefill:
+    """One forward pass over (tokens,) token ids; `probe` measures the attention they receive, with
+    `recent_only` that from the last queries alone."""
     model = loaded.model
-    watch = AttentionProbe(len(token_ids)) if probe else None
+    watch = AttentionProbe(len(token_ids), recent_only) if probe else None
     with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
         try:
             output = _forward(model, token_ids)
@@ -83,7 +86,7 @@ def prefill(loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False) -
         layers = _with_attention(watch, layers)
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
     refuse_non_finite(cache, loaded.dtype)
-    blind = [layer.attention is None for layer in layers]
+    blind = [layer.recent_attention is None for layer in layers]
     if probe and any(blind):
         log.warning(
             "%s does not show its attention in %s: those entries of the attention columns are "

@@ -31,9 +31,11 @@ class _Call:
 
 @dataclass
 class AttentionProbe:
-    """Watches one prefill of `n_tokens` tokens."""
+    """Watches one prefill of `n_tokens` tokens; recent_only: its last queries alone, which costs
+    next to nothing."""
 
     n_tokens: int
+    recent_only: bool = False
     _calls: list[_Call] = field(default_factory=list)
 
     @contextmanager
@@ -47,8 +49,9 @@ class AttentionProbe:
         and from the last `RECENT_QUERIES` of them.
 
         keys: layer index -> cached keys (kv_heads, tokens, dim).
-        Returns layer index -> two of (kv_heads, n_tokens), None where nothing was seen. Calls of
-        layers that read another layer's cache count for the layer that holds it.
+        Returns layer index -> two of (kv_heads, n_tokens), None where nothing was seen, the first
+        also with recent_only. Calls of layers that read another layer's cache count for the layer
+        that holds it.
         """
         owners = {tensor.data_ptr(): layer for layer, tensor in keys.items()}
         owners |= {c.key_address: c.layer for c in self._calls if c.layer in keys}
@@ -65,7 +68,10 @@ class AttentionProbe:
             )
             parts = (sums, call.seen_by, recent, call.recent_seen_by)
             totals[layer] = [a + b for a, b in zip(totals[layer], parts, strict=True)]
-        return {layer: _means(*total) for layer, total in totals.items()}
+        means = {layer: _means(*total) for layer, total in totals.items()}
+        if self.recent_only:
+            means = {layer: (None, recent) for layer, (_, recent) in means.items()}
+        return means
 
     def _attend(self, attend, name, module, query, key, value, attention_mask, **kwargs):
         """Stands in for an attention function; shapes as in `wrapped_attention`."""
@@ -80,8 +86,11 @@ class AttentionProbe:
             if any(kwargs.get(name) is not None for name in BENDS_WEIGHTS):
                 return output
             scaling = kwargs.get("scaling")
-            sums = softmax_sums(query[0], key[0], attention_mask, scaling)
             recent = softmax_sums(query[0][:, last], key[0], few, scaling)
+            if self.recent_only:
+                sums = torch.zeros_like(recent)
+            else:
+                sums = softmax_sums(query[0], key[0], attention_mask, scaling)
         n_keys = key.shape[-2]
         pad = (self.n_tokens - n_keys, 0)  # keys end where the sequence ends
         seen = _seen_by(attention_mask, query.shape[-2], n_keys, key.device)

@@ -89,7 +89,7 @@ def draws(
 ) -> list[Sensitivity]:
     """The first `n_context` token ids are cached, those up to the last but one are fed on top,
     which gives the predictions that each draw samples anew."""
-    start = prefill(loaded, token_ids[:n_context], probe=True)
+    start = prefill(loaded, token_ids[:n_context], probe=True, recent_only=True)
     cache = replace(start.cache, layers=tuple(_in_float32(x) for x in start.cache.layers))
     leaves = _leaves(cache)
     by = [x for pair in leaves for x in pair.values()]

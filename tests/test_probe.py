@@ -65,6 +65,18 @@ def test_the_probe_changes_nothing(name):
         assert torch.equal(a.keys, c.keys)  # and it has stepped back afterwards
 
 
+@pytest.mark.parametrize("name", PROBED)
+def test_the_last_queries_alone_show_the_same_of_themselves(name):
+    loaded, ids = families.loaded(name), families.token_ids(N)
+    whole = prefill(loaded, ids, probe=True)
+    lately = prefill(loaded, ids, probe=True, recent_only=True)
+    for a, b in zip(whole.cache.layers, lately.cache.layers, strict=True):
+        assert b.attention is None and torch.equal(a.keys, b.keys)
+        assert (a.recent_attention is None) == (b.recent_attention is None)
+        if a.recent_attention is not None:
+            assert torch.equal(a.recent_attention, b.recent_attention)
+
+
 def test_full_attention_rows_sum_to_the_number_of_queries():
     query, key = torch.randn(6, 11, 8), torch.randn(2, 11, 8)
     torch.testing.assert_close(softmax_sums(query, key).sum(-1), torch.full((2,), 11.0))
@@ -114,7 +126,7 @@ def test_layers_that_read_another_layers_cache_count_for_its_owner():
     assert all(received is not None for received in attention_of(result))
     by_layer = {call.layer: call for call in with_own._calls}
     keys = {layer.index: layer.keys for layer in result.cache.layers}
-    owned = AttentionProbe(12, [by_layer[0], by_layer[1], by_layer[2], by_layer[3]]).received(keys)
+    owned = AttentionProbe(12, _calls=[by_layer[i] for i in range(4)]).received(keys)
     total = (by_layer[1].weight_sums + by_layer[3].weight_sums) / (
         by_layer[1].seen_by + by_layer[3].seen_by
     )
