@@ -15,7 +15,7 @@ from data.cache import KVCache, LayerKV
 Setting = tuple[str, dict]
 ENDS = {"sink_tokens": 4, "recent_tokens": 64}
 LOW_RANK = {**ENDS, "unrotated_keys": True}
-CODED_STEPS = (9e-6, 1.8e-5, 3.5e-5, 5e-5, 7e-5, 1e-4, 1.4e-4, 2e-4)
+CODED_STEPS = (1.8e-5, 3.5e-5, 5e-5, 7e-5, 1e-4, 1.4e-4, 2e-4)
 KEPT = (0.75, 0.5, 0.25)
 
 
@@ -40,7 +40,7 @@ FAMILIES: dict[str, dict[str, Setting]] = {
     "none": {"none": ("none", {})},
     "coded": {f"coded {step:.1e}": ("coded", {"step": step}) for step in CODED_STEPS},
     "coded_fixed": {
-        f"coded_fixed {step:.1e}": ("coded_fixed", {"step": step}) for step in CODED_STEPS[3:6]
+        f"coded_fixed {step:.1e}": ("coded_fixed", {"step": step}) for step in CODED_STEPS[2:5]
     },
     "fp8": {"fp8": ("fp8", {})},
     "int8": {"int8": ("int8", {})},
