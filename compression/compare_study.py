@@ -193,8 +193,15 @@ class Study(BaseStudy):
         tokens = (room - once) / best["bytes_per_token"]
         return [
             f"{beside}; with {label} {tokens:,.0f} (bytes per token as measured at {self.context} "
-            "tokens)."
+            f"tokens{self._several(tokens)})."
         ]
+
+    def _several(self, tokens: float) -> str:
+        """What to add where a card holds more tokens than one text can have."""
+        limit = self.first.continuation.loaded.max_positions
+        if limit is None or tokens <= limit:
+            return ""
+        return f"; of several texts, since the model has {limit} positions"
 
 
 def _learned_from(said: str, rows: pd.DataFrame) -> str:

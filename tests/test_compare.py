@@ -175,6 +175,7 @@ def test_tokens_on_a_card_are_what_the_bytes_beside_the_weights_hold(mode, capsy
             f"with {best['label']}, the smallest that costs at most KL 0.01, {tokens:,.0f} ("
             in said
         )
+        assert tokens > 256 and "since the model has 256 positions" in said
     assert gib in (1e-4, 1) or 0 < room <= once  # each of the three is met once
 
 
