@@ -70,5 +70,9 @@ def with_attention(cache, attention):
     return replace(cache, layers=layers)
 
 
+def watched(cache):
+    return with_attention(cache, random_attention(cache))
+
+
 def words(cache):
     return [f"w{i}" for i in range(cache.n_tokens)]
