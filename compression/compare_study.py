@@ -66,7 +66,8 @@ class Study(BaseStudy):
 
     def _leave_out(self, judge: Judge) -> None:
         """Go on without the settings that can do nothing with such a cache."""
-        cache, blind = judge.cache, _cannot_hide(judge)
+        cache = judge.cache
+        blind = _cannot_hide(judge) if any(map(presets.evicts, self.labels)) else None
         why = {
             m: blind if blind and presets.evicts(m) else presets.unfit(m, cache)
             for m in self.labels

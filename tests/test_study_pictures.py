@@ -9,6 +9,7 @@ import pytest
 from analysis.heuristics import SPARES
 from compression.dim_groups import dimension_groups
 from tests import caches
+from tests.drawn import is_within
 from visualization.catalogue import PICTURES
 
 ABOUT = "tiny (random) · test text #0 · 10 tokens"
@@ -78,13 +79,7 @@ TABLES = {
 @pytest.mark.parametrize("name", TABLES)
 def test_nothing_written_leaves_the_figure(name):
     stem, table = TABLES[name]
-    figure = PICTURES[stem](table(), ABOUT)
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    for ax in figure.axes:
-        box = ax.get_tightbbox(renderer)
-        assert box.x0 >= -1 and box.y0 >= -1, name
-        assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, name
+    assert is_within(PICTURES[stem](table(), ABOUT))
 
 
 def test_saved_bytes_and_costs_stand_on_the_row_of_their_choice():

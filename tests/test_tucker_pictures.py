@@ -9,6 +9,7 @@ import pytest
 from compression.tucker import Tucker
 from compression.tucker_study import components
 from tests import caches
+from tests.drawn import is_within
 from visualization.catalogue import PICTURES
 
 ABOUT = "tiny (random) · test text #0 · 10 tokens"
@@ -55,13 +56,7 @@ TABLES = {
 @pytest.mark.parametrize("name", TABLES)
 def test_nothing_written_leaves_the_figure(name):
     stem, table = TABLES[name]
-    figure = PICTURES[stem](table(), ABOUT)
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    for ax in figure.axes:
-        box = ax.get_tightbbox(renderer)
-        assert box.x0 >= -1 and box.y0 >= -1, name
-        assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, name
+    assert is_within(PICTURES[stem](table(), ABOUT))
 
 
 def test_cores_stand_side_by_side_on_a_scale_around_zero():
