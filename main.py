@@ -187,12 +187,12 @@ def _scored(study, loaded, texts: list, others: list, record) -> list[dict]:
     return rows
 
 
-def _learned(loaded):
+def _learned(loaded, keep: bool = False):
     """What is stored once for a model, learned on the first use."""
     from compression.learned import learned
     from data.rows import model_identity
 
-    return learned(loaded, model_identity(loaded))
+    return learned(loaded, model_identity(loaded), keep)
 
 
 def calibrate(run: RunConfig) -> None:
@@ -200,7 +200,7 @@ def calibrate(run: RunConfig) -> None:
     from data import models
 
     loaded = models.load(run)
-    side = _learned(loaded)
+    side = _learned(loaded, keep=True)
     if not run.quiet:
         print(f"{loaded.name} is calibrated, on {side.learned_from}.")
 

@@ -58,9 +58,10 @@ def leak(scored: Iterable[Sample]) -> list[str]:
     return [said]
 
 
-def learned(loaded: LoadedModel, identity: str) -> ModelSide:
+def learned(loaded: LoadedModel, identity: str, keep: bool = False) -> ModelSide:
     """The kept calibration of the model with these weights, by this code on this text; a new one
-    where there is none, or a damaged one."""
+    where there is none, or a damaged one.
+    keep: raise UsageError where it cannot be kept, before the work where that shows."""
     file = _folder(identity) / f"{_recipe()[:16]}.safetensors"
     try:
         side, metadata = load_model_side(file)
@@ -71,13 +72,25 @@ def learned(loaded: LoadedModel, identity: str) -> ModelSide:
         log.warning("Calibrating %s: once per model, some minutes on two cores.", loaded.name)
     except (ValueError, OSError) as error:
         log.warning("%s: calibrating anew.", error)
-    side = _calibrated(loaded)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _not_kept(error, keep)
+    side = _calibrated(loaded)
+    try:
         save_model_side(side, file, {"model": identity, "name": loaded.name})
     except OSError as error:
-        log.warning("The calibration is not kept: %s.", error)
+        _not_kept(error, keep)
     return side
+
+
+def _not_kept(error: OSError, refuse: bool) -> None:
+    if refuse:
+        raise UsageError(
+            f"The calibration cannot be kept ({error}): name a folder with room that can be "
+            "written in KV_CACHE_HOME."
+        ) from None
+    log.warning("The calibration is not kept: %s.", error)
 
 
 def learned_before(loaded: LoadedModel, identity: str, side_identity: str) -> ModelSide:

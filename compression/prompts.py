@@ -88,7 +88,7 @@ def save(run: RunConfig, loaded: LoadedModel, identity: str) -> list[str]:
         raise UsageError("A prompt of one token leaves nothing to store: give a longer one.")
     setting = _setting(run)
     needs = presets.calibrated(setting[0])
-    method = presets.made(setting, learned(loaded, identity) if needs else None)
+    method = presets.made(setting, learned(loaded, identity, keep=True) if needs else None)
     cache = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True).cache.in_16_bits()
     compressed = method.compress(cache)
     as_past(loaded, compressed.restore())  # refuses what could not be gone on from

@@ -75,3 +75,13 @@ def test_what_is_learned_is_what_coded_works_with(tiny):
     assert side.learned_from.startswith("2 stretches of up to 60 tokens from #8 on of the Python")
     cache = prefill(loaded, families.token_ids(50), probe=True).cache.in_16_bits()
     assert 0 < Coded(model_side=side).compress(cache).nbytes < cache.nbytes
+
+
+def test_where_it_cannot_be_kept_a_run_goes_on_but_not_one_that_is_for_keeping(tiny, caplog):
+    folder = learned._folder(tiny[1])
+    folder.parent.parent.mkdir(parents=True)
+    folder.parent.write_text("a file in the way")
+    assert learned.learned(*tiny).tensors
+    assert any("is not kept" in said for said in caplog.messages)
+    with pytest.raises(UsageError, match="KV_CACHE_HOME"):
+        learned.learned(*tiny, keep=True)
