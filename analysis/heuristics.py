@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from analysis.measures import Sweep, TensorSums
-from data.cache import KINDS, LayerKV
+from data.cache import KINDS, LayerKV, wide
 
 # Heuristic -> +1 where a high number is taken to mean that a part can be spared, -1 where a low one
 SPARES = {
@@ -48,7 +48,7 @@ def of_parts(sweep: Sweep) -> pd.DataFrame:
                     "hoyer_sparsity": sums.hoyer_sparsity,
                     "kurtosis": sums.kurtosis,
                     "norm": sums.norm_head_token.double().norm().item() / x.numel() ** 0.5,
-                    "effective_rank": _effective_rank(x.transpose(0, 1).flatten(1)[None]).item(),
+                    "effective_rank": _effective_rank(wide(x)[None]).item(),
                     "neighbour_similarity": _nearest_layer(kernels[kind], i),
                     "attention_energy": energy.mean().item(),
                 }

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from analysis.clusters import leaf_order
-from data.cache import KVCache, LayerKV
+from data.cache import KVCache, LayerKV, wide
 
 KINDS = ("key", "unrotated_key", "value")
 MOST_FLOATS = 1 << 24  # of token kernels held at a time: 64 MiB
@@ -59,11 +59,6 @@ def _entries(layer: LayerKV, kind: str, positions: torch.Tensor) -> torch.Tensor
     if kind == "unrotated_key":
         return layer.rotary.unrotated(layer.keys[:, at].float(), positions).cpu()
     return layer.tensor(kind)[:, at].float().cpu()
-
-
-def _side_by_side(x: torch.Tensor) -> torch.Tensor:
-    """(kv_heads, positions, dim) -> (positions, kv_heads x dim)"""
-    return x.transpose(0, 1).flatten(1)
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
@@ -179,7 +174,7 @@ def layer_similarity(
     parts = []
     for kind in kinds:
         entries = [_entries(layer, kind, positions) for layer in cache.layers]
-        centred = [_centred(_side_by_side(x)[None]) for x in entries]
+        centred = [_centred(wide(x)[None]) for x in entries]
         measures = {
             "cosine": _cosines([x[None] for x in entries]),
             **_cka(centred),
@@ -225,7 +220,7 @@ def token_similarity(cache: KVCache, kinds: Sequence[str], positions: torch.Tens
 
 def _token_cosines(layer: LayerKV, kind: str, positions: torch.Tensor) -> torch.Tensor:
     """(positions, positions)"""
-    return _normalised(_gram([_side_by_side(_entries(layer, kind, positions))]))
+    return _normalised(_gram([wide(_entries(layer, kind, positions))]))
 
 
 def token_kv_similarity(

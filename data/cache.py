@@ -180,3 +180,13 @@ def in_16_bits(x: torch.Tensor) -> torch.Tensor:
         return x
     fits = not x.numel() or x.abs().amax() <= torch.finfo(torch.float16).max
     return x.to(torch.float16 if fits else torch.bfloat16)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """(kv_heads, tokens, dim) -> (tokens, kv_heads x dim): the heads of a token side by side."""
+    return x.transpose(0, 1).flatten(1)
+
+
+def by_head(x: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """(tokens, kv_heads x dim) -> (kv_heads, tokens, dim), a view: the inverse of `wide`."""
+    return x.unflatten(1, (n_heads, -1)).transpose(0, 1)

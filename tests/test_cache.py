@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from data.cache import KVCache, LayerKV
+from data.cache import KVCache, LayerKV, by_head, wide
 from tests import caches
 
 
@@ -63,3 +63,11 @@ def test_an_empty_cache_and_an_impossible_prompt_are_refused():
         KVCache((), torch.arange(3), 3, "m")
     with pytest.raises(ValueError, match="n_prompt 4 of 3 tokens"):
         KVCache((layer,), torch.arange(3), 4, "m")
+
+
+def test_heads_side_by_side_and_back():
+    x = caches.layer(0, 3, 5, (4, 2)).keys
+    joined = wide(x)
+    for head, token in torch.cartesian_prod(torch.arange(3), torch.arange(5)).tolist():
+        assert torch.equal(joined[token, 4 * head : 4 * (head + 1)], x[head, token])
+    assert torch.equal(by_head(joined, 3), x)

@@ -10,6 +10,7 @@ from analysis import heuristics
 from analysis.measures import sweep
 from compression.evaluate import Judge
 from compression.trial import costs, rank_correlations, told
+from data.cache import by_head, wide
 from tests import caches
 from tests.test_scoring import scored
 
@@ -57,8 +58,7 @@ def test_heuristics_of_a_head_are_means_of_its_keys_and_values():
 def test_the_nearest_layer_is_a_neighbour_that_looks_alike():
     cache = caches.alike()
     turn = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(0)))[0]
-    rows = cache.layers[2].values.transpose(0, 1).flatten(1)
-    cache.layers[3].values[:] = (3 * rows @ turn).unflatten(1, (3, 8)).transpose(0, 1)
+    cache.layers[3].values[:] = by_head(3 * wide(cache.layers[2].values) @ turn, 3)
     table = table_of(cache)["neighbour_similarity"]
     assert table[(3, "value", -1)] == pytest.approx(1, abs=1e-4)  # CKA ignores turn and scale
     assert table[(2, "value", -1)] == pytest.approx(1, abs=1e-4)
