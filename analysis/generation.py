@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from analysis.measures import below_per_token
+from analysis.measures import below_per_token, sparsity
 from data.cache import KINDS, KVCache, LayerKV
 
 STAGES = {"prefill": 0.0, "early": 0.2, "mid": 0.5, "late": 1.0}  # share of the new tokens
@@ -74,6 +74,6 @@ def _share_between(
         first = max(start, end - final.n_tokens)  # a window holds no more than that
         inside = (layer.positions >= first) & (layer.positions < end)
         tensor = layer.tensor(kind)
-        below += below_token[inside].sum().item()
-        entries += inside.sum().item() * tensor.shape[0] * tensor.shape[2]
-    return below / entries if entries else math.nan
+        below += int(below_token[inside].sum())
+        entries += int(inside.sum()) * tensor.shape[0] * tensor.shape[2]
+    return sparsity(below, entries).item()

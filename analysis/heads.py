@@ -14,8 +14,8 @@ def head_sparsity(sweep: Sweep) -> pd.DataFrame:
                 "layer": layer.index,
                 "head": range(layer.n_heads),
                 "kind": kind,
-                "sparsity": sums.below_head_dim.sum(1).numpy() / (sums.n_entries / layer.n_heads),
-                "mean_abs": sums.abs_head.numpy() / (sums.n_entries / layer.n_heads),
+                "sparsity": sums.sparsity_head.numpy(),
+                "mean_abs": sums.mean_abs_head.numpy(),
             }
         )
         for kind in KINDS

@@ -7,7 +7,7 @@ the model to say: see compression/trial.py.
 import pandas as pd
 import torch
 
-from analysis.measures import Sweep, TensorSums
+from analysis.measures import Sweep, TensorSums, attention_energy, kurtosis
 from data.cache import KINDS, LayerKV, wide
 
 # Heuristic -> +1 where a high number is taken to mean that a part can be spared, -1 where a low one
@@ -20,7 +20,7 @@ SPARES = {
     "effective_rank": -1,
     "attention_energy": -1,
 }
-COMPARED_TOKENS = 512  # evenly spaced tokens that similarity and rank are taken from
+COMPARED_TOKENS = 512  # evenly spaced tokens that similarity is taken from
 
 
 def of_parts(sweep: Sweep) -> pd.DataFrame:
@@ -29,81 +29,71 @@ def of_parts(sweep: Sweep) -> pd.DataFrame:
     norm: root mean square entry. effective_rank: exp(entropy of the normalised eigenvalues of the
     Gram matrix) (Roy and Vetterli, EUSIPCO 2007). neighbour_similarity: linear CKA (Kornblith et
     al., arXiv 1905.00414) with the more similar of the layers before and after, for a head with the
-    most similar head of its layer (the mean of keys and values). attention_energy: weight received
-    times the norm of the value, mean over tokens; empty where attention was not measured.
+    most similar head of its layer (the mean of keys and values). attention_energy: the mean over
+    tokens of `measures.attention_energy`; empty where attention was not measured.
     """
     layers = sweep.cache.layers
     kernels = {kind: [_kernels(layer.tensor(kind)) for layer in layers] for kind in KINDS}
-    rows = []
+    parts = []
     for i, layer in enumerate(layers):
-        energy = _attention_energy(layer, sweep.sums["value"][i])  # (kv_heads,)
+        sums = {kind: sweep.sums[kind][i] for kind in KINDS}
+        energy = _mean_energy(layer, sums["value"])
         for kind in KINDS:
-            sums, x = sweep.sums[kind][i], layer.tensor(kind)
-            rows.append(
-                {
-                    "layer": layer.index,
-                    "part": kind,
-                    "head": -1,
-                    "sparsity": sums.sparsity,
-                    "hoyer_sparsity": sums.hoyer_sparsity,
-                    "kurtosis": sums.kurtosis,
-                    "norm": sums.norm_head_token.double().norm().item() / x.numel() ** 0.5,
-                    "effective_rank": _effective_rank(wide(x)[None]).item(),
-                    "neighbour_similarity": _nearest_layer(kernels[kind], i),
-                    "attention_energy": energy.mean().item(),
-                }
-            )
-        rows += _of_heads(sweep, i, energy, [kernels[kind][i] for kind in KINDS])
-    return pd.DataFrame(rows)
+            measures = _of_layer(layer, kind, sums[kind])
+            measures["neighbour_similarity"] = _nearest_layer(kernels[kind], i)
+            measures["attention_energy"] = energy.mean().item()
+            named = {"layer": layer.index, "part": kind, "head": -1}
+            parts.append(pd.DataFrame(named | measures, index=[0]))
+        key, value = (_of_heads(layer, kind, sums[kind]) for kind in KINDS)
+        key["neighbour_similarity"] = _nearest_head(kernels["key"][i])
+        value["neighbour_similarity"] = _nearest_head(kernels["value"][i])
+        heads = {name: (key[name] + value[name]).numpy() / 2 for name in key}
+        named = {"layer": layer.index, "part": "head", "head": range(layer.n_heads)}
+        parts.append(pd.DataFrame(named | heads | {"attention_energy": energy.numpy()}))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _of_heads(
-    sweep: Sweep, i: int, energy: torch.Tensor, kernels: list[torch.Tensor]
-) -> list[dict]:
-    """A row for each KV head of the i-th cached layer, means of its keys and values; their kernels
-    are (heads, n, n) each."""
-    layer = sweep.cache.layers[i]
-    columns = {"attention_energy": energy}
-    columns["neighbour_similarity"] = sum(_nearest_head(k) for k in kernels) / len(KINDS)
-    of_kinds = [_head_measures(layer.tensor(kind), sweep.thresholds[kind]) for kind in KINDS]
-    columns |= {name: (of_kinds[0][name] + of_kinds[1][name]) / 2 for name in of_kinds[0]}
-    return [
-        {"layer": layer.index, "part": "head", "head": head}
-        | {name: values[head].item() for name, values in columns.items()}
-        for head in range(layer.n_heads)
-    ]
-
-
-def _head_measures(x: torch.Tensor, threshold: float) -> dict[str, torch.Tensor]:
-    """Of each head of x (heads, tokens, dim), (heads,)."""
-    entries = x.double().flatten(1)
-    n = entries.shape[1]
-    magnitude = entries.abs()
-    norm = entries.norm(dim=1)
-    centred = entries - entries.mean(1, keepdim=True)
-    variance = centred.square().mean(1)
+def _of_layer(layer: LayerKV, kind: str, sums: TensorSums) -> dict[str, float]:
     return {
-        "sparsity": (magnitude < threshold).double().mean(1),
-        "hoyer_sparsity": (n**0.5 - magnitude.sum(1) / norm) / (n**0.5 - 1),
-        "kurtosis": centred.pow(4).mean(1) / variance.square(),
-        "norm": norm / n**0.5,
-        "effective_rank": _effective_rank(x),
+        "sparsity": sums.sparsity,
+        "hoyer_sparsity": sums.hoyer_sparsity,
+        "kurtosis": sums.kurtosis,
+        "norm": sums.rms,
+        "effective_rank": _effective_rank(wide(layer.tensor(kind))[None]).item(),
     }
+
+
+def _of_heads(layer: LayerKV, kind: str, sums: TensorSums) -> dict[str, torch.Tensor]:
+    """(kv_heads,) each."""
+    return {
+        "sparsity": sums.sparsity_head,
+        "hoyer_sparsity": sums.hoyer_sparsity_head,
+        "kurtosis": kurtosis(*_central_moments(layer.tensor(kind))),
+        "norm": sums.rms_head,
+        "effective_rank": _effective_rank(layer.tensor(kind)),
+    }
+
+
+def _central_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance and fourth central moment of each head of x (kv_heads, tokens, dim)."""
+    entries = x.double().flatten(1)
+    square = (entries - entries.mean(1, keepdim=True)).square()
+    return square.mean(1).cpu(), square.square().mean(1).cpu()
 
 
 def _effective_rank(x: torch.Tensor) -> torch.Tensor:
     """Of each matrix of x (batch, tokens, dim), (batch,)."""
-    gram = x.double().transpose(1, 2) @ x.double()
+    gram = x.double().mT @ x.double()
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
     share = values / values.sum(1, keepdim=True)
-    return torch.special.entr(share).sum(1).exp()
+    return torch.special.entr(share).sum(1).exp().cpu()
 
 
-def _attention_energy(layer: LayerKV, values: TensorSums) -> torch.Tensor:
+def _mean_energy(layer: LayerKV, values: TensorSums) -> torch.Tensor:
     """(kv_heads,) in float64; NaN where attention was not measured."""
     if layer.attention is None:
         return torch.full((layer.n_heads,), torch.nan, dtype=torch.float64)
-    return (layer.attention.cpu() * values.norm_head_token).double().mean(1)
+    return attention_energy(layer.attention, values.norm_head_token).double().mean(1)
 
 
 def _kernels(x: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,44 @@ OCTAVE_STARTS = (0, 6, 13, 22)  # 2^(k/4) - 1 in 32nds, rounded: bins of nearly 
 OCTAVES_BELOW = 10  # below the threshold; smaller magnitudes share the first bin
 MANTISSA_BITS, EXPONENT_BIAS = 23, 127  # of float32
 
+Numbers = torch.Tensor | float
+
+
+def sparsity(n_below: Numbers, n_entries: Numbers) -> torch.Tensor:
+    """Share of the entries whose magnitude is below the threshold; NaN of none."""
+    return _float64(n_below) / n_entries
+
+
+def kurtosis(variance: Numbers, fourth: Numbers) -> torch.Tensor:
+    """Fourth standardised moment, of central moments: 3 for a normal distribution, more with
+    outliers; NaN where all entries are equal."""
+    return _float64(fourth) / _float64(variance).square()
+
+
+def hoyer_sparsity(n_entries: int, l1: Numbers, l2: Numbers) -> torch.Tensor:
+    """(sqrt(n) - L1 / L2) / (sqrt(n) - 1): 0 when all |x| are equal, 1 when one is not 0; NaN when
+    none is, and of a single entry.
+
+    Free of scale and threshold (Hoyer, JMLR 5, 2004).
+    """
+    root = math.sqrt(n_entries) if n_entries > 1 else math.nan
+    return (root - _float64(l1) / _float64(l2)) / (root - 1)
+
+
+def _float64(x: Numbers) -> torch.Tensor:
+    return torch.as_tensor(x, dtype=torch.float64)
+
+
+def norms(x: torch.Tensor) -> torch.Tensor:
+    """(kv_heads, tokens, dim) -> (kv_heads, tokens) L2 norms over dims, in float32, on the cpu."""
+    return torch.linalg.vector_norm(x.float(), dim=-1).cpu()
+
+
+def attention_energy(attention: torch.Tensor, value_norms: torch.Tensor) -> torch.Tensor:
+    """(kv_heads, tokens): the weight that a token's key received from the queries, times the norm
+    of the value that they got for it."""
+    return attention.to(value_norms.device) * value_norms
+
 
 @dataclass(frozen=True)
 class TensorSums:
@@ -40,13 +78,41 @@ class TensorSums:
     fourth: float
 
     @property
+    def entries_per_head(self) -> int:
+        return self.n_entries // len(self.abs_head)
+
+    @property
+    def norm_head(self) -> torch.Tensor:
+        """(kv_heads,) L2 norm over tokens and dims."""
+        return torch.linalg.vector_norm(self.norm_head_token, dim=1, dtype=torch.float64)
+
+    @property
     def sparsity(self) -> float:
-        """Share of entries below the threshold."""
-        return self.below_head_dim.sum().item() / self.n_entries
+        return sparsity(self.below_head_dim.sum(), self.n_entries).item()
+
+    @property
+    def sparsity_head(self) -> torch.Tensor:
+        """(kv_heads,)"""
+        return sparsity(self.below_head_dim.sum(1), self.entries_per_head)
 
     @property
     def mean_abs(self) -> float:
         return self.abs_head.sum().item() / self.n_entries
+
+    @property
+    def mean_abs_head(self) -> torch.Tensor:
+        """(kv_heads,)"""
+        return self.abs_head / self.entries_per_head
+
+    @property
+    def rms(self) -> float:
+        """Root mean square entry."""
+        return self.norm_head.norm().item() / math.sqrt(self.n_entries)
+
+    @property
+    def rms_head(self) -> torch.Tensor:
+        """(kv_heads,)"""
+        return self.norm_head / math.sqrt(self.entries_per_head)
 
     @property
     def std(self) -> float:
@@ -54,20 +120,16 @@ class TensorSums:
 
     @property
     def kurtosis(self) -> float:
-        """Fourth standardised moment: 3 for a normal distribution, more with outliers."""
-        return self.fourth / self.variance**2 if self.variance > 0 else math.nan
+        return kurtosis(self.variance, self.fourth).item()
 
     @property
     def hoyer_sparsity(self) -> float:
-        """(sqrt(n) - L1 / L2) / (sqrt(n) - 1): 0 when all |x| are equal, 1 when one is not 0.
+        return hoyer_sparsity(self.n_entries, self.abs_head.sum(), self.norm_head.norm()).item()
 
-        Free of scale and threshold (Hoyer, JMLR 5, 2004).
-        """
-        l2 = self.norm_head_token.square().sum().sqrt().item()
-        if self.n_entries == 1 or l2 == 0:
-            return math.nan
-        root = math.sqrt(self.n_entries)
-        return (root - self.abs_head.sum().item() / l2) / (root - 1)
+    @property
+    def hoyer_sparsity_head(self) -> torch.Tensor:
+        """(kv_heads,)"""
+        return hoyer_sparsity(self.entries_per_head, self.abs_head, self.norm_head)
 
 
 @dataclass(frozen=True)
@@ -86,11 +148,15 @@ class Sweep:
 
     @property
     def spanning(self) -> list[int]:
-        """Places of the layers that hold the most tokens. What is averaged over layers token by
-        token is averaged over these: with layers whose window has forgotten the older tokens, the
-        mean would step at the window's edge for no reason of the tokens'."""
-        most = max(layer.n_tokens for layer in self.cache.layers)
-        return [i for i, layer in enumerate(self.cache.layers) if layer.n_tokens == most]
+        return spanning(self.cache)
+
+
+def spanning(cache: KVCache) -> list[int]:
+    """Places of the layers that hold the most tokens. What is averaged over layers token by token
+    is averaged over these: with layers whose window has forgotten the older tokens, the mean would
+    step at the window's edge for no reason of the tokens'."""
+    most = max(layer.n_tokens for layer in cache.layers)
+    return [i for i, layer in enumerate(cache.layers) if layer.n_tokens == most]
 
 
 def thresholds(cache: KVCache, percentage: float) -> dict[str, float]:
@@ -158,7 +224,7 @@ def _tensor_sums(
         below_head_dim=torch.lt(magnitude, threshold, out=scratch.flags(x)).sum(1).cpu(),
         abs_head=magnitude.sum((1, 2), dtype=torch.float64).cpu(),
         abs_token_dim=magnitude.sum(0).cpu(),
-        norm_head_token=torch.linalg.vector_norm(x, dim=-1).cpu(),
+        norm_head_token=norms(x),
         magnitude_counts=_magnitude_counts(torch.div(magnitude, threshold, out=work), octaves),
         variance=variance,
         fourth=fourth,

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.measures import Sweep
+from analysis.measures import Sweep, attention_energy
 from config import UsageError
 
 TERMS = {"key": "key_norm", "value": "value_norm", "energy": "attention_energy"}
@@ -23,7 +23,7 @@ def token_importance(
     and means over these layers (see `Sweep.spanning`).
 
     Norms are L2 over heads and dims. Where attention was not measured its columns stay empty.
-    attention_energy is the weight received times the value's norm per KV head.
+    attention_energy: the mean over KV heads of `measures.attention_energy`.
     importance: the terms, each divided by its maximum, in the given weights; the weights of terms
     that were not measured are spread over the others. seen_by, well_seen: see `_seen`.
     """
@@ -33,7 +33,7 @@ def token_importance(
     key_norms = [sweep.sums["key"][i].norm_head_token for i in spanning]
     received = [cache.layers[i].attention for i in spanning]
     energies = [
-        None if weights is None else weights.cpu() * norms
+        None if weights is None else attention_energy(weights, norms)
         for weights, norms in zip(received, value_norms, strict=True)
     ]
     table = pd.DataFrame(

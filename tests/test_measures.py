@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.measures import below_per_token, magnitude_edges, sweep, thresholds
+from analysis.measures import (
+    below_per_token,
+    hoyer_sparsity,
+    kurtosis,
+    magnitude_edges,
+    sparsity,
+    sweep,
+    thresholds,
+)
 from data.cache import KINDS, KVCache
 from tests import caches
 
@@ -33,6 +41,13 @@ def test_thresholds_are_a_percentage_of_the_maximum_over_the_whole_cache(name):
         assert thresholds(cache, PERCENTAGE)[kind] == pytest.approx(peak * PERCENTAGE / 100)
 
 
+def hoyer(x: np.ndarray) -> float:
+    if x.size == 1:
+        return math.nan
+    root = math.sqrt(x.size)
+    return (root - np.abs(x).sum() / np.linalg.norm(x)) / (root - 1)
+
+
 @every_shape
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_sum_equals_brute_force(name, kind):
@@ -47,13 +62,16 @@ def test_every_sum_equals_brute_force(name, kind):
         assert sums.mean_abs == pytest.approx(np.abs(x).mean(), rel=1e-6)
         assert sums.std == pytest.approx(x.std(), rel=1e-6)
         assert sums.kurtosis == pytest.approx(((x - x.mean()) ** 4).mean() / x.var() ** 2, rel=1e-5)
-        root = math.sqrt(x.size)
-        hoyer = (root - np.abs(x).sum() / np.linalg.norm(x)) / (root - 1)
-        assert sums.hoyer_sparsity == pytest.approx(hoyer, abs=1e-6)
+        assert sums.hoyer_sparsity == pytest.approx(hoyer(x), abs=1e-6, nan_ok=True)
+        assert sums.rms == pytest.approx(np.sqrt((x**2).mean()), rel=1e-6)
         np.testing.assert_array_equal(sums.below_head_dim, below.sum(1))
         np.testing.assert_allclose(sums.abs_head, np.abs(x).sum((1, 2)), rtol=1e-6)
         np.testing.assert_allclose(sums.abs_token_dim, np.abs(x).sum(0), rtol=1e-6)
         np.testing.assert_allclose(sums.norm_head_token, np.linalg.norm(x, axis=-1), rtol=1e-6)
+        np.testing.assert_allclose(sums.sparsity_head, below.mean((1, 2)))
+        np.testing.assert_allclose(sums.mean_abs_head, np.abs(x).mean((1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(sums.rms_head, np.sqrt((x**2).mean((1, 2))), rtol=1e-6)
+        np.testing.assert_allclose(sums.hoyer_sparsity_head, [hoyer(head) for head in x], atol=1e-6)
 
 
 @every_shape
@@ -122,6 +140,15 @@ def test_hoyer_sparsity_is_0_for_equal_magnitudes_and_1_for_a_single_one():
     single[1, 2, 3] = 5
     peaked = changed(caches.alike(), lambda _: single)
     assert sweep(peaked, 1.0).sums["key"][0].hoyer_sparsity == pytest.approx(1, abs=1e-6)
+
+
+def test_a_measure_is_the_same_of_numbers_and_of_tensors():
+    many = torch.tensor([0.0, 1.0, 2.5], dtype=torch.float64)
+    for measure in (sparsity, kurtosis, lambda l1, l2: hoyer_sparsity(9, l1, l2)):
+        alone = [measure(x, x + 1).item() for x in many.tolist()]
+        assert measure(many, many + 1).tolist() == alone
+    undefined = sparsity(0, 0), kurtosis(0.0, 0.0), hoyer_sparsity(9, 0.0, 0.0)
+    assert torch.stack([*undefined, hoyer_sparsity(1, 0.1, 0.1)]).isnan().all()
 
 
 def test_a_zero_cache_is_sparse_and_breaks_nothing():
