@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import clusters, similarity
+from analysis import clusters, geometry, similarity
 from data.cache import KVCache
 from data.rotary import NOT_ROTATED
 from tests import caches
@@ -145,7 +145,7 @@ def test_heads_equal_brute_force_and_each_pair_stands_once(name):
 def test_kernels_in_blocks_are_the_same(monkeypatch):
     cache = caches.mixed()
     whole = similarity.head_similarity(cache, KINDS, positions_of(cache))
-    monkeypatch.setattr(similarity, "MOST_FLOATS", 1)
+    monkeypatch.setattr(geometry, "MOST_FLOATS", 1)
     blocks = similarity.head_similarity(cache, KINDS, positions_of(cache))
     pd.testing.assert_frame_equal(whole, blocks, rtol=1e-5)
 
@@ -196,21 +196,21 @@ def test_constant_entries_have_cosines_and_no_arrangement():
 
 def test_chance_is_the_mean_over_orders_of_tokens():
     x, y = noise(6, 4), noise(6, 2, seed=1)
-    found = similarity._cka([similarity._centred(z[None]) for z in (x, y)])["cka_chance"]
+    found = geometry.linear_cka([geometry.centred(z[None]) for z in (x, y)])[1]
     orders = [list(order) for order in itertools.permutations(range(6))]
     expected = np.mean([cka(x.double().numpy(), y.double().numpy()[order]) for order in orders])
     assert found[0, 1] == pytest.approx(expected, abs=1e-5)
     wide = noise(2, 200, 40)
-    bases = similarity._subspace_overlaps(list(wide - wide.mean(1, keepdim=True)), 8)
-    assert bases["subspace_chance"][0, 1] == pytest.approx(8 / 199)
-    assert bases["subspace"][0, 1] == pytest.approx(8 / 199, abs=0.02)
+    overlaps, by_chance = geometry.subspace_overlaps(list(geometry.centred(wide)), 8)
+    assert by_chance[0, 1] == pytest.approx(8 / 199)
+    assert overlaps[0, 1] == pytest.approx(8 / 199, abs=0.02)
 
 
 def test_leading_directions_are_found_in_wide_and_tall_matrices():
     wide = [noise(200, 300, seed=i) * 0.97 ** torch.arange(300) for i in range(2)]
     tall = [noise(200, 150, seed=i) * 0.97 ** torch.arange(150) for i in (2, 3)]
     centred = [x - x.mean(0) for x in (*wide, *tall)]
-    found = similarity._subspace_overlaps(centred, 16)["subspace"]
+    found = geometry.subspace_overlaps(centred, 16)[0]
     for a, b in itertools.product(range(4), repeat=2):
         expected = overlap(centred[a].double().numpy(), centred[b].double().numpy(), 16)
         assert found[a, b] == pytest.approx(expected, abs=2e-3)

@@ -6,53 +6,84 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from analysis import heuristics
+from analysis import heuristics, similarity
 from analysis.measures import sweep
 from compression.evaluate import Judge
 from compression.trial import costs, rank_correlations, told
-from data.cache import by_head, wide
+from data.cache import KINDS, by_head, wide
 from tests import caches
+from tests.test_measures import hoyer
 from tests.test_scoring import scored
+from tests.test_similarity import cka, entries, joined
 
 
 def table_of(cache):
     return heuristics.of_parts(sweep(cache, 5.0)).set_index(["layer", "part", "head"])
 
 
+def entropy_rank(x: np.ndarray) -> float:
+    share = np.linalg.svd(x, compute_uv=False) ** 2
+    share = share[share > 0] / share.sum()
+    return np.exp(-(share * np.log(share)).sum())
+
+
+def measures_of(x: np.ndarray, limit: float, neighbours: list[float]) -> dict[str, float]:
+    """What the heuristics say of one matrix (tokens, width), from their definitions."""
+    below = np.abs(x.astype(np.float32)) < np.float32(limit)
+    defined = [similar for similar in neighbours if not np.isnan(similar)]
+    return {
+        "sparsity": below.mean(),
+        "hoyer_sparsity": hoyer(x),
+        "kurtosis": ((x - x.mean()) ** 4).mean() / x.var() ** 2,
+        "norm": np.sqrt((x**2).mean()),
+        "effective_rank": entropy_rank(x),
+        "neighbour_similarity": max(defined, default=np.nan),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # numpy's own kurtosis of one entry
 @pytest.mark.parametrize("shape", caches.SHAPES)
-def test_every_part_of_awkward_caches_has_a_row(shape):
-    cache = caches.SHAPES[shape]()
-    cache = caches.with_attention(cache, caches.random_attention(cache))
-    table = table_of(cache)
+def test_every_part_of_awkward_caches_equals_brute_force(shape):
+    cache = caches.watched(caches.SHAPES[shape]())
+    table, limits = table_of(cache), sweep(cache, 5.0).thresholds
     assert len(table) == 2 * cache.n_layers + sum(layer.n_heads for layer in cache.layers)
-    assert set(heuristics.SPARES) <= set(table.columns)
+    positions = similarity.shared_positions(cache, 99)
+    for i, layer in enumerate(cache.layers):
+        norms = np.linalg.norm(layer.values.double().numpy(), axis=2)
+        energy = (layer.attention.numpy() * norms).mean(1)  # (kv_heads,)
+        of_heads = {}
+        for kind in KINDS:
+            whole = layer.tensor(kind).double().numpy()
+            shared = [entries(other, kind, positions) for other in cache.layers]
+            beside = [j for j in (i - 1, i + 1) if 0 <= j < cache.n_layers]
+            similar = [cka(joined(shared[i]), joined(shared[j])) for j in beside]
+            expected = measures_of(joined(whole), limits[kind], similar)
+            expected["attention_energy"] = energy.mean()
+            assert dict(table.loc[(layer.index, kind, -1)]) == close_to(expected)
+            of_heads[kind] = [
+                measures_of(
+                    whole[h],
+                    limits[kind],
+                    [cka(shared[i][h], shared[i][k]) for k in range(len(whole)) if k != h],
+                )
+                for h in range(len(whole))
+            ]
+        for h, (key, value) in enumerate(zip(*of_heads.values(), strict=True)):
+            expected = {name: (key[name] + value[name]) / 2 for name in key}
+            expected["attention_energy"] = energy[h]
+            assert dict(table.loc[(layer.index, "head", h)]) == close_to(expected)
 
 
-def test_heuristics_of_a_head_are_means_of_its_keys_and_values():
-    cache = caches.alike()
-    cache = caches.with_attention(cache, caches.random_attention(cache))
-    table, layer = table_of(cache), cache.layers[2]
-    row = table.loc[(2, "head", 1)]
-    limits = sweep(cache, 5.0).thresholds
-    arrays = {k: layer.tensor(k)[1].double().numpy() for k in ("key", "value")}
-    below = [(np.abs(x) < limits[k]).mean() for k, x in arrays.items()]
-    assert row["sparsity"] == pytest.approx(np.mean(below))
-    norms = [np.sqrt((x**2).mean()) for x in arrays.values()]
-    assert row["norm"] == pytest.approx(np.mean(norms), rel=1e-5)
-    ranks = []
-    for x in arrays.values():
-        share = np.linalg.svd(x, compute_uv=False) ** 2
-        share = share / share.sum()
-        ranks.append(np.exp(-(share * np.log(share)).sum()))
-    assert row["effective_rank"] == pytest.approx(np.mean(ranks), rel=1e-4)
-    received = layer.attention[1].numpy()
-    energy = (received * np.linalg.norm(arrays["value"], axis=1)).mean()
-    assert row["attention_energy"] == pytest.approx(energy, rel=1e-5)
-    fourth = [((x - x.mean()) ** 4).mean() / x.var() ** 2 for x in arrays.values()]
-    assert row["kurtosis"] == pytest.approx(np.mean(fourth), rel=1e-5)
-    n = arrays["key"].size
-    hoyer = [(n**0.5 - np.abs(x).sum() / np.linalg.norm(x)) / (n**0.5 - 1) for x in arrays.values()]
-    assert row["hoyer_sparsity"] == pytest.approx(np.mean(hoyer), rel=1e-5)
+def close_to(expected: dict[str, float]):
+    return pytest.approx(expected, rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("n_tokens", [7, 8, 9])
+def test_no_more_than_the_given_tokens_are_compared(monkeypatch, n_tokens):
+    """Two tokens can be arranged in one way only: CKA is 1, as it never is of more random ones."""
+    monkeypatch.setattr(heuristics, "COMPARED_TOKENS", 2)
+    cache = caches.cache(*(caches.layer(i, 2, n_tokens, (8, 8)) for i in range(2)))
+    np.testing.assert_allclose(table_of(cache)["neighbour_similarity"], 1, rtol=1e-5)
 
 
 def test_the_nearest_layer_is_a_neighbour_that_looks_alike():
