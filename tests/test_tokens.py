@@ -9,7 +9,7 @@ import torch
 
 from analysis.embeddings import position_variance
 from analysis.measures import sweep
-from analysis.tokens import attention_sinks, token_importance
+from analysis.tokens import attention_sinks, score_tokens, token_importance
 from config import UsageError
 from data.cache import KINDS
 from tests import caches
@@ -84,6 +84,19 @@ def test_weights_of_the_energy_alone_need_the_attention():
         importance(cache, [None] * 4, {"key": 0, "value": 0, "energy": 1})
 
 
+@pytest.mark.parametrize("measured", ["all", "some", "none"])
+@pytest.mark.parametrize("shape", caches.SHAPES)
+def test_the_score_of_a_cache_alone_is_that_of_the_table(shape, measured):
+    cache = caches.SHAPES[shape]()
+    attention = random_attention(cache)
+    kept = {"all": attention, "some": attention[:-1], "none": []}[measured]
+    attention = kept + [None] * (cache.n_layers - len(kept))
+    positions, scores = score_tokens(with_attention(cache, attention), WEIGHTS)
+    table = importance(cache, attention)
+    assert positions.tolist() == table["position"].tolist()
+    assert scores.tolist() == table["importance"].tolist()
+
+
 def test_a_token_that_no_layer_holds_has_no_row():
     cache = caches.cache(*(caches.layer(i, 2, 4, (8, 8), n_tokens=10) for i in range(2)))
     assert list(importance(cache, [None, None])["position"]) == [6, 7, 8, 9]
@@ -123,3 +136,10 @@ def test_even_share_is_what_uniform_attention_gives():
 def test_without_attention_there_are_no_sinks():
     cache = caches.alike()
     assert attention_sinks(sweep(cache, 1.0), words(cache), 1).empty
+
+
+def test_a_text_of_one_token_gives_it_all_attention():
+    cache = caches.SHAPES["one token"]()
+    alone = with_attention(cache, [torch.ones(2, 1)])
+    (row,) = attention_sinks(sweep(alone, 1.0), words(cache), 1).to_dict("records")
+    assert row["attention_received"] == row["mean_received"] == row["even_share"] == 1
