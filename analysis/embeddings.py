@@ -3,7 +3,7 @@
 import pandas as pd
 import torch
 
-from analysis.measures import Sweep
+from analysis.measures import Sweep, sparsity
 from data.cache import KINDS
 
 
@@ -17,12 +17,12 @@ def embedding_consistency(sweep: Sweep) -> pd.DataFrame:
 
 def _dim_sparsity(sweep: Sweep, kind: str) -> pd.DataFrame:
     width = max(sums.below_head_dim.shape[1] for sums in sweep.sums[kind])
-    below, entries = torch.zeros(width), torch.zeros(width)
+    below, entries = torch.zeros((2, width), dtype=torch.long)  # float32 counts to 2^24 only
     for sums in sweep.sums[kind]:
         dim = sums.below_head_dim.shape[1]
         below[:dim] += sums.below_head_dim.sum(0)
-        entries[:dim] += sums.n_entries / dim
-    share = (below.double() / entries).numpy()
+        entries[:dim] += sums.n_entries // dim
+    share = sparsity(below, entries).numpy()
     return pd.DataFrame({"dim": range(width), "kind": kind, "sparsity": share})
 
 
@@ -32,7 +32,7 @@ def _mean_abs_by_position(sweep: Sweep, kind: str) -> tuple[torch.Tensor, torch.
     chosen = [(sweep.cache.layers[i], sweep.sums[kind][i].abs_token_dim) for i in sweep.spanning]
     width = max(sums.shape[1] for _, sums in chosen)
     total = torch.zeros(chosen[0][0].n_tokens, width, dtype=torch.float64)
-    heads = torch.zeros(width)
+    heads = torch.zeros(width, dtype=torch.long)
     for layer, sums in chosen:
         total[:, : sums.shape[1]] += sums
         heads[: sums.shape[1]] += layer.n_heads

@@ -1,8 +1,11 @@
 """The tables of layers, heads, magnitudes, tokens, dimensions and stages, against brute force."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from analysis.embeddings import embedding_consistency, position_patterns, position_variance
 from analysis.heads import (
@@ -98,6 +101,16 @@ def test_dimension_sparsity_counts_a_dimension_where_layers_have_it():
         for dim, share in zip(rows["dim"], rows["sparsity"], strict=True):
             having = [b[:, :, dim].flatten() for b in sparse if b.shape[2] > dim]
             assert share == pytest.approx(np.concatenate(having).mean())
+
+
+def test_counts_beyond_what_a_float32_holds_are_exact():
+    cache = caches.alike()
+    swept = sweep(cache, PERCENTAGE)
+    many = torch.tensor([[2**24 + 1, 2**24 + 3, 2**24 + 2, 1]])
+    layer = replace(swept.sums["key"][0], n_entries=4 * (2**24 + 3), below_head_dim=many)
+    huge = replace(swept, sums={kind: [layer] * 3 for kind in KINDS})
+    shares = embedding_consistency(huge).query("kind == 'key'")["sparsity"]
+    assert list(shares) == [n / (2**24 + 3) for n in many[0].tolist()]
 
 
 def test_position_variance_is_that_of_the_mean_magnitude_over_layers_and_heads():
