@@ -4,7 +4,6 @@ A pair can be merged when one of its two is close to a multiple of the other, so
 |cosine|: a scale, also a negative one, is cheap to store beside what is shared.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,27 +95,6 @@ def groups_of(
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     return [[members[i] for i in group] for group in groups if len(group) > 1]
-
-
-def layer_groups(table: pd.DataFrame, kind: str, threshold: float) -> list[tuple[int, ...]]:
-    """Groups of layers of the model, of a table of `similarity.layer_similarity`."""
-    return _of_numbers(groups_of(table, "layers", kind, threshold))
-
-
-def head_groups(
-    table: pd.DataFrame, kind: str, threshold: float
-) -> list[tuple[tuple[int, int], ...]]:
-    """Groups of (layer, KV head), of a table of `similarity.head_similarity`."""
-    return [tuple(group) for group in groups_of(table, "heads", kind, threshold)]
-
-
-def token_groups(table: pd.DataFrame, kind: str, threshold: float) -> list[tuple[int, ...]]:
-    """Groups of positions, of a table of `similarity.token_similarity`."""
-    return _of_numbers(groups_of(table, "tokens", kind, threshold))
-
-
-def _of_numbers(groups: Sequence[Sequence[tuple[int, ...]]]) -> list[tuple[int, ...]]:
-    return [tuple(number for (number,) in group) for group in groups]
 
 
 def nearest(table: pd.DataFrame, level: str, kind: str) -> str | None:

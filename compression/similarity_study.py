@@ -1,6 +1,6 @@
 """`--mode analyze_similarity`: what is alike in the cache, and what it costs to really merge it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pandas as pd
@@ -17,7 +17,7 @@ from config import RunConfig
 from data.cache import KINDS, KVCache
 
 SHOWN_LAYERS = 4  # of which the similarity of tokens is drawn
-Groups = Sequence[Sequence[Head]]
+Member = tuple[int, ...]  # (layer,) or (layer, head)
 
 
 class Study(BaseStudy):
@@ -31,6 +31,7 @@ class Study(BaseStudy):
         self.merges: dict[str, Compressor] = {}
         self.passed: dict[str, bool] = {}
         self.counts: dict[str, str] = {}
+        self.mergeable: dict[str, pd.DataFrame] = {}
 
     def look(self, judge: Judge) -> None:
         cache = judge.cache
@@ -54,8 +55,8 @@ class Study(BaseStudy):
                 cache, config.DIM_SIMILARITY, config.LARGEST_DIM_GROUP
             ),
         }
-        self._merge_layers(cache, layers)
-        self._merge_heads(cache, heads)
+        self._merge("layers", cache, layers, config.LAYER_SIMILARITY)
+        self._merge("heads", cache, heads, config.HEAD_SIMILARITY)
         unrotated = "unrotated_key" in kinds
         self.merges["tokens"] = MergedTokens(config.TOKEN_SIMILARITY, unrotated)
         self.merges["dimensions"] = MergedDims(
@@ -67,41 +68,19 @@ class Study(BaseStudy):
         )
         self.methods = [Uncompressed(), *self.merges.values()]
 
-    def _merge_layers(self, cache: KVCache, table: pd.DataFrame) -> None:
-        """Each group of layers is a group for each of its heads."""
-        n_heads = {layer.index: layer.n_heads for layer in cache.layers}
-        found, counts = {}, []
-        for kind in KINDS:
-            groups = clusters.layer_groups(table, kind, config.LAYER_SIMILARITY)
-            counts.append(f"{len(groups)} groups of {kind}s")
-            found[kind] = [
-                [(layer, head) for layer in group]
-                for group in groups
-                for head in range(n_heads[group[0]])
-            ]
-        pairs = {kind: _nearest_members(table, "layers", kind) for kind in KINDS}
-        nearest = {
-            kind: [[(layer, h) for (layer,) in pair] for h in range(n_heads[pair[0][0]])]
-            for kind, pair in pairs.items()
-            if pair
-        }
-        self._merge("layers", cache, found, nearest, counts)
-
-    def _merge_heads(self, cache: KVCache, table: pd.DataFrame) -> None:
-        found = {kind: clusters.head_groups(table, kind, config.HEAD_SIMILARITY) for kind in KINDS}
-        counts = [f"{len(groups)} groups of {kind}s" for kind, groups in found.items()]
-        pairs = {kind: _nearest_members(table, "heads", kind) for kind in KINDS}
-        self._merge("heads", cache, found, {k: [p] for k, p in pairs.items() if p}, counts)
-
-    def _merge(self, level: str, cache: KVCache, found: dict, nearest: dict, counts: list) -> None:
-        """What passed the threshold; where nothing did, the nearest pair."""
-        found = {kind: _of_one_shape(groups, cache) for kind, groups in found.items()}
-        nearest = {kind: _of_one_shape(groups, cache) for kind, groups in nearest.items()}
-        self.passed[level] = any(found.values())
-        self.counts[level] = " and ".join(counts)
-        chosen = found if self.passed[level] else nearest
-        if any(chosen.values()):
-            self.merges[level] = MergedHeads(chosen.get("key", ()), chosen.get("value", ()))
+    def _merge(self, level: str, cache: KVCache, table: pd.DataFrame, threshold: float) -> None:
+        """What passes the threshold; where nothing does, the nearest pair of each kind."""
+        table = self.mergeable[level] = _of_one_shape(table, cache)
+        groups = {kind: clusters.groups_of(table, level, kind, threshold) for kind in KINDS}
+        self.passed[level] = any(groups.values())
+        self.counts[level] = " and ".join(
+            f"{len(groups[kind])} groups of {kind}s" for kind in KINDS
+        )
+        if not self.passed[level]:
+            groups = {kind: _nearest_members(table, level, kind) for kind in KINDS}
+        if any(groups.values()):
+            n_heads = {layer.index: layer.n_heads for layer in cache.layers}
+            self.merges[level] = MergedHeads(*(_heads_of(groups[kind], n_heads) for kind in KINDS))
 
     def tables(self, rows: pd.DataFrame, summary: pd.DataFrame) -> Tables:
         return self.looked | {
@@ -129,20 +108,23 @@ class Study(BaseStudy):
         return [*lines, "Savings of different levels overlap and cannot be added up."]
 
     def _parts(self, level: str, savings: pd.DataFrame) -> str:
-        table = self.looked[f"similarity/{level[:-1]}_similarity_matrix"]
         threshold = {"layers": config.LAYER_SIMILARITY, "heads": config.HEAD_SIMILARITY}[level]
-        nearest = [clusters.nearest(table, level, kind) for kind in KINDS]
+        looked = self.looked[f"similarity/{level[:-1]}_similarity_matrix"]
+        nearest = [clusters.nearest(self.mergeable[level], level, kind) for kind in KINDS]
         named = " and, by values, ".join(near or "none comparable" for near in nearest)
         if level not in savings.index:
-            return f"{level.capitalize()}: none can be compared."
+            return f"{level.capitalize()}: no two hold the same tokens in the same shape."
+        among = level.capitalize()
+        if len(self.mergeable[level]) < len(looked):
+            among += " that hold the same tokens"
         row = savings.loc[level]
         if self.passed[level]:
             return (
-                f"{level.capitalize()}: {self.counts[level]} pass |cosine| {threshold:g}; merging "
+                f"{among}: {self.counts[level]} pass |cosine| {threshold:g}; merging "
                 f"them {_paid(row)}. Nearest by keys: {named}."
             )
         return (
-            f"{level.capitalize()}: none pass |cosine| {threshold:g}; nearest by keys: {named}. "
+            f"{among}: none pass |cosine| {threshold:g}; nearest by keys: {named}. "
             f"Merging even those {_paid(row)}."
         )
 
@@ -162,21 +144,33 @@ class Study(BaseStudy):
         )
 
 
-def _nearest_members(table: pd.DataFrame, level: str, kind: str) -> list[tuple[int, ...]] | None:
-    """The two members that are most alike, in either sign."""
+def _nearest_members(table: pd.DataFrame, level: str, kind: str) -> list[list[Member]]:
+    """The two members that are most alike, in either sign, as one group; none where no two can be
+    compared."""
     members, matrix = clusters.similarity_matrix(table, level, kind)
     pair = clusters.nearest_pair(abs(matrix))
-    return None if pair is None else [members[i] for i in pair[:2]]
+    return [] if pair is None else [[members[i] for i in pair[:2]]]
 
 
-def _of_one_shape(groups: Groups, cache: KVCache) -> tuple[tuple[Head, ...], ...]:
-    """The groups without those whose members hold different tokens, which cannot be one tensor."""
+def _of_one_shape(table: pd.DataFrame, cache: KVCache) -> pd.DataFrame:
+    """The pairs whose layers hold the same tokens: others cannot be one tensor, however alike the
+    positions are that they share."""
     held = {layer.index: (layer.n_tokens, layer.kind) for layer in cache.layers}
-    return tuple(
-        tuple(map(tuple, group))
-        for group in groups
-        if len({held[layer] for layer, _ in group}) == 1
-    )
+    return table[table["layer_a"].map(held) == table["layer_b"].map(held)]
+
+
+def _heads_of(
+    groups: Sequence[Sequence[Member]], n_heads: Mapping[int, int]
+) -> tuple[tuple[Head, ...], ...]:
+    """Groups of (layer, head) as they are; a group of (layer,) is one for each of its heads."""
+    by_head: list[tuple[Head, ...]] = []
+    for group in groups:
+        if len(group[0]) == 2:
+            by_head.append(tuple((layer, head) for layer, head in group))
+        else:
+            heads = range(n_heads[group[0][0]])
+            by_head += [tuple((layer, head) for (layer,) in group) for head in heads]
+    return tuple(by_head)
 
 
 def _paid(row: pd.Series) -> str:

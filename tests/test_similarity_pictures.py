@@ -264,8 +264,8 @@ def test_groups_are_multiples_of_one_another_also_negative_ones():
     x, y = noise(0), noise(1)
     cache = cache_of(x, y, -3 * x, y + 0.01 * x, noise(2))
     table = table_of(pictures.layer_similarity_matrix, cache)
-    assert clusters.layer_groups(table, "value", 0.9) == [(0, 2), (1, 3)]
-    assert clusters.layer_groups(table, "key", 0.999) == []
+    assert clusters.groups_of(table, "layers", "value", 0.9) == [[(0,), (2,)], [(1,), (3,)]]
+    assert clusters.groups_of(table, "layers", "key", 0.999) == []
     assert clusters.nearest(table, "layers", "value") == "layers 0 and 2 (cosine -1.00)"
 
 
@@ -275,12 +275,12 @@ def test_groups_of_heads_and_tokens_name_them_as_the_cache_does():
     x[:, 7] = -x[:, 3]
     cache = cache_of(noise(5), x)
     heads = similarity.head_similarity(cache, ("value",), torch.arange(10))
-    assert clusters.head_groups(heads, "value", 0.99) == [((1, 0), (1, 2))]
+    assert clusters.groups_of(heads, "heads", "value", 0.99) == [[(1, 0), (1, 2)]]
     assert (
         clusters.nearest(heads, "heads", "value") == "heads 1:0 and 1:2 (layer:head) (cosine 1.00)"
     )
     tokens = similarity.token_similarity(cache_of(x), ("value",), torch.arange(1, 10))
-    assert clusters.token_groups(tokens, "value", 0.99) == [(3, 7)]
+    assert clusters.groups_of(tokens, "tokens", "value", 0.99) == [[(3,), (7,)]]
     assert clusters.nearest(tokens, "tokens", "value") == "tokens 3 and 7 (cosine -1.00)"
 
 
@@ -288,7 +288,7 @@ def test_where_nothing_can_be_compared_there_is_no_nearest_pair_and_no_group():
     cache = caches.SHAPES["one token"]()
     table = table_of(pictures.layer_similarity_matrix, cache)
     assert clusters.nearest(table, "layers", "key") is None
-    assert clusters.layer_groups(table, "key", 0.5) == []
+    assert clusters.groups_of(table, "layers", "key", 0.5) == []
     mixed = table_of(pictures.layer_similarity_matrix, caches.mixed())  # no two layers of one shape
     assert clusters.nearest(mixed, "layers", "key") is None
-    assert clusters.layer_groups(mixed, "key", 0.5) == []
+    assert clusters.groups_of(mixed, "layers", "key", 0.5) == []

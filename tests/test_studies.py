@@ -1,15 +1,21 @@
 """The modes that compress, from flags to files, on a tiny model."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import config
 from analysis.measures import sweep
 from compression.choices import asked, recommended
+from compression.merging import MergedHeads
+from compression.similarity_study import Study as SimilarityStudy
 from config import RunConfig, UsageError
+from data.cache import KVCache
 from tests import caches, families
 from tests.commands import PROMPT, files_below, run
 
@@ -125,6 +131,31 @@ def test_similarity_merges_what_it_finds_or_the_nearest_pair(mode, capsys):
     np.testing.assert_allclose(savings["saved_bytes"], saved)
     printed = capsys.readouterr().out
     assert "none pass |cosine| 0.8; nearest by keys: layers 0 and 1" in printed
+
+
+def with_windows(pairs: int) -> KVCache:
+    """Layers of which each two hold the same keys and values, the second of the first pair in a
+    window."""
+    layers = [caches.layer(i // 2, 3, 40, (8, 8)) for i in range(2 * pairs)]
+    layers = [replace(layer, index=i) for i, layer in enumerate(layers)]
+    recent = {name: getattr(layers[1], name)[:, 30:] for name in ("keys", "values")}
+    layers[1] = replace(layers[1], **recent, positions=torch.arange(30, 40), kind="sliding")
+    return caches.cache(*layers)
+
+
+@pytest.mark.parametrize(("pairs", "merged"), [(1, []), (2, [(2, 3)]), (3, [(2, 3), (4, 5)])])
+def test_groups_are_counted_as_they_are_merged(pairs, merged):
+    study = SimilarityStudy(RunConfig())
+    study.look(SimpleNamespace(cache=with_windows(pairs)))
+    counted = f"{len(merged)} groups of keys and {len(merged)} groups of values"
+    assert study.counts["layers"] == counted
+    assert ("layers" in study.merges) == study.passed["layers"] == bool(merged)
+    if merged:
+        groups = tuple(tuple((i, head) for i in pair) for pair in merged for head in range(3))
+        assert study.merges["layers"] == MergedHeads(groups, groups)
+        assert study.merges["heads"] == MergedHeads(groups, groups)
+        n = len(groups)
+        assert study.counts["heads"] == f"{n} groups of keys and {n} groups of values"
 
 
 def test_a_given_continuation_is_what_is_scored(mode):
