@@ -14,7 +14,6 @@ from analysis.heuristics import SPARES
 from compression.evaluate import Judge
 from data.cache import KINDS, LayerKV
 
-DAMAGES = ("removed", "noise")
 RESAMPLES = 1000
 
 
