@@ -37,7 +37,8 @@ def _distances(similarity: np.ndarray) -> np.ndarray:
     """Condensed 1 - similarity, never negative; what cannot be compared is not similar."""
     distance = np.clip(1 - np.nan_to_num(similarity, nan=0.0), 0, None).astype(np.float64)
     np.fill_diagonal(distance, 0)
-    return squareform(distance, checks=False)
+    condensed: np.ndarray = squareform(distance, checks=False)
+    return condensed
 
 
 def clusters(similarity: np.ndarray, threshold: float) -> np.ndarray:
@@ -56,7 +57,9 @@ def leaf_order(similarity: np.ndarray) -> np.ndarray:
     similar ones are drawn side by side."""
     if len(similarity) < 2:
         return np.arange(len(similarity))
-    return hierarchy.leaves_list(hierarchy.linkage(_distances(similarity), method="average"))
+    tree = hierarchy.linkage(_distances(similarity), method="average")
+    leaves: np.ndarray = hierarchy.leaves_list(tree)
+    return leaves
 
 
 def nearest_pair(similarity: np.ndarray) -> tuple[int, int, float] | None:

@@ -8,31 +8,29 @@ from collections.abc import Iterable
 import pandas as pd
 
 import config
+from data.cache import KINDS
 
-KINDS = ("key", "value")
 Tables = dict[str, pd.DataFrame]
-
-
 SINK = 10  # times the even share of attention that make a token a sink
 
 
 def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[str]:
     """One sentence for each thing worth knowing. tables: picture stem -> its table, those of the
     run only; sparse, dense: the shares that make a dimension sparse or dense."""
-    found = []
+    sentences = []
     if (table := tables.get("layers/layer_statistics")) is not None:
-        found += _layer_findings(table, top)
+        sentences += _layer_findings(table, top)
     if (table := tables.get("heads/head_pruning_potential")) is not None:
-        found += _head_findings(table)
+        sentences += _head_findings(table)
     if (table := tables.get("tokens/token_position_importance")) is not None:
-        found += _token_findings(table, top)
+        sentences += _token_findings(table, top)
     if len(table := tables.get("tokens/attention_sinks", ())):
-        found.append(_sink_finding(table))
+        sentences.append(_sink_finding(table))
     if (table := tables.get("embeddings/embedding_consistency")) is not None:
-        found += _dim_findings(table, sparse, dense, top)
+        sentences += _dim_findings(table, sparse, dense, top)
     if (table := tables.get("tokens/generation_stages_comparison")) is not None:
-        found += _stage_findings(table)
-    return found
+        sentences += _stage_findings(table)
+    return sentences
 
 
 def recommendations(tables: Tables, sparse: float) -> list[str]:
@@ -60,9 +58,9 @@ def recommendations(tables: Tables, sparse: float) -> list[str]:
 
 
 def _token_advice(table: pd.DataFrame) -> str:
-    seen = table[table["well_seen"]]
-    lowest = seen["importance"].quantile(0.1)
-    keep = seen["attention_received"].fillna(seen["importance"]).idxmax()
+    rated = table[table["well_seen"]]
+    lowest = rated["importance"].quantile(0.1)
+    keep = rated["attention_received"].fillna(rated["importance"]).idxmax()
     return (
         f"Tokens: keep position {table['position'][keep]} exact; the tenth of the tokens that "
         f"score below {lowest:.2f} might do with fewer bits."
@@ -78,22 +76,22 @@ def _dim_advice(table: pd.DataFrame, sparse: float) -> str:
 
 
 def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
-    found = []
+    sentences = []
     for kind in KINDS:
         rows = table[table["kind"] == kind].nlargest(top, "sparsity")
         layers = _listed([f"{r.layer} ({r.sparsity:.1%})" for r in rows.itertuples()])
-        found.append(f"Most prunable layers by {kind} sparsity: {layers}.")
+        sentences.append(f"Most prunable layers by {kind} sparsity: {layers}.")
     if table[["kurtosis", "hoyer_sparsity"]].isna().all().any():
-        return found  # constant layers have neither
+        return sentences  # constant layers have neither
     odd = table.loc[table["kurtosis"].idxmax()]
     hoyer = table.loc[table["hoyer_sparsity"].idxmax()]
-    found.append(
+    sentences.append(
         "Free of the threshold, which one outlier can move: highest kurtosis "
         f"{odd['kurtosis']:.1f} (normal: 3) in layer {odd['layer']}'s {odd['kind']}s, highest "
         f"Hoyer sparsity {hoyer['hoyer_sparsity']:.2f} in layer {hoyer['layer']}'s "
         f"{hoyer['kind']}s."
     )
-    return found
+    return sentences
 
 
 def sparsest_layers(statistics: pd.DataFrame, n: int) -> list[int]:
@@ -119,10 +117,10 @@ def steady_head(table: pd.DataFrame) -> tuple[int, float, float]:
 
 
 def _token_findings(table: pd.DataFrame, top: int) -> list[str]:
-    seen = table[table["well_seen"]]
-    rows = seen.nlargest(top, "importance")
+    rated = table[table["well_seen"]]
+    rows = rated.nlargest(top, "importance")
     tokens = _listed([f"{r.position} “{r.token}” ({r.importance:.2f})" for r in rows.itertuples()])
-    return [f"Most important tokens (seen by {seen['seen_by'].min()} or more queries): {tokens}."]
+    return [f"Most important tokens (seen by {rated['seen_by'].min()} or more queries): {tokens}."]
 
 
 def _sink_finding(table: pd.DataFrame) -> str:
@@ -145,18 +143,18 @@ def _sink_finding(table: pd.DataFrame) -> str:
 
 
 def _dim_findings(table: pd.DataFrame, sparse: float, dense: float, top: int) -> list[str]:
-    found = []
+    sentences = []
     for kind in KINDS:
         rows = table[table["kind"] == kind]
         n_dense = int((rows["sparsity"] < dense).sum())
         first = rows.nlargest(top, "sparsity")
         dims = _listed([f"{r.dim} ({r.sparsity:.1%})" for r in first.itertuples()])
-        found.append(
+        sentences.append(
             f"{kind.capitalize()} dimensions: {_count_above(table, kind, sparse)} of {len(rows)} "
             f"are sparse (above {sparse:.0%}), {n_dense} dense (below {dense:.0%}); "
             f"sparsest: {dims}."
         )
-    return found
+    return sentences
 
 
 def _count_above(table: pd.DataFrame, kind: str, share: float) -> int:

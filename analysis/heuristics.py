@@ -98,7 +98,8 @@ def _effective_rank(x: torch.Tensor) -> torch.Tensor:
     gram = x.double().mT @ x.double()
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
     share = values / values.sum(1, keepdim=True)
-    return torch.special.entr(share).sum(1).exp().cpu()
+    entropy: torch.Tensor = torch.special.entr(share).sum(1)
+    return entropy.exp().cpu()
 
 
 def _mean_energy(layer: LayerKV, values: TensorSums) -> torch.Tensor:
@@ -114,8 +115,9 @@ def _nearest_layers(per_layer: Iterable[torch.Tensor]) -> np.ndarray:
         linear_cka([centred(wide(x)[None]) for x in pair])[0][0, 1].item()
         for pair in pairwise(per_layer)
     ]
-    beside = np.array([np.nan, *pairs, np.nan])
-    return np.fmax(beside[:-1], beside[1:])  # ignores the one that is NaN
+    similar = np.array([np.nan, *pairs, np.nan])
+    nearest: np.ndarray = np.fmax(similar[:-1], similar[1:])  # ignores the one that is NaN
+    return nearest
 
 
 def _nearest_heads(x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """How large the entries are: the distribution of |x| around the sparsity threshold."""
 
 import pandas as pd
+import torch
 
 from analysis.measures import Sweep, magnitude_edges
 from data.cache import KINDS
@@ -18,7 +19,7 @@ def magnitude_distribution(sweep: Sweep) -> pd.DataFrame:
 def _distribution(sweep: Sweep, kind: str) -> pd.DataFrame:
     threshold = sweep.thresholds[kind]
     edges = magnitude_edges(threshold, sweep.percentage).numpy()
-    counts = sum(sums.magnitude_counts for sums in sweep.sums[kind]).numpy()
+    counts = torch.stack([sums.magnitude_counts for sums in sweep.sums[kind]]).sum(0).numpy()
     return pd.DataFrame(
         {
             "kind": kind,

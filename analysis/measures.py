@@ -47,7 +47,8 @@ def _float64(x: Numbers) -> torch.Tensor:
 
 def norms(x: torch.Tensor) -> torch.Tensor:
     """(kv_heads, tokens, dim) -> (kv_heads, tokens) L2 norms over dims, in float32, on the cpu."""
-    return torch.linalg.vector_norm(x.float(), dim=-1).cpu()
+    over_dims: torch.Tensor = torch.linalg.vector_norm(x.float(), dim=-1)
+    return over_dims.cpu()
 
 
 def attention_energy(attention: torch.Tensor, value_norms: torch.Tensor) -> torch.Tensor:
@@ -84,7 +85,7 @@ class TensorSums:
     @property
     def norm_head(self) -> torch.Tensor:
         """(kv_heads,) L2 norm over tokens and dims."""
-        return torch.linalg.vector_norm(self.norm_head_token, dim=1, dtype=torch.float64)
+        return self.norm_head_token.double().square().sum(1).sqrt()
 
     @property
     def sparsity(self) -> float:
@@ -107,7 +108,7 @@ class TensorSums:
     @property
     def rms(self) -> float:
         """Root mean square entry."""
-        return self.norm_head.norm().item() / math.sqrt(self.n_entries)
+        return math.sqrt(self.norm_head.square().sum().item() / self.n_entries)
 
     @property
     def rms_head(self) -> torch.Tensor:
@@ -124,7 +125,8 @@ class TensorSums:
 
     @property
     def hoyer_sparsity(self) -> float:
-        return hoyer_sparsity(self.n_entries, self.abs_head.sum(), self.norm_head.norm()).item()
+        l2 = self.norm_head.square().sum().sqrt()
+        return hoyer_sparsity(self.n_entries, self.abs_head.sum(), l2).item()
 
     @property
     def hoyer_sparsity_head(self) -> torch.Tensor:

@@ -123,7 +123,8 @@ def head_similarity(cache: KVCache, kinds: Sequence[str], positions: torch.Tenso
     for kind in kinds:
         units = [entries(layer, kind, positions) for layer in cache.layers]
         cka, chance = linear_cka([centred(x) for x in units])
-        members = {"layer": layers, "head": heads, "order": np.argsort(leaf_order(cka.numpy()))}
+        order = np.argsort(leaf_order(cka.numpy()))
+        members: dict[str, ArrayLike] = {"layer": layers, "head": heads, "order": order}
         measures = {"cosine": cosines(units), "cka": cka, "cka_chance": chance}
         parts.append(_pairs(members, kind, measures))
     return pd.concat(parts, ignore_index=True).assign(n_positions=len(positions))

@@ -79,7 +79,7 @@ def _mean(per_layer: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _over_heads(of_heads: torch.Tensor) -> torch.Tensor:
     """(kv_heads, tokens) norms over dims -> (tokens,) norms over heads and dims."""
-    return of_heads.double().norm(dim=0)
+    return of_heads.double().square().sum(0).sqrt()
 
 
 def _importance(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:

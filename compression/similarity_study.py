@@ -80,7 +80,8 @@ class Study(BaseStudy):
             groups = {kind: _nearest_members(table, level, kind) for kind in KINDS}
         if any(groups.values()):
             n_heads = {layer.index: layer.n_heads for layer in cache.layers}
-            self.merges[level] = MergedHeads(*(_heads_of(groups[kind], n_heads) for kind in KINDS))
+            keys, values = (_heads_of(groups[kind], n_heads) for kind in KINDS)
+            self.merges[level] = MergedHeads(keys, values)
 
     def tables(self, rows: pd.DataFrame, summary: pd.DataFrame) -> Tables:
         return self.looked | {

@@ -189,4 +189,4 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 def by_head(x: torch.Tensor, n_heads: int) -> torch.Tensor:
     """(tokens, kv_heads x dim) -> (kv_heads, tokens, dim), a view: the inverse of `wide`."""
-    return x.unflatten(1, (n_heads, -1)).transpose(0, 1)
+    return torch.unflatten(x, 1, (n_heads, -1)).transpose(0, 1)
