@@ -1,5 +1,6 @@
 """Random caches of every awkward shape, for tests that compare with brute force."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,16 @@ from data.cache import KVCache, LayerKV
 from data.rotary import Rotary
 
 
-def layer(index, heads, tokens, dims, n_tokens=None, kind="full", seed=0, dtype=torch.float32):
+def layer(
+    index: int,
+    heads: int,
+    tokens: int,
+    dims: tuple[int, int],
+    n_tokens: int | None = None,
+    kind: str = "full",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> LayerKV:
     """dims: (key_dim, value_dim). The cached tokens are the last `tokens` of `n_tokens`."""
     generator = torch.Generator().manual_seed(1000 * seed + index)
     n_tokens = n_tokens or tokens
@@ -22,16 +32,16 @@ def layer(index, heads, tokens, dims, n_tokens=None, kind="full", seed=0, dtype=
     return LayerKV(key.to(dtype), value.to(dtype), places, index, kind, rotary=rotary)
 
 
-def cache(*layers, n_prompt=None):
+def cache(*layers: LayerKV, n_prompt: int | None = None) -> KVCache:
     n_tokens = int(layers[0].positions[-1]) + 1
     return KVCache(tuple(layers), torch.arange(n_tokens), n_prompt or n_tokens, "random")
 
 
-def alike(**kw):
-    return cache(*(layer(i, 3, 10, (8, 8), **kw) for i in range(4)))
+def alike(dtype: torch.dtype = torch.float32) -> KVCache:
+    return cache(*(layer(i, 3, 10, (8, 8), dtype=dtype) for i in range(4)))
 
 
-def mixed():
+def mixed() -> KVCache:
     """A sliding, a wider full, a latent and an MQA layer; layer 1 of the model has no cache."""
     return cache(
         layer(0, 2, 6, (8, 8), n_tokens=10, kind="sliding"),
@@ -41,7 +51,7 @@ def mixed():
     )
 
 
-SHAPES = {
+SHAPES: dict[str, Callable[[], KVCache]] = {
     "alike": alike,
     "mixed": mixed,
     "one token": lambda: cache(layer(0, 2, 1, (4, 4))),
@@ -52,27 +62,27 @@ SHAPES = {
 PERCENTAGE = 5.0
 
 
-def below(cache, kind):
+def below(cache: KVCache, kind: str) -> list[np.ndarray]:
     """Per layer a bool array (kv_heads, tokens, dim): under the threshold of the whole cache."""
     t = np.float32(sweep(cache, PERCENTAGE).thresholds[kind])
     return [np.abs(layer.tensor(kind).numpy()) < t for layer in cache.layers]
 
 
-def random_attention(cache):
+def random_attention(cache: KVCache) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(layer.n_heads, layer.n_tokens) for layer in cache.layers]
     return [torch.rand(shape, generator=generator) for shape in shapes]
 
 
-def with_attention(cache, attention):
-    layers = zip(cache.layers, attention, strict=True)
-    layers = tuple(replace(x, attention=a, recent_attention=a) for x, a in layers)
+def with_attention(cache: KVCache, attention: Sequence[torch.Tensor | None]) -> KVCache:
+    pairs = zip(cache.layers, attention, strict=True)
+    layers = tuple(replace(x, attention=a, recent_attention=a) for x, a in pairs)
     return replace(cache, layers=layers)
 
 
-def watched(cache):
+def watched(cache: KVCache) -> KVCache:
     return with_attention(cache, random_attention(cache))
 
 
-def words(cache):
+def words(cache: KVCache) -> list[str]:
     return [f"w{i}" for i in range(cache.n_tokens)]
