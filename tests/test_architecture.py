@@ -13,7 +13,7 @@ PACKAGES = {"data", "analysis", "compression", "visualization"}
 MAY_IMPORT = {
     "config.py": set(),
     "data": {"config", "data"},
-    "analysis": {"config", "analysis", "data.cache"},
+    "analysis": {"config", "analysis", "data.cache", "data.threads"},
     "compression": {
         "config",
         "compression",
