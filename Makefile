@@ -1,5 +1,5 @@
 # make analyze   set up on first use, then the documented run
-# make test      set up on first use, then format check, lint and tests
+# make test      set up on first use, then format, lint, types and tests
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -22,11 +22,12 @@ analyze: setup
 test: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m mypy
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4
 
 format: setup
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -1,7 +1,7 @@
 """What each heuristic says of every part of a cache that could be pruned, one number each.
 
 Parts are the keys of a layer, its values, and each KV head. Whether a heuristic is right is for
-the model to say: see compression/trial.py.
+the model to say: see compression/studies/trial.py.
 """
 
 from collections.abc import Iterable

@@ -14,7 +14,7 @@ TERMS = {"key": "key_norm", "value": "value_norm", "energy": "attention_energy"}
 COLUMNS = ("key_norm", "value_norm", "attention_received", "attention_energy")
 
 
-def score_tokens(cache: KVCache, weights: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
+def importance(cache: KVCache, weights: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens,) positions and (tokens,) importance of the tokens that the layers holding most
     tokens have: the score of `token_importance`, without what else a sweep looks at."""
     layers = [cache.layers[i] for i in spanning(cache)]
@@ -89,7 +89,8 @@ def _importance(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float])
     if not total:
         raise UsageError(
             "config.py: IMPORTANCE_WEIGHTS weighs attention energy alone, which this model does "
-            "not show: give the norms a weight."
+            "not show",
+            "give the norms a weight",
         )
     tiny = torch.finfo(torch.float64).tiny  # of zeros no token has a share
     shares = torch.stack([x / x.max().clamp(min=tiny) for x in measured.values()])

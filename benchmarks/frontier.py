@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 os.environ["TQDM_DISABLE"] = "1"
 
@@ -26,54 +27,41 @@ import pandas as pd
 import torch
 
 import config
-from compression import presets
 from compression.base import Compressor
-from compression.evaluate import Judge, summary, words
-from compression.frontier import bits_by_family, labelled
-from compression.learned import learned
-from config import RunConfig, UsageError
+from compression.coded.kept_calibrations import calibration_of
+from compression.registry import make
+from compression.studies import presets
+from compression.studies.compare import CompareStudy
+from compression.studies.frontier import bits_by_family
+from compression.studies.run import run
+from config import UsageError
 from data import extraction, models
 from data.models import LoadedModel
-from data.rows import Rows, model_identity
-from data.scoring import Continuation
+from data.texts import Sample
 from visualization.compare import pareto, perplexity
+from visualization.style import save
 
+T = TypeVar("T")
 COLUMNS = ["label", "ratio", "bits_per_value", "kl_mean_nats", "kl_mean_nats_se"]
 COLUMNS += ["delta_perplexity_percent", "delta_perplexity_percent_se", "top1_agreement"]
 COLUMNS += ["compress_s", "restore_s", "per_model_bytes"]
 
 
-def articles(file: Path) -> list[str]:
+def articles(file: Path) -> list[Sample]:
     """The texts between title lines; a line of the form of a title inside one cuts it in two."""
     starts = r"^ = [^=\n].*[^=\n] = \n"
     text = file.read_text(encoding="utf-8")
-    cuts = [found.start() for found in re.finditer(starts, text, re.M)]
+    cuts = [title.start() for title in re.finditer(starts, text, re.M)]
     if not cuts:
         raise UsageError(
-            f"--text_file {file} has no line of the form ` = Title = `: give WikiText in its raw "
-            "form."
+            f"--text_file {file} has no line of the form ` = Title = `",
+            "give WikiText in its raw form",
         )
-    return [text[a:b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
-
-
-def methods(families: list[str] | None, loaded: LoadedModel) -> dict[Compressor, tuple[str, str]]:
-    side = learned(loaded, model_identity(loaded))
-    return {
-        presets.made(setting, side): (family, label)
-        for family, settings in presets.chosen(families, quick=False).items()
-        for label, setting in settings.items()
-    }
-
-
-def scored(
-    loaded: LoadedModel, ids: torch.Tensor, context: int, chosen: dict, identity: str
-) -> list[dict]:
-    kept = Rows(identity, ids, context, loaded.device)
-    if kept.complete(chosen):
-        return [kept.get(method) for method in chosen]
-    start = extraction.prefill(loaded, ids[:context], probe=True)
-    judge = Judge(start.cache, Continuation(loaded, start.past, ids[context:]))
-    return judge.scores(chosen, kept)
+    parts = [text[a:b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+    return [
+        Sample(number, part.split("\n")[0].strip(" ="), file.name, part)
+        for number, part in enumerate(parts)
+    ]
 
 
 def timings(loaded: LoadedModel, ids: torch.Tensor, method: Compressor) -> None:
@@ -81,7 +69,7 @@ def timings(loaded: LoadedModel, ids: torch.Tensor, method: Compressor) -> None:
     measure the attention from the last queries, which `coded` asks for."""
     seconds: dict[str, list[float]] = {}
 
-    def timed(name: str, work: Callable):
+    def timed(name: str, work: Callable[[], T]) -> T:
         began = time.perf_counter()
         made = work()
         seconds.setdefault(name, []).append(time.perf_counter() - began)
@@ -96,7 +84,7 @@ def timings(loaded: LoadedModel, ids: torch.Tensor, method: Compressor) -> None:
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     plain, added = medians["prefill"], medians.pop("probed") - medians["prefill"]
     shares = ", ".join(f"{n} {s:.2f} s ({s / plain:.2f} of prefill)" for n, s in medians.items())
-    print(f"timings at {len(ids)} tokens, {method.name} {words(method)}: {shares}")
+    print(f"timings at {len(ids)} tokens, {method.name} {method.words()}: {shares}")
     print(f"attention from the last queries {added:+.2f} s ({added / plain:+.2f} of prefill)")
 
 
@@ -119,28 +107,10 @@ def flags() -> argparse.Namespace:
     p.add_argument("--score_tokens", type=int, default=config.SCORE_TOKENS)
     p.add_argument("--num_samples", type=int, default=8)
     p.add_argument("--skip_articles", type=int, default=0)
-    p.add_argument("--methods", type=lambda text: text.split(","), default=None)
+    p.add_argument("--methods", type=lambda text: tuple(text.split(",")), default=None)
     p.add_argument("--model", default=config.DEFAULT_MODEL)
     p.add_argument("--output_dir", type=Path, default=Path("graphs/frontier"))
     return p.parse_args()
-
-
-def long_enough(given: argparse.Namespace, loaded: LoadedModel) -> dict[int, torch.Tensor]:
-    """The first token ids of as many articles as were asked for, by their number in the file."""
-    texts = articles(given.text_file)
-    need = given.context_tokens + 1 + given.score_tokens
-    found: dict[int, torch.Tensor] = {}
-    for number in range(given.skip_articles, len(texts)):
-        ids = torch.tensor(loaded.tokenizer(texts[number])["input_ids"][:need])
-        if len(ids) == need and len(found) < given.num_samples:
-            found[number] = ids
-    if not found:
-        raise UsageError(
-            f"None of the {len(texts)} articles of --text_file {given.text_file} from "
-            f"#{given.skip_articles} on has {need} tokens: lower --context_tokens or "
-            "--skip_articles."
-        )
-    return found
 
 
 def described(given: argparse.Namespace, loaded: LoadedModel, n_articles: int) -> str:
@@ -153,28 +123,38 @@ def described(given: argparse.Namespace, loaded: LoadedModel, n_articles: int) -
 
 
 def measure(given: argparse.Namespace) -> None:
-    loaded = models.load(RunConfig(model=given.model))
-    used = long_enough(given, loaded)
-    identity, chosen = model_identity(loaded), methods(given.methods, loaded)
-    rows = []
-    for number, ids in used.items():
-        found = scored(loaded, ids, given.context_tokens, chosen, identity)
-        rows += [{"article": number, "text_source": given.text_file.name} | row for row in found]
-    table = labelled(summary(pd.DataFrame(rows)), chosen)
-    about = described(given, loaded, len(used))
+    study = CompareStudy(
+        methods=given.methods,
+        context_tokens=given.context_tokens,
+        score_tokens=given.score_tokens,
+        num_samples=given.num_samples,
+        needles=False,
+    )
+    texts = articles(given.text_file)
+    if not texts[given.skip_articles :]:
+        raise UsageError(
+            f"--skip_articles {given.skip_articles} leaves none of the {len(texts)} articles of "
+            f"{given.text_file}",
+            "skip fewer",
+        )
+    loaded = models.load(given.model)
+    outcome = run(study, loaded, texts[given.skip_articles :])
+    table = outcome.report.tables["compare/compare"]
+    about = described(given, loaded, len(outcome.samples))
     given.output_dir.mkdir(parents=True, exist_ok=True)
     stem = f"frontier_{given.context_tokens}"
     table.assign(about=about).to_csv(given.output_dir / f"{stem}.csv", index=False)
-    pd.DataFrame(rows).to_csv(given.output_dir / f"{stem}_texts.csv", index=False)
-    pareto(table, about).savefig(given.output_dir / f"{stem}.png", dpi=config.FIGURE_DPI)
-    perplexity(table, about).savefig(given.output_dir / f"{stem}_perplexity.png", dpi=120)
+    outcome.rows.to_csv(given.output_dir / f"{stem}_texts.csv", index=False)
+    save(pareto(table, about), given.output_dir / f"{stem}.png")
+    save(perplexity(table, about), given.output_dir / f"{stem}_perplexity.png")
     print(about)
     print(table[COLUMNS].to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     ahead(table)
-    coded = [method for method in chosen if method.name == "coded"]
-    if coded:
-        first = next(iter(used.values()))[: given.context_tokens]
-        timings(loaded, first, coded[len(coded) // 2])
+    steps = [*presets.families()["coded"].values()]
+    if (table["family"] == "coded").any():
+        method = make(*steps[len(steps) // 2], calibration_of(loaded))
+        text = outcome.samples[0]
+        timings(loaded, extraction.tokenise(loaded, text, given.context_tokens), method)
 
 
 def main() -> int:

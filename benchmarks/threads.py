@@ -14,7 +14,6 @@ README.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -37,17 +36,20 @@ class Prefills:
             stdout=subprocess.PIPE,
             text=True,
         )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise ValueError("a child without pipes")
+        self._orders, self._answers = self._process.stdin, self._process.stdout
         self.seconds()  # it has loaded, and done one uncounted
 
     def start(self) -> None:
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        self._orders.write("\n")
+        self._orders.flush()
 
     def seconds(self) -> float:
-        return json.loads(self._process.stdout.readline())
+        return float(self._answers.readline())
 
     def close(self) -> None:
-        self._process.stdin.close()
+        self._orders.close()
         self._process.wait()
 
 
@@ -64,12 +66,10 @@ def child(length: int, spins: bool) -> None:
     if spins:  # as torch finds it where nobody has settled anything
         for name in data.threads.WAITING:
             os.environ.pop(name, None)
-    from config import RunConfig
     from data import extraction, models, texts
 
-    run = RunConfig(sequence_length=length, use_wikitext=False)
-    loaded = models.load(run)
-    ids = extraction.tokenise(loaded, texts.choose(run), length, 0)
+    loaded = models.load()
+    ids = extraction.tokenise(loaded, texts.reference_samples()[0], length)
     while True:
         began = time.perf_counter()
         extraction.prefill(loaded, ids)
@@ -99,7 +99,7 @@ def main() -> None:
         name: [Prefills(flags.sequence_length, sleeps) for _ in range(flags.processes)]
         for name, sleeps in SETTINGS.items()
     }
-    rounds = {name: [] for name in SETTINGS}
+    rounds: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in range(flags.repeat):
         for name in SETTINGS:
             rounds[name] += together(processes[name][:1])

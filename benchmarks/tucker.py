@@ -10,9 +10,12 @@ four layers.
 """
 
 import argparse
+import math
 import os
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 os.environ["TQDM_DISABLE"] = "1"
 
@@ -21,11 +24,11 @@ import torch
 from tensorly.decomposition import partial_tucker
 
 import config
-from compression.tucker import SWEEPS
-from compression.tucker_math import rebuilt, tucker2
-from config import RunConfig
+from compression.methods.tucker import SWEEPS
+from compression.methods.tucker_math import rebuilt, tucker2
 from data import extraction, models, texts
 
+T = TypeVar("T")
 SOLVERS = [
     ("numpy", "truncated_svd"),
     ("numpy", "randomized_svd"),
@@ -34,31 +37,32 @@ SOLVERS = [
 ]
 
 
-def ours(stacks: list[torch.Tensor], rank: int) -> list:
+def ours(stacks: list[torch.Tensor], rank: int) -> list[tuple[torch.Tensor, ...]]:
     return [tucker2(x, rank, rank, SWEEPS) for x in stacks]
 
 
-def theirs(stacks: list[torch.Tensor], rank: int, backend: str, svd: str) -> list:
+def theirs(stacks: list[torch.Tensor], rank: int, backend: str, svd: str) -> list[Any]:
     tensorly.set_backend(backend)
     tensors = [x.numpy() if backend == "numpy" else x for stack in stacks for x in stack]
     options = {"rank": [rank, rank], "modes": [1, 2], "init": "svd", "svd": svd}
     return [partial_tucker(x, **options)[0] for x in tensors]
 
 
-def their_tensors(found: list, n_layers: int) -> list[torch.Tensor]:
+def their_tensors(solved: list[Any], n_layers: int) -> list[torch.Tensor]:
     back = [
         torch.as_tensor(tensorly.tenalg.multi_mode_dot(core, factors, modes=[1, 2]))
-        for core, factors in found
+        for core, factors in solved
     ]
     return [torch.stack(back[:n_layers]), torch.stack(back[n_layers:])]
 
 
 def error(stacks: list[torch.Tensor], back: list[torch.Tensor]) -> float:
-    wrong = sum((x - y).double().square().sum() for x, y in zip(stacks, back, strict=True))
-    return (wrong / sum(x.double().square().sum() for x in stacks)).sqrt().item()
+    pairs = zip(stacks, back, strict=True)
+    squared = sum((x - y).double().square().sum().item() for x, y in pairs)
+    return math.sqrt(squared / sum(x.double().square().sum().item() for x in stacks))
 
 
-def median_seconds(action, repeat: int) -> tuple[float, list]:
+def median_seconds(action: Callable[[], T], repeat: int) -> tuple[float, T]:
     seconds = []
     for _ in range(repeat):
         began = time.perf_counter()
@@ -75,9 +79,8 @@ def main() -> None:
     p.add_argument("--layers", type=int, default=None)
     p.add_argument("--model", default=config.DEFAULT_MODEL)
     flags = p.parse_args()
-    run = RunConfig(model=flags.model, use_wikitext=False)
-    loaded = models.load(run)
-    ids = extraction.tokenise(loaded, texts.choose(run), flags.sequence_length, 0)
+    loaded = models.load(flags.model)
+    ids = extraction.tokenise(loaded, texts.reference_samples()[0], flags.sequence_length)
     layers = extraction.prefill(loaded, ids).cache.layers[: flags.layers]
     stacks = [torch.stack([layer.tensor(kind) for layer in layers]) for kind in ("key", "value")]
     print(
@@ -90,8 +93,8 @@ def main() -> None:
     print(f"{'ours':26} {our_s:8.3f} {our_error:9.6f}")
     for backend, svd in SOLVERS:
         action = lambda b=backend, s=svd: theirs(stacks, flags.rank, b, s)  # noqa: E731
-        seconds, found = median_seconds(action, flags.repeat)
-        its = error(stacks, their_tensors(found, len(layers)))
+        seconds, solved = median_seconds(action, flags.repeat)
+        its = error(stacks, their_tensors(solved, len(layers)))
         name = f"tensorly {backend} {svd.removesuffix('_svd')}"
         print(
             f"{name:26} {seconds:8.3f} {its:9.6f} {seconds / our_s:11.1f} {our_error / its:14.5f}"

@@ -4,11 +4,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from data.cache import KVCache, LayerKV
+from data.cache import BYTES_PER_ENTRY, KVCache, LayerKV
 from data.rotary import Rotary
 
 Tensors = dict[str, torch.Tensor]
@@ -46,8 +46,19 @@ class LayerShape:
         return {"key": self.key_dim, "value": self.value_dim}[kind]
 
     @property
+    def n_entries(self) -> int:
+        return self.n_heads * self.n_tokens * (self.key_dim + self.value_dim)
+
+    @property
     def positions(self) -> torch.Tensor:
         return torch.arange(self.start, self.start + self.n_tokens)
+
+    def rotated(self, keys: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Keys (heads, tokens, dim) after rotary embedding at these (tokens,) positions, or at
+        those of the layer."""
+        if self.rotary is None:
+            raise ValueError(f"it is not known what rotates the keys of layer {self.index}")
+        return self.rotary.rotated(keys, self.positions if positions is None else positions)
 
     def filled(
         self, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor | None = None
@@ -79,6 +90,11 @@ class CacheShape:
         shapes = tuple(LayerShape.of(layer) for layer in cache.layers)
         return cls(shapes, tuple(cache.token_ids.tolist()), cache.n_prompt, cache.model)
 
+    @property
+    def nbytes(self) -> int:
+        """Original bytes: 16 bits for every entry."""
+        return BYTES_PER_ENTRY * sum(layer.n_entries for layer in self.layers)
+
     def filled(self, layers: tuple[LayerKV, ...]) -> KVCache:
         return KVCache(layers, torch.tensor(self.token_ids), self.n_prompt, self.model)
 
@@ -87,9 +103,23 @@ def nbytes(tensors: Tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+def digest(tensors: Tensors) -> str:
+    """A hash of names, dtypes, shapes and content."""
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = torch.empty(tensor.numel(), dtype=tensor.dtype)  # of stride 1
+        flat.copy_(tensor.flatten())
+        sha256.update(flat.view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
-class ModelSide:
-    """What a method has learned of a model on other texts, and stores once for all texts."""
+class Calibration:
+    """What a method has learned of a model on other texts, and stores once for all texts.
+
+    learned_from: which texts those were, in words.
+    """
 
     tensors: Tensors
     learned_from: str
@@ -97,21 +127,16 @@ class ModelSide:
     @cached_property
     def identity(self) -> str:
         """A hash of the content, by which a compressed text names what restores it."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = torch.empty(tensor.numel(), dtype=tensor.dtype)  # of stride 1
-            flat.copy_(tensor.flatten())
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest(self.tensors)
 
 
 @dataclass(frozen=True)
 class Compressor(ABC):
-    """A method; the fields of its dataclass are its settings. Names stand in methods.py."""
+    """A method; the fields of its dataclass are its settings. Names stand in registry.py."""
 
     name: ClassVar[str]
-    model_side: ClassVar["ModelSide | None"] = None  # a field of those that have one
+    # Those that cannot do without one have a field of this name.
+    calibration: ClassVar[Calibration | None] = None
 
     @abstractmethod
     def encode(self, cache: KVCache) -> Tensors:
@@ -122,17 +147,25 @@ class Compressor(ABC):
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         """The cache from what `encode` gave, and nothing else."""
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """The fields that say how, as JSON can hold them."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
 
     @property
     def per_model_nbytes(self) -> int:
         """Bytes stored once per model and not with each text."""
-        return 0 if self.model_side is None else nbytes(self.model_side.tensors)
+        return 0 if self.calibration is None else nbytes(self.calibration.tensors)
 
     def compress(self, cache: KVCache) -> "Compressed":
-        return Compressed(self, self.encode(cache), CacheShape.of(cache))
+        """What is stored of a cache as it is served, in 16 bits, whatever dtype a run computes
+        in."""
+        served = cache.in_16_bits()
+        return Compressed(self, self.encode(served), CacheShape.of(served))
+
+    def words(self) -> str:
+        """The settings that are set, as `name=value`."""
+        chosen = {k: v for k, v in self.settings().items() if v not in (None, 0, ())}
+        return " ".join(f"{k}={v}" for k, v in chosen.items())
 
 
 @dataclass(frozen=True)
@@ -147,6 +180,11 @@ class Compressed:
     @property
     def nbytes(self) -> int:
         return nbytes(self.stored)
+
+    @property
+    def ratio(self) -> float:
+        """Original bytes, 16 bits an entry, over stored bytes."""
+        return self.shape.nbytes / self.nbytes
 
     def restore(self) -> KVCache:
         return self.compressor.decode(self.stored, self.shape)

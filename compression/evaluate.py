@@ -9,18 +9,19 @@ in 16 bits, as it is served.
 import json
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from compression.base import Compressor
 from config import UsageError
 from data.cache import KINDS, KVCache
-from data.rows import Rows
+from data.extraction import prefill
+from data.models import LoadedModel
+from data.resume import printable
 from data.scoring import Continuation
 
 MEASURES = (
@@ -64,6 +65,15 @@ def relative_errors(cache: KVCache, restored: KVCache) -> pd.DataFrame:
 class Judge:
     """Scores methods on one text: the cache of its context, and the text that follows."""
 
+    @classmethod
+    def of(
+        cls, loaded: LoadedModel, ids: torch.Tensor, context_tokens: int, probe: bool = True
+    ) -> "Judge":
+        """Prefills the first `context_tokens` of (tokens,) token ids; those after the next one are
+        scored, at least one. probe: whether the attention that tokens receive is measured."""
+        start = prefill(loaded, ids[:context_tokens], probe=probe)
+        return cls(start.cache, Continuation(loaded, start.past, ids[context_tokens:]))
+
     def __init__(self, cache: KVCache, continuation: Continuation) -> None:
         self.cache = cache.in_16_bits()
         self.continuation = continuation
@@ -75,7 +85,7 @@ class Judge:
         fewer = replace(self.continuation, token_ids=self.continuation.token_ids[: n_scored + 1])
         return Judge(self.cache, fewer)
 
-    def score(self, method: Compressor) -> dict:
+    def score(self, method: Compressor) -> dict[str, Any]:
         """One row: settings, bytes, errors, and the model's verdict."""
         began = time.perf_counter()
         compressed = method.compress(self.cache)
@@ -87,34 +97,22 @@ class Judge:
         relative = (errors["squared_error"] / errors["squared_norm"]) ** 0.5
         return {
             "method": method.name,
-            "settings": words(method),
+            "settings": method.words(),
             "context_tokens": self.cache.n_tokens,
             "scored_tokens": self.continuation.n_scored,
             "original_bytes": self.cache.nbytes,
             "stored_bytes": compressed.nbytes,
             "per_model_bytes": method.per_model_nbytes,
             "bits_per_value": 8 * compressed.nbytes / self.cache.n_entries,
-            "ratio": self.cache.nbytes / compressed.nbytes,
+            "ratio": compressed.ratio,
             "key_error": relative["key"],
             "value_error": relative["value"],
-            **self.verdict(restored, words(method)),
+            **self.verdict(restored, method.words()),
             "compress_s": compress_s,
             "restore_s": restore_s,
         }
 
-    def scores(self, methods: Iterable[Compressor], kept: Rows | None = None) -> list[dict]:
-        """The rows of several methods, each once; those `kept` from an earlier run are taken, and
-        new ones are kept."""
-        found = {}
-        bar = tqdm(dict.fromkeys(methods), desc="Score", unit="method", leave=False)
-        for method in bar:
-            row = kept.get(method) if kept else None
-            found[method] = self.score(method) if row is None else row
-            if kept and row is None:
-                kept.put(method, found[method])
-        return list(found.values())
-
-    def verdict(self, restored: KVCache, name: str = "") -> dict:
+    def verdict(self, restored: KVCache, name: str = "") -> dict[str, float]:
         """Perplexities, KL(full || restored) and agreement over the scored tokens."""
         other = self.continuation.log_probabilities(restored)
         nats = self._mean_nats(other, name)
@@ -131,32 +129,32 @@ class Judge:
             "top1_agreement": agree,
         }
 
+    def continued(self, restored: KVCache, n_tokens: int) -> str:
+        """What the model says after the context and the token that follows it, greedily."""
+        ids = self.continuation.greedy(restored, n_tokens)
+        return printable(self.continuation.loaded.tokenizer.decode(ids))
+
     def recall(self, restored: KVCache, n_answer: int) -> tuple[bool, float]:
         """Whether the last `n_answer` tokens of the continuation are what the model would say, and
         the probability that it does."""
-        found = self.continuation.log_probabilities(restored)[-n_answer:]
-        answer = self.continuation.token_ids[-n_answer:].to(found.device)
-        right = bool((found.argmax(-1) == answer).all())
-        return right, found.gather(1, answer[:, None]).sum().exp().item()
+        predicted = self.continuation.log_probabilities(restored)[-n_answer:]
+        answer = self.continuation.token_ids[-n_answer:].to(predicted.device)
+        right = bool((predicted.argmax(-1) == answer).all())
+        return right, predicted.gather(1, answer[:, None]).sum().exp().item()
 
     def _mean_nats(self, log_probabilities: torch.Tensor, name: str) -> float:
         nats = self.continuation.nats(log_probabilities).double().mean().item()
         if not math.isfinite(nats):
             raise UsageError(
-                f"The model's loss on top of {name} is not finite: this setting cannot be scored."
+                f"The model's loss on top of {name} is not finite", "this setting cannot be scored"
             )
         return nats
 
 
-def words(method: Compressor) -> str:
-    """The settings that are set, as `name=value`."""
-    chosen = {k: v for k, v in method.settings().items() if v not in (None, 0, ())}
-    return " ".join(f"{k}={v}" for k, v in chosen.items())
-
-
-def as_records(table: pd.DataFrame) -> list[dict]:
+def as_records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for a JSON file; null where there is no number."""
-    return json.loads(table.to_json(orient="records"))
+    records: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
+    return records
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,111 +1,107 @@
 """A prompt whose compressed cache is kept in a file, and gone on from later."""
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from compression import files, presets
+from compression import files
 from compression.base import Compressor
-from compression.composed import Composed
-from compression.learned import learned, learned_before
-from compression.methods import METHODS
-from compression.pruning import Eviction
-from config import RunConfig, UsageError, user_path
-from data import extraction, texts
+from compression.coded.kept_calibrations import calibration_of, earlier_calibration
+from compression.registry import make, needs_calibration
+from compression.studies import presets
+from config import UsageError, user_path
+from data import extraction
 from data.cache import KVCache
 from data.models import LoadedModel
-from data.resume import as_past, greedy, printable
-from data.scoring import refuse_beyond
+from data.resume import as_past, greedy, printable, refuse_states
+from data.texts import Sample
+from data.writing import unfinished
 
 USUAL = "coded 3.5e-05"
 
 
-def refuse(run: RunConfig) -> None:
-    """Raise UsageError for flags that cannot work, before any work is done."""
-    if (run.save_compressed is None) == (run.load_compressed is None):
-        raise UsageError("--mode store takes either --save_compressed FILE or --load_compressed.")
-    name, _ = _setting(run)
-    if issubclass(METHODS[name], Eviction | Composed):
-        raise UsageError(
-            f"--methods: {run.methods[0]} evicts tokens, which a model that goes on cannot be told "
-            "of: take a method that keeps them all, such as coded or kivi-4."
-        )
-    if run.save_compressed is not None:
-        _refuse_unwritable(_target(run))
-
-
-def _setting(run: RunConfig) -> presets.Setting:
-    """The setting that --methods names, a family (its first) or a label; `USUAL` without."""
-    wanted, *more = run.methods or (USUAL,)
+def chosen(methods: Sequence[str] | None) -> presets.Setting:
+    """The setting that a prompt is stored in: the one that is named, a label or a family of
+    presets.py; `USUAL` without. Raises UsageError for one that cannot be gone on from."""
+    wanted, *more = methods or (USUAL,)
     if more:
         raise UsageError(
-            f"--methods: {', '.join(run.methods)} were given, and a prompt is stored in one way: "
-            "keep one of them."
+            f"`methods`: {', '.join(methods or ())} were given, and a prompt is stored in one way",
+            "keep one of them",
         )
-    for family, settings in presets.FAMILIES.items():
-        if wanted in settings:
-            return settings[wanted]
-        if wanted == family:
-            return next(iter(settings.values()))
-    raise UsageError(f"--methods: {wanted} is none of {', '.join(presets.FAMILIES)}.")
+    name, settings = presets.one(wanted, USUAL)
+    if presets.evicts(name):
+        raise UsageError(
+            f"`methods`: {wanted} evicts tokens, which a model that goes on cannot be told of",
+            "take a method that keeps them all, such as coded or kivi-4",
+        )
+    return name, settings
 
 
-def _target(run: RunConfig) -> Path:
-    return user_path(run.save_compressed, "--save_compressed")
+def refuse(
+    save_compressed: str | None, load_compressed: str | None, methods: Sequence[str] | None
+) -> None:
+    """Raise UsageError for what cannot work, before any work is done."""
+    if (save_compressed is None) == (load_compressed is None):
+        raise UsageError("A prompt is stored, or gone on from: give one of `save_compressed` FILE "
+                         "and `load_compressed` FILE")  # fmt: skip
+    chosen(methods)
+    if save_compressed is not None:
+        _refuse_unwritable(_target(save_compressed))
 
 
-def _part(file: Path) -> Path:
-    """Where a file is written before it takes its name."""
-    return file.with_name(f".{file.name}.{os.getpid()}.part")
+def _target(save_compressed: str) -> Path:
+    return user_path(save_compressed, "`save_compressed`")
 
 
 def _refuse_unwritable(file: Path) -> None:
     if not file.name or (file.exists() and not file.is_file()):
-        raise UsageError(f"--save_compressed {file} is no file: give a name such as prompt.kv.")
+        raise UsageError(f"`save_compressed` {file} is no file", "give a name such as prompt.kv")
     try:
-        _part(file).touch()
-        _part(file).unlink()
+        with unfinished(file) as part:
+            part.touch()
     except OSError as error:
         raise _not_written(file, error.strerror) from None
 
 
 def _not_written(file: Path, reason: object) -> UsageError:
     return UsageError(
-        f"--save_compressed {file} cannot be written ({reason}): give a file in a folder that "
-        "exists and has room."
+        f"`save_compressed` {file} cannot be written ({reason})",
+        "give a file in a folder that exists and has room",
     )
 
 
-def save(run: RunConfig, loaded: LoadedModel, identity: str) -> list[str]:
-    """Prefill a text, compress its cache and write it; what was done, in lines.
+def save(
+    loaded: LoadedModel,
+    sample: Sample,
+    save_compressed: str,
+    methods: Sequence[str] | None = None,
+    context_tokens: int | None = None,
+) -> list[str]:
+    """Prefill the first `context_tokens` of a text, or all, compress the cache and write it to the
+    file `save_compressed`; what was done, in lines.
 
     The last token is not cached but kept beside: it is what generation goes on with.
     """
-    sample = texts.choose(run)
-    ids = extraction.tokenise(loaded, sample, run.sequence_length or run.context_tokens, 0)
+    refuse_states(loaded)
+    ids = extraction.tokenise(loaded, sample, context_tokens)
     if len(ids) < 2:
-        raise UsageError("A prompt of one token leaves nothing to store: give a longer one.")
-    setting = _setting(run)
-    needs = presets.calibrated(setting[0])
-    method = presets.made(setting, learned(loaded, identity, keep=True) if needs else None)
-    cache = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True).cache.in_16_bits()
+        raise UsageError("A prompt of one token leaves nothing to store", "give a longer one")
+    name, settings = chosen(methods)
+    calibration = calibration_of(loaded, True) if needs_calibration(name, settings) else None
+    method = make(name, settings, calibration)
+    cache = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True).cache
     compressed = method.compress(cache)
     as_past(loaded, compressed.restore())  # refuses what could not be gone on from
-    file = _target(run)
-    facts = {"model": identity, "model_name": loaded.name, "text": sample.name}
+    file = _target(save_compressed)
+    facts = {"model": loaded.identity, "model_name": loaded.name, "text": sample.name}
     facts |= {"cached": str(cache.n_tokens), "last": str(int(ids[-1]))}
     try:
-        files.save(compressed, _part(file), **facts)
-        _part(file).replace(file)
-    except (OSError, SafetensorError) as error:
+        files.save(compressed, file, **facts)
+    except OSError as error:
         raise _not_written(file, error) from None
-    finally:
-        _part(file).unlink(missing_ok=True)
-    ratio = cache.nbytes / compressed.nbytes
     said = (
         f"{len(ids)} tokens of {sample.name}: {compressed.nbytes:,} bytes as {method.name}, "
-        f"{ratio:.2f} x smaller than {cache.nbytes:,} in 16 bits, in {file}."
+        f"{compressed.ratio:.2f} x smaller than {cache.nbytes:,} in 16 bits, in {file}."
     )
     return [said, *_idle(method, cache)]
 
@@ -117,24 +113,25 @@ def _idle(method: Compressor, cache: KVCache) -> list[str]:
         return []
     return [
         f"All of it is within the {plain} tokens that {method.name} leaves plain, so nothing was "
-        "compressed: give a longer text, or another of --methods."
+        "compressed: give a longer text, or another of `methods`."
     ]
 
 
-def go_on(run: RunConfig, loaded: LoadedModel, identity: str) -> str:
+def go_on(loaded: LoadedModel, load_compressed: str, new_tokens: int) -> str:
     """Greedy generation after a stored prompt; what the model says, in one line."""
-    file = user_path(run.load_compressed, "--load_compressed")
+    file = user_path(load_compressed, "`load_compressed`")
     facts = files.read_facts(file)
-    if facts.get("model") != identity:
+    if facts.get("model") != loaded.identity:
         raise UsageError(
             f"{file} was made with {facts.get('model_name', 'another model')}, whose weights, "
-            f"settings or dtype are not those of {loaded.name} here: load that model."
+            f"settings or dtype are not those of {loaded.name} here",
+            "load that model",
         )
     prompt = int(facts["cached"]) + 1
-    asked = f"A stored prompt of {prompt} tokens and --new_tokens {run.new_tokens}"
-    refuse_beyond(loaded, prompt + run.new_tokens, asked, "--new_tokens")
-    wanted = facts.get("model_side")
-    side = learned_before(loaded, identity, wanted) if wanted else None
-    past = as_past(loaded, files.load(file, side).restore())
-    found = greedy(loaded, past, int(facts["last"]), run.new_tokens)
-    return printable(loaded.tokenizer.decode(found))
+    asked = f"A stored prompt of {prompt} tokens and `new_tokens` {new_tokens}"
+    loaded.refuse_beyond(prompt + new_tokens, asked, "`new_tokens`")
+    wanted = facts.get("calibration")
+    calibration = earlier_calibration(loaded, wanted) if wanted else None
+    past = as_past(loaded, files.load(file, calibration).restore())
+    continued = greedy(loaded, past, int(facts["last"]), new_tokens)
+    return printable(loaded.tokenizer.decode(continued))

@@ -6,15 +6,41 @@ up comes wrapped; the models themselves are not changed.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 
+Output = tuple[torch.Tensor, torch.Tensor | None]  # of attention: (1, queries, heads, dim), weights
+Attend = Callable[..., Output]  # called with module, query, key, value, attention_mask, **kwargs
+
+
+class Wrapper(Protocol):
+    """What stands in for an attention function; see `wrapped_attention`."""
+
+    def __call__(
+        self,
+        attend: Attend,
+        name: str,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Output: ...
+
+
+class _Registry(Protocol):
+    """Where models look their attention functions up, by name and with a default."""
+
+    get_interface: Callable[[str, Attend], Attend]
+
 
 @contextmanager
-def wrapped_attention(model: torch.nn.Module, wrapper: Callable):
+def wrapped_attention(model: torch.nn.Module, wrapper: Wrapper) -> Iterator[None]:
     """Call `wrapper(attend, name, module, query, key, value, attention_mask, **kwargs)` wherever a
     part of `model` calls its attention function `attend`, which was looked up as `name`.
 
@@ -32,10 +58,13 @@ def wrapped_attention(model: torch.nn.Module, wrapper: Callable):
             del registry.get_interface  # the class's own shows again
 
 
-def _look_up(look_up: Callable, wrapper: Callable, name: str, default: Callable) -> Callable:
+def _look_up(
+    look_up: Callable[[str, Attend], Attend], wrapper: Wrapper, name: str, default: Attend
+) -> Attend:
     return partial(wrapper, look_up(name, default), name)
 
 
-def _registry(module: torch.nn.Module):
+def _registry(module: torch.nn.Module) -> _Registry | None:
     """The look-up of attention functions in the file that `module` was written in."""
-    return getattr(sys.modules.get(type(module).__module__), "ALL_ATTENTION_FUNCTIONS", None)
+    file = sys.modules.get(type(module).__module__)
+    return cast(_Registry | None, getattr(file, "ALL_ATTENTION_FUNCTIONS", None))

@@ -3,7 +3,9 @@
 Knows torch, and nothing of transformers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -80,6 +82,12 @@ class LayerKV:
         """Keys or values by name: (kv_heads, tokens, dim)."""
         return {"key": self.keys, "value": self.values}[kind]
 
+    def with_tensor(self, kind: str, tensor: torch.Tensor) -> "LayerKV":
+        """The same with other keys or values, by name."""
+        both = {"key": (tensor, self.values), "value": (self.keys, tensor)}
+        keys, values = both[kind]
+        return replace(self, keys=keys, values=values)
+
     def unrotated_keys(self) -> torch.Tensor:
         """(kv_heads, tokens, key_dim) in float32, as they were before rotary embedding.
 
@@ -87,23 +95,41 @@ class LayerKV:
         """
         if self.rotary is None:
             raise UsageError(
-                f"The rotary embedding of layer {self.index} cannot be undone exactly: "
-                "leave out --unrotated_keys."
+                f"The rotary embedding of layer {self.index} cannot be undone exactly",
+                "leave out `unrotated_keys`",
             )
         return self.rotary.unrotated(self.keys.float(), self.positions)
 
     def before(self, position: int) -> "LayerKV":
         """The entries of tokens ahead of `position`, as views."""
         n = int(torch.searchsorted(self.positions, position))
+
+        def first(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x[:, :n]
+
         return replace(
             self,
             keys=self.keys[:, :n],
             values=self.values[:, :n],
             positions=self.positions[:n],
-            **{
-                name: None if (x := getattr(self, name)) is None else x[:, :n] for name in PER_ENTRY
-            },
+            keep=first(self.keep),
+            attention=first(self.attention),
+            recent_attention=first(self.recent_attention),
         )
+
+
+class PastLayer(Protocol):
+    """What one layer of the model's own cache object holds: (1, kv_heads, tokens, dim)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class Past(Protocol):
+    """The model's own cache object, as far as it is looked into here."""
+
+    @property
+    def layers(self) -> Sequence[PastLayer]: ...
 
 
 @dataclass(frozen=True)

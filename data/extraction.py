@@ -4,15 +4,16 @@ import inspect
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
 from config import UsageError
-from data.cache import KINDS, KVCache, LayerKV
+from data.cache import KINDS, KVCache, LayerKV, Past, PastLayer
 from data.models import LoadedModel
 from data.probe import AttentionProbe
-from data.rotary import NOT_ROTATED, Rotary, rotary_of, seen_tables
+from data.rotary import NOT_ROTATED, Rotary, SeenTables, rotary_of, seen_tables
 from data.texts import Sample
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,17 @@ class Prefill:
 
     cache: KVCache
     next_token: torch.Tensor
-    past: object = field(repr=False)
+    past: Past = field(repr=False)
+
+
+class _Output(Protocol):
+    """Of a model; where its cache is, is looked for."""
+
+    logits: torch.Tensor
 
 
 def tokenise(
-    loaded: LoadedModel, sample: Sample, sequence_length: int | None, new_tokens: int
+    loaded: LoadedModel, sample: Sample, sequence_length: int | None = None, new_tokens: int = 0
 ) -> torch.Tensor:
     """The first `sequence_length` token ids of a text, or all: (tokens,).
 
@@ -42,10 +49,10 @@ def tokenise(
     token_ids = torch.tensor(loaded.tokenizer(sample.text)["input_ids"], dtype=torch.long)
     whole = len(token_ids)
     if whole == 0:
-        raise UsageError(f"The text {sample.name} has no tokens: give a longer one.")
+        raise UsageError(f"The text {sample.name} has no tokens", "give a longer one")
     if sequence_length is not None and whole < sequence_length:
         log.warning(
-            "The text has %d tokens, fewer than --sequence_length %d: using all of them.",
+            "The text has %d tokens, fewer than `sequence_length` %d: using all of them.",
             whole,
             sequence_length,
         )
@@ -53,14 +60,16 @@ def tokenise(
     limit = loaded.max_positions
     if limit is not None and new_tokens >= limit:
         raise UsageError(
-            f"--new_tokens {new_tokens} leave no room for a text in the {limit} positions of "
-            f"{loaded.name}: lower it."
+            f"`new_tokens` {new_tokens} leave no room for a text in the {limit} positions of "
+            f"{loaded.name}",
+            "lower it",
         )
     if limit is not None and len(token_ids) + new_tokens > limit:
-        generated = f" and --new_tokens {new_tokens}" if new_tokens else ""
+        generated = f" and `new_tokens` {new_tokens}" if new_tokens else ""
         raise UsageError(
             f"A text of {len(token_ids)} tokens{generated} is beyond the {limit} positions of "
-            f"{loaded.name}: give --sequence_length {max(1, limit - new_tokens)} or less."
+            f"{loaded.name}",
+            f"give `sequence_length` {max(1, limit - new_tokens)} or less",
         )
     return token_ids
 
@@ -75,7 +84,7 @@ def prefill(
     watch = AttentionProbe(len(token_ids), recent_only) if probe else None
     with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
         try:
-            output = _forward(model, token_ids)
+            output = _forward(loaded, token_ids)
         except ValueError as error:
             if "only contain LinearAttention layers" in str(error):  # of transformers' own cache
                 raise _no_keys_and_values(loaded) from None
@@ -106,8 +115,8 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
     """
     tokens = [start.next_token]
     for _ in tqdm(range(new_tokens - 1), desc="Generate", unit="token", leave=False):
-        tokens.append(_step(loaded.model, tokens[-1], start.past))
-    _step(loaded.model, tokens[-1], start.past)  # the last token's own keys and values
+        tokens.append(_step(loaded, tokens[-1], start.past))
+    _step(loaded, tokens[-1], start.past)  # the last token's own keys and values
     new_ids = torch.cat(tokens, dim=1)[0].cpu()
     token_ids = torch.cat([start.cache.token_ids, new_ids])
     layers = _layers(start.past, len(token_ids), loaded, {})
@@ -127,51 +136,56 @@ def refuse_non_finite(cache: KVCache, dtype: str) -> None:
     if broken:
         layer, kind = cache.layers[broken[0] // 2].index, KINDS[broken[0] % 2]
         raise UsageError(
-            f"The {kind}s of layer {layer} of {cache.model} hold NaN or Inf in {dtype}: "
-            "try --dtype float32, or check the model's weights."
+            f"The {kind}s of layer {layer} of {cache.model} hold NaN or Inf in {dtype}",
+            "try `dtype` float32, or check the model's weights",
         )
 
 
-def _forward(model: torch.nn.Module, token_ids: torch.Tensor, **kwargs):
+def _forward(loaded: LoadedModel, token_ids: torch.Tensor, **kwargs: object) -> _Output:
     """The model's output; logits of the last position only, which for a long text are smaller
     than the cache by far where all of them would be larger."""
-    accepted = inspect.signature(model.forward).parameters
+    accepted = inspect.signature(loaded.model.forward).parameters
     if "logits_to_keep" in accepted:
         kwargs["logits_to_keep"] = 1
-    return model(token_ids[None].to(model.device), use_cache=True, **kwargs)
+    output: _Output = loaded.model(token_ids[None].to(loaded.device), use_cache=True, **kwargs)
+    return output
 
 
-def _step(model: torch.nn.Module, token: torch.Tensor, past: object) -> torch.Tensor:
-    output = _forward(model, token[0], past_key_values=past)
+def _step(loaded: LoadedModel, token: torch.Tensor, past: Past) -> torch.Tensor:
+    output = _forward(loaded, token[0], past_key_values=past)
     return output.logits[:, -1:].argmax(-1)
 
 
-def _own_cache(output, loaded: LoadedModel):
-    past = getattr(output, "past_key_values", None)
-    if not any(_stored(layer) for layer in getattr(past, "layers", ())):
+def _own_cache(output: _Output, loaded: LoadedModel) -> Past:
+    past: Past | None = getattr(output, "past_key_values", None)
+    if past is None or not any(_stored(layer) for layer in getattr(past, "layers", ())):
         raise _no_keys_and_values(loaded)
     return past
 
 
 def _no_keys_and_values(loaded: LoadedModel) -> UsageError:
     return UsageError(
-        f"{loaded.name} keeps no keys and values that could be analysed: its layers hold a "
-        "fixed-size state (state-space, recurrent, linear attention) or no cache at all."
+        f"{loaded.name} keeps no keys and values that could be analysed (its layers hold a "
+        "fixed-size state, as state-space, recurrent and linear-attention ones, or no cache at "
+        "all)",
+        "give a model that attends to its past",
     )
 
 
-def _stored(layer) -> bool:
-    keys = getattr(layer, "keys", None)
+def _stored(layer: object) -> bool:
+    keys: torch.Tensor | None = getattr(layer, "keys", None)
     return keys is not None and keys.numel() > 0
 
 
-def _layers(past, n_tokens: int, loaded: LoadedModel, tables: dict) -> tuple[LayerKV, ...]:
+def _layers(
+    past: Past, n_tokens: int, loaded: LoadedModel, tables: SeenTables
+) -> tuple[LayerKV, ...]:
     """What each layer holds after `n_tokens` tokens; the model's own tensors, not copies where
     that can be. tables: the rotary tables that layers were seen with.
 
     transformers appends by making new tensors, so later steps do not reach into these.
     """
-    settings = loaded.model.config.get_text_config()
+    settings = loaded.settings
     return tuple(
         LayerKV(
             keys=_with_doubles(layer.keys[0]),
@@ -179,7 +193,7 @@ def _layers(past, n_tokens: int, loaded: LoadedModel, tables: dict) -> tuple[Lay
             positions=torch.arange(n_tokens - layer.keys.shape[-2], n_tokens),
             index=index,
             kind=_kind(layer, settings),
-            rotary=_rotary(loaded.model, tables, index, layer, settings),
+            rotary=_rotary(loaded, tables, index, layer),
         )
         for index, layer in enumerate(past.layers)
         if _stored(layer)
@@ -191,23 +205,28 @@ def _with_doubles(x: torch.Tensor) -> torch.Tensor:
     return x.cpu() if x.device.type == "mps" else x
 
 
-def _kind(layer, settings) -> str:
+def _kind(layer: PastLayer, settings: object) -> str:
     if layer.keys.shape[1] == 1 and layer.keys.shape[-1] == getattr(settings, "kv_lora_rank", None):
         return "latent"
     return "sliding" if getattr(layer, "is_sliding", False) else "full"
 
 
-def _rotary(model, tables: dict, index: int, layer, settings) -> Rotary | None:
+def _rotary(loaded: LoadedModel, tables: SeenTables, index: int, layer: PastLayer) -> Rotary | None:
+    settings = loaded.settings
     if _kind(layer, settings) == "latent":  # its "keys" are the latent, which is not rotated
         return NOT_ROTATED
-    return rotary_of(model, tables, index, layer.keys.shape[-1])
+    return rotary_of(loaded.model, settings, tables, index, layer.keys.shape[-1])
 
 
 def _with_attention(probe: AttentionProbe, layers: tuple[LayerKV, ...]) -> tuple[LayerKV, ...]:
-    """The layers with the probe's measurements at the tokens that each still holds."""
+    """The layers with the probe's measurements at the tokens that each still holds, where its keys
+    are."""
     measured = probe.received({layer.index: layer.keys for layer in layers})
     watched = []
     for layer in layers:
-        held = [x if x is None else x[:, layer.positions] for x in measured[layer.index]]
-        watched.append(replace(layer, attention=held[0], recent_attention=held[1]))
+        attention, recent = (
+            None if x is None else x[:, layer.positions].to(layer.keys.device)
+            for x in measured[layer.index]
+        )
+        watched.append(replace(layer, attention=attention, recent_attention=recent))
     return tuple(watched)

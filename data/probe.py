@@ -5,16 +5,21 @@ without the probe; the weights are summed per key beside it. Only functions that
 weights (eager ones) are run on blocks of queries, which may round the last bit otherwise.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from data.attention import wrapped_attention
+from data.attention import Attend, Output, wrapped_attention
 
 BLOCK_SCORES = 2**20  # attention scores held at a time (4 MB): never tokens x tokens
 RECENT_QUERIES = 32  # the last ones, whose attention is measured apart as well
 BENDS_WEIGHTS = ("softcap", "s_aux", "position_bias")  # arguments that a plain softmax leaves out
+
+# (kv_heads, tokens) over all queries, and over the last ones; None where nothing was seen
+Received = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,12 @@ class AttentionProbe:
     _calls: list[_Call] = field(default_factory=list)
 
     @contextmanager
-    def watching(self, model: torch.nn.Module):
+    def watching(self, model: torch.nn.Module) -> Iterator["AttentionProbe"]:
         """For as long as this is entered, see every attention call of `model`."""
         with wrapped_attention(model, self._attend):
             yield self
 
-    def received(self, keys: dict[int, torch.Tensor]) -> dict[int, tuple]:
+    def received(self, keys: dict[int, torch.Tensor]) -> dict[int, Received]:
         """Mean attention weight that each token's key received from the queries that can see it,
         and from the last `RECENT_QUERIES` of them.
 
@@ -55,25 +60,38 @@ class AttentionProbe:
         """
         owners = {tensor.data_ptr(): layer for layer, tensor in keys.items()}
         owners |= {c.key_address: c.layer for c in self._calls if c.layer in keys}
-        totals: dict[int, list] = {layer: [0, 0, 0, 0] for layer in keys}
+        totals: dict[int, list[torch.Tensor]] = {}
         for call in self._calls:
             layer = call.layer if call.layer in keys else owners.get(call.key_address)
-            n_heads = keys[layer].shape[0] if layer is not None else 0
-            if not n_heads or call.weight_sums.shape[0] % n_heads:
+            if layer is None or call.weight_sums.shape[0] % keys[layer].shape[0]:
                 continue
+            n_heads = keys[layer].shape[0]
             # Where a latent is cached, attention runs on more heads than are stored.
             sums, recent = (
                 part.unflatten(0, (n_heads, -1)).mean(1)  # (kv_heads, tokens)
                 for part in (call.weight_sums, call.recent_sums)
             )
-            parts = (sums, call.seen_by, recent, call.recent_seen_by)
-            totals[layer] = [a + b for a, b in zip(totals[layer], parts, strict=True)]
-        means = {layer: _means(*total) for layer, total in totals.items()}
+            parts = [sums, call.seen_by, recent, call.recent_seen_by]
+            if layer in totals:
+                parts = [a + b for a, b in zip(totals[layer], parts, strict=True)]
+            totals[layer] = parts
+        unseen: Received = (None, None)
+        means = {layer: _means(*totals[layer]) if layer in totals else unseen for layer in keys}
         if self.recent_only:
             means = {layer: (None, recent) for layer, (_, recent) in means.items()}
         return means
 
-    def _attend(self, attend, name, module, query, key, value, attention_mask, **kwargs):
+    def _attend(
+        self,
+        attend: Attend,
+        name: str,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Output:
         """Stands in for an attention function; shapes as in `wrapped_attention`."""
         last = slice(-RECENT_QUERIES, None)
         few = attention_mask if attention_mask is None else attention_mask[:, :, last]
@@ -106,10 +124,10 @@ class AttentionProbe:
         return output
 
 
-def _means(sums, seen, recent, seen_lately) -> tuple:
-    """(kv_heads, tokens) means of sums that may be 0 where nothing was seen: then None."""
-    if isinstance(sums, int):
-        return None, None
+def _means(
+    sums: torch.Tensor, seen: torch.Tensor, recent: torch.Tensor, seen_lately: torch.Tensor
+) -> Received:
+    """(kv_heads, tokens) means of both sums."""
     return sums / seen.clamp(min=1), recent / seen_lately.clamp(min=1)
 
 
@@ -118,7 +136,15 @@ def _blocks(n_queries: int, scores_per_query: int) -> list[slice]:
     return [slice(start, min(start + size, n_queries)) for start in range(0, n_queries, size)]
 
 
-def _in_blocks(attend, module, query, key, value, mask, kwargs):
+def _in_blocks(
+    attend: Attend,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[Output, torch.Tensor]:
     """An attention function that returns its weights, run on blocks of queries.
 
     Rows of attention do not know of each other, so the output is the same and the weights of a
@@ -133,6 +159,7 @@ def _in_blocks(attend, module, query, key, value, mask, kwargs):
     for rows in blocks:
         visible = mask if mask is None else mask[:, :, rows]
         output, weights = attend(module, query[:, :, rows], key, value, visible, **kwargs)
+        assert weights is not None, "eager attention returns its weights"
         per_head = weights[0, :, :, :n_keys].float().sum(-2)  # (heads, keys)
         sums += per_head.unflatten(0, (n_key_heads, -1)).mean(1)
         outputs.append(output)

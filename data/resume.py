@@ -5,7 +5,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from config import UsageError
-from data.cache import KVCache
+from data.cache import KVCache, Past
 from data.models import LoadedModel
 
 
@@ -16,23 +16,33 @@ def as_past(loaded: LoadedModel, cache: KVCache) -> DynamicCache:
     models that keep states beside keys and values, which a KVCache does not hold.
     """
     if any(layer.keep is not None for layer in cache.layers):
-        raise UsageError("A cache with evicted entries cannot be generated from: keep all tokens.")
-    past = DynamicCache(config=loaded.model.config.get_text_config())
-    if not all(map(_without_state, past.layers)):
-        raise UsageError(
-            f"{loaded.name} keeps more than keys and values (a state, or keys of an index), which "
-            "is not stored: give a model whose layers keep keys and values alone."
-        )
+        raise UsageError("A cache with evicted entries cannot be generated from", "keep all tokens")
+    refuse_states(loaded)
+    past = _empty(loaded)
     for layer in sorted(cache.layers, key=lambda layer: layer.index):
         index = layer.index
-        both = (x[None].to(loaded.device, loaded.model.dtype) for x in (layer.keys, layer.values))
+        both = (x[None].to(loaded.device, loaded.torch_dtype) for x in (layer.keys, layer.values))
         past.update(*both, index)
         if hasattr(past.layers[index], "cumulative_length"):  # of a window that has forgotten some
             past.layers[index].cumulative_length = cache.n_tokens
     return past
 
 
-def _without_state(layer) -> bool:
+def _empty(loaded: LoadedModel) -> DynamicCache:
+    return DynamicCache(config=loaded.settings)
+
+
+def refuse_states(loaded: LoadedModel) -> None:
+    """Raise UsageError for a model that keeps states beside keys and values."""
+    if not all(map(_without_state, _empty(loaded).layers)):
+        raise UsageError(
+            f"{loaded.name} keeps more than keys and values (a state, or keys of an index), which "
+            "is not stored",
+            "give a model whose layers keep keys and values alone",
+        )
+
+
+def _without_state(layer: object) -> bool:
     """Whether a layer of the model's cache holds keys and values alone, or nothing of its own, as
     one that reads another's. Subclasses hold more: states, keys of an index."""
     nothing = {"keys", "values", "is_initialized"}
@@ -59,11 +69,11 @@ def printable(text: str) -> str:
 
 
 @torch.no_grad()
-def greedy(loaded: LoadedModel, past, token: int, n_tokens: int) -> list[int]:
+def greedy(loaded: LoadedModel, past: Past, token: int, n_tokens: int) -> list[int]:
     """The `n_tokens` most likely tokens after `token`, which follows what `past` holds."""
-    found = []
+    continued = []
     fed = torch.tensor([[token]], device=loaded.device)
     for _ in range(n_tokens):
         fed = loaded.model(fed, past_key_values=past, use_cache=True).logits[:, -1:].argmax(-1)
-        found.append(int(fed))
-    return found
+        continued.append(int(fed))
+    return continued

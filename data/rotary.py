@@ -6,8 +6,10 @@ code pairs dimensions. A rotation that cannot be reproduced exactly is not claim
 """
 
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -36,7 +38,9 @@ class Rotary:
         angles = positions.float()[:, None] * frequencies
         return angles.cos(), angles.sin()
 
-    def _turned(self, x: torch.Tensor, positions: torch.Tensor, sign: float, scale: float):
+    def _turned(
+        self, x: torch.Tensor, positions: torch.Tensor, sign: float, scale: float
+    ) -> torch.Tensor:
         cos, sin = (t.to(x.device) for t in self.tables(positions))
         n = 2 * len(self.frequencies)
         turning = x[..., :n].float()
@@ -51,21 +55,26 @@ class Rotary:
 
 NOT_ROTATED = Rotary(())
 
+Tables = tuple[torch.nn.Module, torch.Tensor, torch.Tensor]  # attention module, cos, sin
+SeenTables = dict[int, Tables]  # by the layer's index
+
 
 @contextmanager
-def seen_tables(model: torch.nn.Module):
+def seen_tables(model: torch.nn.Module) -> Iterator[SeenTables]:
     """While entered, collects layer index -> (attention module, cos, sin) that a layer is given."""
-    seen: dict[int, tuple] = {}
+    seen: SeenTables = {}
 
-    def note(module, arguments, named) -> None:
+    def note(
+        layer: int, module: torch.nn.Module, arguments: object, named: dict[str, object]
+    ) -> None:
         tables = named.get("position_embeddings")
         if isinstance(tables, tuple | list) and len(tables) == 2:
-            seen[module.layer_idx] = (module, *(t[0] for t in tables))
+            seen[layer] = (module, tables[0][0], tables[1][0])
 
     hooks = [
-        module.register_forward_pre_hook(note, with_kwargs=True)
+        module.register_forward_pre_hook(partial(note, layer), with_kwargs=True)
         for module in model.modules()
-        if isinstance(getattr(module, "layer_idx", None), int)
+        if isinstance(layer := getattr(module, "layer_idx", None), int)
     ]
     try:
         yield seen
@@ -74,18 +83,25 @@ def seen_tables(model: torch.nn.Module):
             hook.remove()
 
 
-def rotary_of(model: torch.nn.Module, seen: dict, layer: int, key_dim: int) -> Rotary | None:
-    """What rotated the keys (dim `key_dim`) of a layer; None where that cannot be told, NOT_ROTATED
-    where nothing did."""
+def rotary_of(
+    model: torch.nn.Module, settings: object, seen: SeenTables, layer: int, key_dim: int
+) -> Rotary | None:
+    """What rotated the keys (dim `key_dim`) of a layer of a model of these settings; None where
+    that cannot be told, NOT_ROTATED where nothing did."""
     if layer in seen:
         return _recovered(model, *seen[layer], key_dim)
     names = ("rope_parameters", "rope_theta", "rotary_dim", "rotary_pct")
-    settings = model.config.get_text_config()
     rotates = any(getattr(settings, name, None) for name in names)
     return None if rotates else NOT_ROTATED
 
 
-def _recovered(model, module, cos, sin, key_dim: int) -> Rotary | None:
+def _recovered(
+    model: torch.nn.Module,
+    module: torch.nn.Module,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_dim: int,
+) -> Rotary | None:
     """The Rotary that makes these tables (tokens, pairs or 2 x pairs) at positions 0, 1, ... and
     does what the model's own function does with them; None where there is none."""
     for name, buffer in model.named_buffers():
@@ -102,7 +118,9 @@ def _recovered(model, module, cos, sin, key_dim: int) -> Rotary | None:
     return None
 
 
-def _agrees(rotary: Rotary, module, cos, sin, key_dim: int) -> bool:
+def _agrees(
+    rotary: Rotary, module: torch.nn.Module, cos: torch.Tensor, sin: torch.Tensor, key_dim: int
+) -> bool:
     """Whether the model's function, given its tables, turns random keys of full width alike, to
     the precision of the tables."""
     apply = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)

@@ -63,9 +63,9 @@ def windows(
         lengths.pop()
     if not lengths:
         raise UsageError(
-            f"{loaded.name} cannot be calibrated: {len(ids)} tokens of text and "
-            f"{limit or 'unlimited'} positions leave no room for a context and "
-            f"{n_scored} tokens after it."
+            f"{loaded.name} cannot be calibrated, for {len(ids)} tokens of text and "
+            f"{limit or 'unlimited'} positions leave no room for a context and {n_scored} tokens "
+            "after it"
         )
     gap = (len(ids) - sum(lengths)) // len(lengths)
     starts = [sum(lengths[:i]) + i * gap for i in range(len(lengths))]
@@ -97,7 +97,7 @@ def draws(
     generator = torch.Generator().manual_seed(seed)
     try:
         with torch.enable_grad(), _frozen(loaded.model):
-            past = filled(start.past, _with_leaves(cache, leaves), loaded.model.dtype)
+            past = filled(start.past, _with_leaves(cache, leaves), loaded.torch_dtype)
             logits = loaded.model(fed, past_key_values=past, use_cache=True).logits[0]
             log_probabilities = torch.log_softmax(logits.float(), dim=-1)
             gradients = [
@@ -110,7 +110,8 @@ def draws(
         raise _no_gradients(loaded) from error
     if not all(g.isfinite().all() for each in gradients for g in each):
         raise UsageError(
-            f"{loaded.name} cannot be calibrated: its gradients hold NaN or Inf in {loaded.dtype}."
+            f"{loaded.name} cannot be calibrated, for its gradients hold NaN or Inf in "
+            f"{loaded.dtype}"
         )
     return [Sensitivity(cache, _by_layer(each), fed.shape[1]) for each in gradients]
 
@@ -122,7 +123,7 @@ def _by_layer(gradients: tuple[torch.Tensor, ...]) -> tuple[dict[str, torch.Tens
 
 def _no_gradients(loaded: LoadedModel) -> UsageError:
     return UsageError(
-        f"{loaded.name} cannot be calibrated: its predictions give no gradients by its cache."
+        f"{loaded.name} cannot be calibrated, for its predictions give no gradients by its cache"
     )
 
 
@@ -160,7 +161,7 @@ def _with_leaves(cache: KVCache, leaves: list[dict[str, torch.Tensor]]) -> KVCac
 
 
 @contextmanager
-def _frozen(model: torch.nn.Module):
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
     """While entered, the graph holds nothing that only the gradients of weights would need."""
     learning = [p for p in model.parameters() if p.requires_grad]
     for p in learning:

@@ -1,4 +1,5 @@
-"""What `--model` means: where its files are, and what outputs call it. Knows files, not torch."""
+"""What a model's name means: where its files are, and what outputs call it. Knows files, not
+torch."""
 
 import os
 import re
@@ -9,19 +10,21 @@ import config
 from config import UsageError
 from data import default_model, hub
 
+Arguments = dict[str, str | bool]  # of `from_pretrained`
+
 
 @dataclass(frozen=True)
 class Source:
     """Where a model is read from: arguments for `from_pretrained`, and how outputs name it."""
 
-    arguments: dict
+    arguments: Arguments
     name: str
     revision: str
 
 
 def resolve(name: str, trust_remote_code: bool = False) -> Source:
-    """What `--model` means; nothing is read but the default model's own files."""
-    trust = {"trust_remote_code": trust_remote_code}
+    """What a model's name means; nothing is read but the default model's own files."""
+    trust: Arguments = {"trust_remote_code": trust_remote_code}
     if name == default_model.NAME:
         made = str(default_model.prepare())
         return Source(
@@ -29,18 +32,22 @@ def resolve(name: str, trust_remote_code: bool = False) -> Source:
             default_model.DESCRIPTION,
             default_model.REVISION,
         )
-    path = config.user_path(name, "--model")
+    path = config.user_path(name, "`model`")
     try:
         return _local(name, path, trust) or _on_hub(name, path, trust)
     except OSError as error:
         raise UsageError(
-            f"--model {name[:100]} cannot be looked up ({error.strerror}): give another path."
+            f"`model` {name[:100]} cannot be looked up ({error.strerror})", "give another path"
         ) from None
 
 
-def _local(name: str, path: Path, trust: dict) -> Source | None:
+def _local(name: str, path: Path, trust: Arguments) -> Source | None:
     """The file or folder of this name; None where there is none."""
-    local = {"pretrained_model_name_or_path": str(path), "local_files_only": True, **trust}
+    local: Arguments = {
+        "pretrained_model_name_or_path": str(path),
+        "local_files_only": True,
+        **trust,
+    }
     if path.is_file() and path.suffix.lower() == ".gguf":
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
         return Source({**local, **where}, f"{path.stem} (GGUF, dequantised)", str(path.resolve()))
@@ -48,29 +55,35 @@ def _local(name: str, path: Path, trust: dict) -> Source | None:
         return Source(local, path.resolve().name, str(path.resolve()))
     if path.exists():
         raise UsageError(
-            f"--model {name} is neither a .gguf file nor a folder with a config.json and weights."
+            f"`model` {name} is neither a .gguf file nor a folder with a config.json and weights"
         )
     return None
 
 
-def _on_hub(name: str, path: Path, trust: dict) -> Source:
+def _on_hub(name: str, path: Path, trust: Arguments) -> Source:
     is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and path.suffix.lower() != ".gguf"
     if not is_hub_id:
         raise UsageError(
-            f"--model {name} does not exist: give {default_model.NAME}, a hub id such as "
-            "owner/name, a local folder, or a .gguf file."
+            f"`model` {name} does not exist",
+            f"give {default_model.NAME}, a hub id such as "
+            "owner/name, a local folder, or a .gguf file",
         )
     online = hub.reachable()
-    hub_id = {"pretrained_model_name_or_path": name, "local_files_only": not online, **trust}
+    hub_id: Arguments = {
+        "pretrained_model_name_or_path": name,
+        "local_files_only": not online,
+        **trust,
+    }
     return Source(hub_id, name, "")
 
 
 def tokenizer_file(name: str) -> Path | None:
-    """The tokenizer.json of `--model` where it is already on this machine, else None."""
+    """The tokenizer.json of a model's name where it is already on this machine, else None."""
+    file: Path | None
     if name == default_model.NAME:
         file = default_model.folder() / "tokenizer.json"
-    elif os.path.isdir(config.user_path(name, "--model")):  # noqa: PTH112 (no error, ever)
-        file = config.user_path(name, "--model") / "tokenizer.json"
+    elif os.path.isdir(config.user_path(name, "`model`")):  # noqa: PTH112 (no error, ever)
+        file = config.user_path(name, "`model`") / "tokenizer.json"
     else:
         file = _in_hub_cache(name, "tokenizer.json")
     return file if file is not None and os.path.isfile(file) else None  # noqa: PTH113
@@ -81,7 +94,7 @@ def _in_hub_cache(repository: str, file: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repository, file)
+        cached = try_to_load_from_cache(repository, file)
     except HFValidationError:  # not a hub id at all; loading it will say so
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None

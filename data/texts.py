@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import config
-from config import RunConfig, UsageError
+from config import UsageError
 from data import hub
 
 WIKITEXT = "Salesforce/wikitext"
@@ -85,13 +85,20 @@ def _wikitext_file() -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    where = {"repo_id": WIKITEXT, "repo_type": "dataset", "revision": WIKITEXT_REVISION}
-    where["filename"] = WIKITEXT_FILE
+    def path(local_files_only: bool = False) -> str:
+        return hf_hub_download(
+            repo_id=WIKITEXT,
+            filename=WIKITEXT_FILE,
+            repo_type="dataset",
+            revision=WIKITEXT_REVISION,
+            local_files_only=local_files_only,
+        )
+
     try:
-        return Path(hf_hub_download(local_files_only=True, **where))
+        return Path(path(local_files_only=True))
     except LocalEntryNotFoundError:
-        found = hub.within(TEXT_PATIENCE_S, lambda: hf_hub_download(**where))
-        return None if found is None else Path(found)
+        downloaded = hub.within(TEXT_PATIENCE_S, path)
+        return None if downloaded is None else Path(downloaded)
 
 
 @cache
@@ -144,23 +151,23 @@ def samples(use_wikitext: bool) -> tuple[Sample, ...]:
 
 def read_text_file(path: str) -> str:
     """A UTF-8 text: the whole of a .txt file, or the `text` fields of a .jsonl file, joined."""
-    file = config.user_path(path, "--text_file")
+    file = config.user_path(path, "`text_file`")
     try:
         text = file.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"--text_file {path} cannot be read: {reason}.") from None
+        raise UsageError(f"`text_file` {path} cannot be read", f"{reason}") from None
     except UnicodeDecodeError:
         raise UsageError(
-            f"--text_file {path} is not UTF-8 text: give a .txt or .jsonl file in UTF-8."
+            f"`text_file` {path} is not UTF-8 text", "give a .txt or .jsonl file in UTF-8"
         ) from None
     if "\0" in text:
-        raise UsageError(f"--text_file {path} is binary: give a .txt or .jsonl file in UTF-8.")
+        raise UsageError(f"`text_file` {path} is binary", "give a .txt or .jsonl file in UTF-8")
     if file.suffix.lower() == ".jsonl":
         text = "\n\n".join(_jsonl_texts(text, path))
     if not text.strip():
-        raise UsageError(f"--text_file {path} holds no text.")
-    _refuse_surrogates(text, f"--text_file {path}")
+        raise UsageError(f"`text_file` {path} holds no text")
+    _refuse_surrogates(text, f"`text_file` {path}")
     return text
 
 
@@ -169,7 +176,7 @@ def _refuse_surrogates(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{name} holds broken characters: give valid UTF-8.") from None
+        raise UsageError(f"{name} holds broken characters", "give valid UTF-8") from None
 
 
 def _jsonl_texts(content: str, path: str) -> Iterable[str]:
@@ -180,40 +187,49 @@ def _jsonl_texts(content: str, path: str) -> Iterable[str]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):  # also numbers and nestings beyond all measure
-            raise UsageError(f"--text_file {path}, line {number} is not JSON.") from None
+            raise UsageError(f"`text_file` {path}, line {number} is not JSON") from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise UsageError(f"--text_file {path}, line {number} has no text field `text`.")
+            raise UsageError(f"`text_file` {path}, line {number} has no text field `text`")
         yield record["text"]
 
 
-def choose(run: RunConfig) -> Sample:
-    """The text of a run: its prompt, its file, or the sample at its index."""
-    return candidates(run)[0]
-
-
-def candidates(run: RunConfig) -> tuple[Sample, ...]:
+def candidates(
+    prompt: str | None = None,
+    text_file: str | None = None,
+    use_wikitext: bool | None = None,
+    wikitext_index: int | None = None,
+) -> tuple[Sample, ...]:
     """The texts that a run may use, in order: its prompt, its file, or the samples of the corpus
-    from its index on."""
-    if run.prompt is not None:
-        if not run.prompt.strip():
-            raise UsageError("--prompt holds no text.")
-        _refuse_surrogates(run.prompt, "--prompt")
-        return (Sample(0, first_line(run.prompt), "prompt", run.prompt),)
-    if run.text_file is not None:
-        title = Path(run.text_file).name
-        return (Sample(0, title, "file", read_text_file(run.text_file)),)
-    corpus = samples(run.use_wikitext)
+    from an index on; what is not given is as config.py says."""
+    if prompt is not None and text_file is not None:
+        raise UsageError("`prompt` and `text_file` were both given", "keep the one to be read")
+    if prompt is not None:
+        if not prompt.strip():
+            raise UsageError("`prompt` holds no text")
+        _refuse_surrogates(prompt, "`prompt`")
+        return (Sample(0, first_line(prompt), "prompt", prompt),)
+    if text_file is not None:
+        return (Sample(0, Path(text_file).name, "file", read_text_file(text_file)),)
+    return _corpus_from(
+        samples(config.USE_WIKITEXT if use_wikitext is None else use_wikitext),
+        config.WIKITEXT_INDEX if wikitext_index is None else wikitext_index,
+    )
+
+
+def _corpus_from(corpus: tuple[Sample, ...], index: int) -> tuple[Sample, ...]:
     if not corpus:
         raise UsageError(
             "No sample of the corpus is as long as MIN_SAMPLE_CHARACTERS in config.py, "
-            f"{config.MIN_SAMPLE_CHARACTERS}: lower it."
+            f"{config.MIN_SAMPLE_CHARACTERS}",
+            "lower it",
         )
-    if run.wikitext_index >= len(corpus):
+    if not 0 <= index < len(corpus):
         raise UsageError(
-            f"--wikitext_index is {run.wikitext_index}: {corpus[0].source} has samples 0 to "
-            f"{len(corpus) - 1}; `--mode list_samples` shows them."
+            f"`wikitext_index` is {index}",
+            f"{corpus[0].source} has samples 0 to {len(corpus) - 1}; `--mode list_samples` shows "
+            "them",
         )
-    return corpus[run.wikitext_index :]
+    return corpus[index:]
 
 
 def first_line(text: str, length: int = 40) -> str:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from analysis.measures import sweep
-from data.cache import KVCache, LayerKV
+from data.cache import KINDS, KVCache, LayerKV
 from data.rotary import Rotary
+from data.sensitivity import Sensitivity
 
 
 def layer(
@@ -84,5 +85,37 @@ def watched(cache: KVCache) -> KVCache:
     return with_attention(cache, random_attention(cache))
 
 
+def with_keep(cache: KVCache, keep: torch.Tensor) -> KVCache:
+    """`cache` with what is outside `keep` (tokens,) evicted from every head and overwritten."""
+    layers = []
+    for layer in cache.layers:
+        mask = keep[layer.positions].expand(layer.n_heads, -1).clone()
+        noise = 100 * (~mask[..., None])
+        layers.append(
+            replace(layer, keys=layer.keys + noise, values=layer.values + noise, keep=mask)
+        )
+    return replace(cache, layers=tuple(layers))
+
+
 def words(cache: KVCache) -> list[str]:
     return [f"w{i}" for i in range(cache.n_tokens)]
+
+
+def random_gradients(cache: KVCache, seed: int = 0) -> Sensitivity:
+    """Gradients by a cache, larger for some directions, as a model might give."""
+    generator = torch.Generator().manual_seed(seed)
+    gradients = []
+    for layer in cache.layers:
+        pair = {}
+        for kind in KINDS:
+            shape = layer.tensor(kind).shape
+            sizes = torch.rand(shape[2], generator=generator)
+            pair[kind] = torch.randn(shape, generator=generator) * sizes
+        gradients.append(pair)
+    return Sensitivity(cache, tuple(gradients), n_scored=3)
+
+
+def equal(one: KVCache, two: KVCache) -> bool:
+    """Whether keys and values are the same, bit for bit."""
+    pairs = zip(one.layers, two.layers, strict=True)
+    return all(torch.equal(a.tensor(kind), b.tensor(kind)) for a, b in pairs for kind in KINDS)

@@ -1,8 +1,15 @@
 """How tests run the command line, in this process or in one of its own."""
 
+import io
+import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 import main
 
@@ -11,12 +18,49 @@ PROMPT = "The cache of a model holds the keys and values of every token that it 
 
 
 def run(*arguments: str) -> int:
-    return main.main([*arguments])
+    """The exit code; pictures are drawn in this process."""
+    return main.main([*arguments], workers=0)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that several tests may read: exit code, output folder, and what it wrote to streams."""
+
+    code: int
+    out: Path
+    printed: str
+    said: str
+
+    def table(self, stem: str) -> pd.DataFrame:
+        return pd.read_csv(self.out / f"{stem}.csv")
+
+    def manifest(self, mode: str) -> dict[str, Any]:
+        return json.loads((self.out / f"{mode}.json").read_text())
+
+    @property
+    def files(self) -> set[str]:
+        return files_below(self.out)
+
+
+def done(out: Path, *arguments: str) -> Done:
+    """Run into the folder `out`, which no other run has used."""
+    printed, said = io.StringIO(), io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(said):
+        code = run(*arguments, "--output_dir", str(out))
+    return Done(code, out, printed.getvalue(), said.getvalue())
 
 
 def in_a_process(*arguments: str, **kw) -> subprocess.CompletedProcess:
     command = [sys.executable, "main.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **kw)
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after running `code`."""
+    script = f"{code}\nimport sys; print('\\n'.join({{m.split('.')[0] for m in sys.modules}}))"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(ended.stdout.split())
 
 
 def files_below(folder: Path) -> set[str]:

@@ -8,16 +8,32 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tensors here are tiny: threads would only wait for each other, for minutes on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from tests import families
-from tests.commands import PROMPT, run
+from tests.commands import PROMPT, Done, done, run
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory) -> Callable[[str], str]:
+    """The folder of a family's model and tokenizer, named after it; not to be written into."""
+    home, saved = tmp_path_factory.mktemp("models"), set()
+
+    def folder(name: str) -> str:
+        if name not in saved:
+            families.save(families.model(name), home / name)
+            saved.add(name)
+        return str(home / name)
+
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +48,7 @@ def tiny_model(tmp_path_factory):
 def flags(tiny_model, tmp_path):
     """Flags of a run on the tiny model, into an empty folder."""
     where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
-    return [*where, "--prompt", PROMPT, "--sequence_length", "150", "--new_tokens", "5"]
+    return [*where, "--prompt", PROMPT, "--sequence_length", "60", "--new_tokens", "5"]
 
 
 @pytest.fixture
@@ -40,6 +56,31 @@ def empty_cache(monkeypatch, tmp_path):
     """The folder of what is kept between runs, which no test here has used."""
     monkeypatch.setenv("KV_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory):
+    """The same for runs that the tests of a module share."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KV_CACHE_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_model, tmp_path_factory, shared_cache) -> Callable[..., Done]:
+    """Runs a mode on the tiny model and the offline corpus, for the tests of a module to share: the
+    same flags run once."""
+    kept: dict[tuple[str, ...], Done] = {}
+
+    def go(name: str, *flags: str) -> Done:
+        where = ["--model", str(tiny_model), "--device", "cpu", "--no-use_wikitext"]
+        if (name, *flags) not in kept:
+            out = tmp_path_factory.mktemp(name) / "out"
+            kept[name, *flags] = done(out, "--mode", name, *where, *flags)
+        return kept[name, *flags]
+
+    return go
 
 
 @pytest.fixture

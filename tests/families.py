@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 VOCABULARY = 300
 WINDOW = 16
+CONTEXT, SCORED = 40, 6  # tokens of `scored`; the window has forgotten some
 
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -114,7 +115,18 @@ SETTINGS = {
         "gemma4_text",
         {**_SIZES, "head_dim": 16, "global_head_dim": 32, "sliding_window": WINDOW, **_FOUR_SHARED},
     ),
-    "mimo": ("mimo_v2_flash", _SIZES),  # keys wider than values, layers differ in heads
+    "mimo": (  # keys wider than values, layers differ in heads
+        "mimo_v2_flash",
+        {
+            **_SIZES,
+            "head_dim": 24,
+            "v_head_dim": 16,
+            "sliding_window": WINDOW,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     "falcon": (  # old style: no attention interface to probe
         "falcon",
         {
@@ -167,3 +179,13 @@ def token_ids(n: int, seed: int = 0) -> torch.Tensor:
     """(n,) ids that are no special tokens of any family."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 250, (n,), generator=generator)
+
+
+def scored(name: str):
+    """A family's model, the prefill of a context, and the continuation after it."""
+    from data.extraction import prefill
+    from data.scoring import Continuation
+
+    a_model, ids = loaded(name), token_ids(CONTEXT + SCORED + 1)
+    start = prefill(a_model, ids[:CONTEXT])
+    return a_model, ids, start, Continuation(a_model, start.past, ids[CONTEXT:])

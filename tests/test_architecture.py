@@ -1,56 +1,141 @@
-"""The arrows between packages point one way; see the layout in the README."""
+"""The house: which room may import from which, and what stays light; see the layout in the README.
+
+A room is a package, or a file with rules of its own. What it may import of ours stands in rooms
+above it, so that no arrow points backwards.
+"""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = {"data", "analysis", "compression", "visualization"}
-# Who may import which packages of ours, and which libraries a package does not know.
-MAY_IMPORT = {
-    "config.py": set(),
-    "data": {"config", "data"},
-    "analysis": {"config", "analysis", "data.cache", "data.threads"},
-    "compression": {
-        "config",
-        "compression",
-        "analysis",
-        "data.cache",
-        "data.rotary",
-        "data.extraction",
-        "data.models",
-        "data.resume",
-        "data.rows",
-        "data.texts",
-        "data.scoring",
-        "data.sensitivity",
-    },
-    "visualization": {"config", "visualization"},
+from tests.commands import ROOT, modules_after
+
+OURS = {"config", "main", "data", "analysis", "compression", "visualization", "benchmarks", "tests"}
+HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "seaborn", "scipy"}
+PICTURES = {"matplotlib", "seaborn"}
+MODELS = {"transformers", "datasets"}
+LIGHT_DATA = {"data.texts", "data.sources", "data.writing"}
+SEALED = {"config", "compression.base", "compression.sealed"}
+PARTS = {"data.cache", "data.rotary"}
+RUNNING = {f"data.{name}" for name in ("models", "extraction", "scoring", "resume", "texts")}
+THREADS = "data.threads"  # settled by any room before it brings in torch
+# Room -> (what it may import of ours beside itself, which libraries it does not know).
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "config": (set(), HEAVY),
+    "data.threads": (set(), HEAVY - {"torch"}),  # where torch is there already, it is settled too
+    "data.writing": (set(), HEAVY),
+    "data.hub": ({"config"}, HEAVY),
+    "data.texts": ({"config", "data.hub"}, HEAVY - {"datasets"}),
+    "data.default_model": ({"config", "data.writing"}, PICTURES | {"pandas"}),
+    "data.sources": ({"config", "data.hub", "data.default_model"}, HEAVY),
+    "data.rotary": (set(), HEAVY - {"torch"}),
+    "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
+    "data": ({"config", "data"}, PICTURES | {"pandas"}),
+    "analysis": ({"config", "data.cache"}, MODELS | PICTURES),
+    "compression.base": ({"config", *PARTS}, HEAVY - {"torch"}),
+    "compression.sealed": ({"compression.base", "data.writing"}, HEAVY - {"torch"}),
+    "compression.methods": (
+        {"config", "compression.base", "analysis.tokens", *PARTS},
+        MODELS | PICTURES,
+    ),
+    "compression.coded": (
+        {
+            *SEALED,
+            "compression.methods.place_by_place",
+            "compression.methods.packing",
+            "data.cache",
+            "data.models",
+            "data.sensitivity",
+            "data.texts",
+        },
+        MODELS | PICTURES | {"pandas"},
+    ),
+    "compression.registry": (
+        {"config", "compression.base", "compression.methods", "compression.coded.method"},
+        HEAVY,
+    ),
+    "compression.files": ({*SEALED, "compression.registry", "data.rotary"}, HEAVY),
+    "compression.evaluate": (
+        {"config", "compression.base", "data.cache", *RUNNING},
+        MODELS | PICTURES,
+    ),
+    "compression.studies": (
+        {
+            "config",
+            "analysis",
+            "compression.base",
+            "compression.evaluate",
+            "compression.methods",
+            "compression.registry",
+            "compression.coded.kept_calibrations",
+            *RUNNING,
+            "data.cache",
+            "data.scored_texts",
+            "data.writing",
+        },
+        MODELS | PICTURES,
+    ),
+    "compression.prompts": (
+        {
+            "config",
+            "compression.base",
+            "compression.files",
+            "compression.registry",
+            "compression.coded.kept_calibrations",
+            "compression.studies.presets",
+            *RUNNING,
+            "data.cache",
+            "data.writing",
+        },
+        HEAVY,
+    ),
+    "compression": (set(), HEAVY),
+    "visualization.style": ({"config"}, {"torch", *MODELS}),
+    "visualization.catalogue": (set(), {"torch", "numpy", *MODELS}),
+    "visualization.drawing": (
+        {"config", "visualization.catalogue", "visualization.style"},
+        {"torch", "numpy", *MODELS},
+    ),
+    "visualization.output": (
+        {"config", "visualization.drawing", "visualization.style", "data.writing"},
+        {"torch", "numpy", *MODELS},
+    ),
+    "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
+    "visualization.delivery": (
+        {
+            "visualization.catalogue",
+            "visualization.drawing",
+            "visualization.output",
+            "visualization.terminal",
+            *LIGHT_DATA,
+        },
+        {"torch", "numpy", *MODELS},
+    ),
+    "visualization": ({"config", "visualization.style"}, {"torch", *MODELS}),
+    "main": (OURS - {"main", "benchmarks", "tests"}, HEAVY),
 }
-UNKNOWN = {
-    "config.py": {"torch", "transformers", "datasets", "matplotlib", "pandas"},
-    "data": {"matplotlib", "seaborn", "pandas"},
-    "analysis": {"transformers", "datasets", "matplotlib", "seaborn"},
-    "compression": {"transformers", "datasets", "matplotlib", "seaborn"},
-    "visualization": {"torch", "transformers", "datasets"},
-}
-SOURCES = [
-    (owner, file)
-    for owner in MAY_IMPORT
-    for file in ([ROOT / owner] if owner.endswith(".py") else sorted((ROOT / owner).rglob("*.py")))
-]
+FILES = [
+    file
+    for package in ("data", "analysis", "compression", "visualization")
+    for file in sorted((ROOT / package).rglob("*.py"))
+] + [ROOT / "config.py", ROOT / "main.py"]
+
+
+def name_of(file: Path) -> str:
+    """data/cache.py -> data.cache"""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(file: Path) -> set[str]:
     """Full dotted names that a file imports, at its top or inside functions."""
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name} imports by a relative name"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
@@ -59,26 +144,58 @@ def within(name: str, allowed: set[str]) -> bool:
     return any(name == a or name.startswith(a + ".") for a in allowed)
 
 
-@pytest.mark.parametrize(("owner", "file"), SOURCES, ids=lambda x: getattr(x, "name", x))
-def test_imports_point_forward(owner, file):
+def room_of(name: str) -> str:
+    """The narrowest room that a module is in; none for what is no part of the house."""
+    return max((room for room in ROOMS if within(name, {room})), key=len, default="")
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_file_imports_what_its_room_may(file):
+    room = room_of(name_of(file))
+    allowed, unknown = ROOMS[room]
     for name in imports(file):
-        if name.split(".")[0] in PACKAGES | {"config", "main"}:
-            assert within(name, MAY_IMPORT[owner]), f"{file.name} imports {name}"
-        assert name.split(".")[0] not in UNKNOWN[owner], f"{file.name} imports {name}"
+        top = name.split(".")[0]
+        may = within(name, {*allowed, THREADS}) or room_of(name) == room
+        assert top not in OURS or may, f"{file.name} imports {name}"
+        assert top not in unknown, f"{file.name} imports {name}"
 
 
-def modules_after(code: str) -> set[str]:
-    """The top-level modules that a fresh interpreter holds after running `code`."""
-    script = f"{code}\nimport sys; print('\\n'.join({{m.split('.')[0] for m in sys.modules}}))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split())
+def test_no_arrow_points_backwards():
+    """Each room may import from rooms that stand above it, so that none can reach itself again."""
+    order = list(ROOMS)
+    for room, (allowed, _) in ROOMS.items():
+        for name in allowed - {room}:
+            assert order.index(room_of(name)) < order.index(room), f"{room} imports {name}"
 
 
-def test_help_starts_without_the_heavy_libraries():
-    heavy = {"torch", "transformers", "pandas", "numpy", "matplotlib", "seaborn", "datasets"}
-    assert not heavy & modules_after("import main; main.flag_parser(main.MODES)")
+def test_every_room_is_there():
+    assert {room_of(name_of(file)) for file in FILES} == set(ROOMS)
+
+
+def test_the_command_line_is_short():
+    assert len((ROOT / "main.py").read_text().splitlines()) <= 150
+
+
+def test_no_module_of_compression_hides_one_of_the_standard_library():
+    """Run as a script, compression/run_tucker_analysis.py has its folder first on the path."""
+    assert not {f.stem for f in (ROOT / "compression").glob("*.py")} & sys.stdlib_module_names
+
+
+def test_no_test_imports_another_test():
+    for file in sorted((ROOT / "tests").glob("*.py")):
+        assert not [n for n in imports(file) if n.startswith("tests.test_")], file.name
+
+
+def test_what_starts_a_run_and_what_writes_for_it_is_light():
+    code = """if True:
+        import main
+        from compression import run_tucker_analysis
+        from data import sources, texts, writing
+        from visualization import delivery
+        from visualization.terminal import config_check, flags, listing, notices, record
+        flags.parser(main.MODES).format_help()
+    """
+    assert not HEAVY & modules_after(code)
 
 
 def test_listing_samples_loads_neither_torch_nor_transformers():

@@ -1,6 +1,6 @@
-"""Settings, budgets, kept rows, needles, and going on from a restored cache."""
+"""Settings, budgets, kept rows, needles, and what a comparison says."""
 
-import json
+import dataclasses
 
 import numpy as np
 import pandas as pd
@@ -8,45 +8,89 @@ import pytest
 import torch
 
 import config
-from compression import presets
 from compression.evaluate import Judge
-from compression.methods import METHODS
+from compression.prompts import chosen as stored_as
+from compression.registry import METHODS
+from compression.studies import comparison_words, presets
+from compression.studies.compare import CompareStudy
+from compression.studies.needle import DEPTHS, needles
+from compression.studies.run import run as carried_out
 from config import UsageError
+from data import extraction
 from data.extraction import prefill
-from data.needle import DEPTHS, needles
 from data.scoring import Continuation
+from data.texts import reference_samples
 from tests import families
-from tests.commands import files_below
-from tests.test_scoring import scored
+from tests.families import scored
 
 
 def test_every_preset_names_a_method_and_its_settings():
-    for family, each in presets.FAMILIES.items():
+    every = presets.families()
+    for family, each in every.items():
         for label, (name, values) in each.items():
-            fields = METHODS[name].__dataclass_fields__
-            assert set(values) <= set(fields), (family, label)
-    labels = [label for each in presets.FAMILIES.values() for label in each]
+            fields = {field.name for field in dataclasses.fields(METHODS[name])}
+            assert set(values) <= fields, (family, label)
+    labels = [label for each in every.values() for label in each]
     assert len(labels) == len(set(labels))
     for family, kept in presets.QUICK.items():
-        assert set(kept) <= set(presets.FAMILIES[family])
-    with pytest.raises(UsageError, match="--methods: zip is none of none, coded"):
-        presets.chosen(["zip"], quick=False)
-    assert list(presets.chosen(["recent"], quick=False)) == ["none", "recent"]
-    at = presets.chosen(["recent", "kivi"], quick=False, levels=(0.3,))
+        assert set(kept) <= set(every[family])
+    with pytest.raises(UsageError, match="zip of `methods` is not known: take some of none, coded"):
+        presets.chosen(["zip"])
+    assert list(presets.chosen(["recent"])) == ["none", "recent"]
+    at = presets.chosen(["recent", "kivi"], levels=(0.3,))
     assert list(at["recent"]) == ["recent 0.3"] and len(at["kivi"]) == 3
     assert at["recent"]["recent 0.3"][1]["keep"] == 0.3
 
 
 def test_quick_takes_fewer_settings_of_families_that_are_named_too():
+    every = presets.families()
     quick = presets.chosen(None, quick=True)
-    assert set(quick) == {f for f in presets.FAMILIES if presets.QUICK.get(f, True)}
+    assert set(quick) == {f for f in every if presets.QUICK.get(f, True)}
     assert set(presets.chosen(None, quick=True, levels=(0.3,))) == set(quick)
-    for family, settings in presets.FAMILIES.items():
+    assert presets.chosen(None, quick=True, levels=config.LEVELS) == quick  # as the flag says
+    for family, settings in every.items():
         (found,) = [v for k, v in presets.chosen([family], True).items() if k == family]
         few = presets.QUICK.get(family, tuple(settings)) or tuple(settings)[:1]
         assert tuple(found) == few
     at = presets.chosen(["key_diff"], quick=True, levels=(0.3, 0.2))
     assert list(at["key_diff"]) == ["key_diff 0.3", "key_diff 0.2"]
+
+
+def test_constants_of_config_reach_the_presets_as_they_are_now(monkeypatch):
+    monkeypatch.setattr(config, "SINK_TOKENS", 3)
+    monkeypatch.setattr(config, "RECENT_TOKENS", 17)
+    monkeypatch.setattr(config, "LEVELS", (0.9, 0.1))
+    every = CompareStudy().settings
+    ends = {"sink_tokens": 3, "recent_tokens": 17}
+    for family in ("rotated", "svd", "cross_layer_svd", "tucker", "tucker_quantised"):
+        for _, settings in every[family].values():
+            assert ends.items() <= settings.items(), family
+    assert {settings["recent_tokens"] for _, settings in every["kivi"].values()} == {17}
+    for family in presets.COMPARED_EVICTIONS:
+        assert list(every[family]) == [f"{family} 0.9", f"{family} 0.1"]
+        assert {settings["sink_tokens"] for _, settings in every[family].values()} == {3}
+    assert presets.smallest_context() == 21
+    assert CompareStudy(context_tokens=21).context == 21
+
+
+@pytest.mark.parametrize("methods", [None, ("coded",), ("coded 3.5e-05",)])
+def test_a_prompt_is_stored_in_the_usual_setting_of_coded_however_that_is_asked_for(methods):
+    assert stored_as(methods) == ("coded", {"step": 3.5e-5})
+
+
+def test_quick_means_fewer_texts_and_tokens_unless_they_are_asked_for(monkeypatch):
+    def lengths(**given) -> tuple[int, int, int, bool]:
+        study = CompareStudy(quick=True, methods=("recent",), **given)
+        return study.context, study.n_scored, study.n_texts, study.seeks
+
+    assert lengths() == (512, 128, 2, False)
+    assert lengths(context_tokens=100, score_tokens=10) == (100, 10, 2, False)
+    # What is asked for counts, even where it is what there would be without --quick
+    asked = {"num_samples": config.NUM_SAMPLES, "score_tokens": config.SCORE_TOKENS}
+    assert lengths(**asked) == (512, config.SCORE_TOKENS, config.NUM_SAMPLES, False)
+    whole = CompareStudy(methods=("recent",))
+    assert (whole.context, whole.n_scored) == (config.CONTEXT_TOKENS, config.SCORE_TOKENS)
+    assert whole.n_texts == config.NUM_SAMPLES and whole.seeks
 
 
 def test_needles_stand_at_their_depths_and_the_answer_ends_the_question():
@@ -89,112 +133,145 @@ def test_recall_is_the_models_own_probability_of_the_answer():
     assert probability == pytest.approx(np.exp(expected), rel=1e-4) and not right
 
 
-LENGTHS = ["--context_tokens", "120", "--score_tokens", "12", "--num_samples", "2"]
+LENGTHS = ["--context_tokens", "100", "--score_tokens", "12", "--num_samples", "2"]
+ASKED = ["--methods", "recent,svd,int8", "--max_bits", "10", "--memory_gib", "1"]
 
 
-def test_compare_measures_draws_and_repeats_from_kept_rows(mode, tmp_path, capsys):
-    flags = [*LENGTHS, "--methods", "recent,svd,int8", "--max_bits", "10", "--memory_gib", "1"]
-    assert mode("compare", *flags, "--show_generation", "5") == 0
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def compared(ended):
+    return ended("compare", *LENGTHS, *ASKED, "--show_generation", "5")
+
+
+def test_compare_measures_and_draws(compared):
     stems = [f"compare/{name}" for name in ("pareto", "perplexity", "needle")]
-    assert files_below(out) == {f"{stem}.{end}" for stem in stems for end in ("png", "csv")} | {
-        "compare/compare.csv",
-        "compare/texts.csv",
-        "compare.json",
-    }
-    printed = capsys.readouterr().out
-    for said in (
-        "Frontier",
-        "Check: ",
-        "Noise: over 2 texts",
-        "Within the budget",
-        "On 1 GiB",
-        "Needles",
-        "From the",
-    ):
-        assert said in printed
-    table = pd.read_csv(out / "compare/compare.csv")
+    tables = {"compare/compare.csv", "compare/texts.csv", "compare.json"}
+    assert compared.code == 0
+    assert compared.files == {f"{s}.{end}" for s in stems for end in ("png", "csv")} | tables
+    table = compared.table("compare/compare")
     assert set(table["family"]) == {"none", "recent", "svd", "int8"}
-    assert mode("compare", *flags) == 0
-    again = pd.read_csv(out / "compare/compare.csv")
-    pd.testing.assert_frame_equal(table, again)  # times and all: nothing was measured anew
-    manifest = json.loads((out / "compare.json").read_text())
-    assert len(manifest["texts"]) == 2
+    assert (table["texts"] == 2).all() and len(compared.manifest("compare")["texts"]) == 2
+    assert set(compared.table("compare/needle")["label"]) == set(table["label"])
+    np.testing.assert_allclose(table["bytes_per_token"], table["stored_bytes"] / 100)
 
 
-def test_near_the_end_of_the_positions_needles_are_left_out(mode, tmp_path, capsys):
-    flags = ["--context_tokens", "235", "--score_tokens", "20", "--num_samples", "1"]
-    assert mode("compare", *flags, "--methods", "int8", "--show_generation", "20") == 0
-    said = capsys.readouterr()
-    assert said.err.count("Needles are left out") == 1 and "From the untouched" in said.out
-    assert (tmp_path / "out/compare/compare.csv").exists()
-    assert not (tmp_path / "out/compare/needle.png").exists()
+def test_what_a_comparison_says_are_the_numbers_of_its_tables(compared):
+    table, needle = compared.table("compare/compare"), compared.table("compare/needle")
+    said = compared.manifest("compare")["verdict"]
+    frontier = table[table["frontier"]]
+    named = [f"{r.label} ({r.ratio:.2f} x, KL {r.kl_mean_nats:.4f})" for r in frontier.itertuples()]
+    assert said[0] == f"Frontier, smallest first: {', '.join(named)}."
+    beaten = table[~table["frontier"]]
+    named = [f"{r.label} by {r.dominated_by}" for r in beaten.itertuples()]
+    assert said[1].endswith(f": {', '.join(named)}.") and len(beaten)
+    assert "Check: the untouched cache through the same path costs KL 0." in said
+    costly = table[table["kl_mean_nats"] > 0].sort_values("kl_mean_nats")
+    median = costly.iloc[len(costly) // 2]
+    share = median["kl_mean_nats_se"] / median["kl_mean_nats"]
+    (noise,) = [line for line in said if line.startswith("Noise: over 2 texts")]
+    assert f"of {median['label']}, the median" in noise and f"error of {share:.0%} of" in noise
+    fits = table[(table["family"] != "none") & (table["bits_per_value"] <= 10)]
+    best = fits.loc[fits["kl_mean_nats"].idxmin()]
+    (budget,) = [line for line in said if line.startswith("Within the budget: ")]
+    assert budget.startswith(
+        f"Within the budget: {best['label']}, {best['bits_per_value']:.2f} bits per value "
+        f"({best['ratio']:.2f} x), {best['bytes_per_token']:.0f} bytes per token, KL "
+        f"{best['kl_mean_nats']:.4f} ±"
+    )
+    room = 2**30 - 2 * sum(w.numel() for w in families.model("llama_gqa").parameters())
+    (card,) = [line for line in said if line.startswith("On 1 GiB")]
+    assert f"with {best['label']} {room / best['bytes_per_token']:,.0f} (" in card
+    found = needle.groupby("label")["right"].mean()
+    assert f"Needles: the untouched cache finds {found['none']:.0%} of them" in " ".join(said)
+    assert f"From {best['label']}, " in compared.printed
+    assert all(f"  - {line}" in compared.printed for line in said if "`" not in line)
 
 
-def test_quick_means_fewer_texts_and_tokens_unless_they_are_asked_for(mode, tmp_path, monkeypatch):
-    assert mode("compare", "--quick", "--methods", "recent", "--context_tokens", "100") == 0
-    rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
-    assert rows["title"].nunique() == 2 and (rows["scored_tokens"] == 128).all()
-    flags = ["--quick", "--methods", "recent", "--context_tokens", "100", "--score_tokens", "10"]
-    assert mode("compare", *flags) == 0
-    rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
-    assert (rows["scored_tokens"] == 10).all()
-    # What is asked for counts, even where it is what there would be without --quick
-    monkeypatch.setattr(config, "NUM_SAMPLES", 3)
-    monkeypatch.setattr(config, "SCORE_TOKENS", 12)
-    asked = ["--num_samples", "3", "--score_tokens", "12"]
-    assert mode("compare", *flags[:5], *asked) == 0
-    rows = pd.read_csv(tmp_path / "out/compare/texts.csv")
-    assert rows["title"].nunique() == 3 and (rows["scored_tokens"] == 12).all()
+def test_nothing_is_measured_twice(compared, ended, monkeypatch):
+    """Rows of texts and needles are kept: again, only the first text is read, to decide what fits
+    it. Times are among the numbers, so that equal tables say that nothing was measured anew."""
+    reads, measured = [], []
+    genuine = Judge.score, Judge.recall, extraction.prefill
+    monkeypatch.setattr(
+        extraction, "prefill", lambda *a, **k: reads.append(a) or genuine[2](*a, **k)
+    )
+    monkeypatch.setattr(Judge, "score", lambda *a: measured.append(a) or genuine[0](*a))
+    monkeypatch.setattr(Judge, "recall", lambda *a: measured.append(a) or genuine[1](*a))
+    again = ended("compare", *LENGTHS, *ASKED)
+    assert again.code == 0 and len(reads) == 1 and measured == []
+    for stem in ("compare/compare", "compare/needle", "compare/texts"):
+        pd.testing.assert_frame_equal(compared.table(stem), again.table(stem))
+
+
+def test_near_the_end_of_the_positions_needles_are_left_out(empty_cache, caplog):
+    study = CompareStudy(
+        context_tokens=235, score_tokens=20, num_samples=1, methods=("int8",), show_generation=20
+    )
+    report = carried_out(study, families.loaded("llama_gqa"), reference_samples()).report
+    assert [x for x in caplog.messages if "Needles are left out" in x] == caplog.messages[-1:]
+    assert "compare/compare" in report.tables and "compare/needle" not in report.tables
+    assert next(iter(report.continued)) == "From the untouched cache"
 
 
 def test_a_budget_nobody_reaches_names_the_closest_and_keeps_the_results(mode, tmp_path, capsys):
-    flags = [*LENGTHS, "--methods", "svd", "--max_bits", "0.01", "--quick"]
+    flags = [*LENGTHS, "--methods", "svd,int8", "--max_bits", "0.01", "--quick"]
     assert mode("compare", *flags) == 2
-    assert "No setting measured fits --max_bits 0.01; the closest is svd" in capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "out/compare/compare.csv")
+    least = table.loc[table["bits_per_value"].idxmin()]
+    assert (
+        f"No setting measured fits --max_bits 0.01; the closest is {least['label']} with "
+        f"{least['bits_per_value']:.2f} bits per value" in capsys.readouterr().err
+    )
     assert (tmp_path / "out/compare.json").exists()
 
 
-@pytest.mark.parametrize("gib", [1e-4, 2.2e-4, 1])
-def test_tokens_on_a_card_are_what_the_bytes_beside_the_weights_hold(mode, capsys, tmp_path, gib):
-    flags = [*LENGTHS, "--methods", "coded", "--quick", "--memory_gib", str(gib)]
-    assert mode("compare", *flags) == 0
-    table = pd.read_csv(tmp_path / "out/compare/compare.csv")
-    (said,) = [x for x in verdict(tmp_path) if "GiB" in x]
-    n_weights = sum(w.numel() for w in families.model("llama_gqa").parameters())
-    room = gib * 2**30 - 2 * n_weights
-    once = table["per_model_bytes"].max()
-    if room <= 0:
-        assert "does not hold the weights alone" in said
-    elif room <= once:
-        assert "does not fit beside the weights" in said
-    else:
-        best = table[table["family"] != "none"].sort_values("stored_bytes").iloc[0]
-        tokens = (room - once) / best["bytes_per_token"]
-        assert (
-            f"with {best['label']}, the smallest that costs at most KL 0.01, {tokens:,.0f} ("
-            in said
-        )
-        assert tokens > 256 and "since the model has 256 positions" in said
-    assert gib in (1e-4, 1) or 0 < room <= once  # each of the three is met once
+CARD = {"weight_nbytes": 2**20, "context": 100, "max_positions": 256}
 
 
-def verdict(folder) -> list[str]:
-    return json.loads((folder / "out/compare.json").read_text())["verdict"]
+@pytest.mark.parametrize("has_budget", [False, True])
+@pytest.mark.parametrize(
+    ("mib", "says"),
+    [
+        (1, "does not hold the weights alone, 0.00 GiB in 16 bits."),
+        (2, "what coded stores once for the model, 1.5 MiB, does not fit beside the weights."),
+        (4, "coded{} 31,457 (bytes per token as measured at 100 tokens; of several texts, since"),
+    ],
+)
+def test_tokens_on_a_card_are_what_the_bytes_beside_the_weights_hold(mib, says, has_budget):
+    table = pd.DataFrame({"original_bytes": [100 * 400]})
+    best = pd.Series({"label": "coded", "per_model_bytes": 1.5 * 2**20, "bytes_per_token": 50.0})
+    said = comparison_words.on_a_card(
+        table, best, memory_gib=mib / 1024, has_budget=has_budget, **CARD
+    )
+    smallest = f", the smallest that costs at most KL {config.ACCEPTABLE_KL:g},"
+    label = "" if has_budget or mib == 1 else smallest
+    assert says.replace("coded ", f"coded{label} ").replace("coded{}", f"coded{label}") in said
+    if mib > 1:
+        tokens = (mib - 1) * 2**20 / 400
+        assert f"{tokens:,.0f} tokens of uncompressed cache" in said
+    without = comparison_words.on_a_card(table, None, memory_gib=4 / 1024, has_budget=False, **CARD)
+    assert without.endswith("tokens of uncompressed cache.")
+
+
+def test_a_calibration_is_named_and_its_own_texts_are_told_of():
+    rows = pd.DataFrame({"text_source": ["WikiText", "prompt"]})
+    assert comparison_words.learned_from("9 texts of another", rows).endswith("of another.")
+    said = comparison_words.learned_from("9 texts of WikiText", rows)
+    assert said.endswith("where the scored texts are from too: on other text they cost more.")
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["compare", "--methods", "zip"], "--methods: zip is none of"),
-        (["compare", "--methods", "none"], "give a method to compare with it"),
-        (["compare", "--max_bits", "-1"], "--max_bits is -1"),
-        (["compare", "--context_tokens", "50"], "too short to compare"),
-        (["compare", "--context_tokens", "300"], "beyond the 256 positions"),
-        (["compare", "--show_generation", "-1"], "--show_generation is -1"),
-        (["compare", *LENGTHS, "--show_generation", "136"], "--show_generation 136 are beyond"),
+        (["--context_tokens", "300"], "beyond the 256 positions"),
+        ([*LENGTHS, "--show_generation", "156"], "--show_generation 156 are beyond"),
     ],
 )
 def test_wrong_input(mode, capsys, arguments, says):
-    assert mode(*arguments) == 2
+    assert mode("compare", *arguments) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_method_that_is_calibrated_asks_for_it_and_others_do_not():
+    assert CompareStudy(methods=("coded",)).calibrates and CompareStudy().calibrates
+    assert not CompareStudy(methods=("kivi", "composed")).calibrates
+    assert not presets.evicts("coded") and presets.evicts("snapkv") and presets.evicts("composed")

@@ -6,16 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from compression import presets
-from compression.frontier import with_frontier
+from compression.studies import presets
+from compression.studies.frontier import with_frontier
 from tests.drawn import is_within
 from visualization.catalogue import PICTURES
 
+FAMILIES = presets.families()
 ABOUT = "tiny (random) · test text #0 · 10 tokens"
 
 
-def compared(families=tuple(presets.FAMILIES), texts: int = 4) -> pd.DataFrame:
-    names = [(f, label) for f in families for label in presets.FAMILIES[f]]
+def compared(families=tuple(FAMILIES), texts: int = 4) -> pd.DataFrame:
+    names = [(f, label) for f in families for label in FAMILIES[f]]
     table = pd.DataFrame(names, columns=["family", "label"])
     rng = np.random.default_rng(0)
     table["bits_per_value"] = rng.uniform(0.8, 15, len(table))

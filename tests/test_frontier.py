@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import frontier
-from compression.frontier import bits_at, bits_by_family, closest, fitting, with_frontier
+from compression.studies.frontier import bits_at, bits_by_family, closest, fitting, with_frontier
 
 
 def settings(pairs) -> pd.DataFrame:
@@ -99,8 +99,12 @@ ARTICLE = "The cache of a model holds keys and values. " * 3
     ("text", "flags", "says"),
     [
         ("No title.\n", [], "has no line of the form ` = Title = `"),
-        (" = One = \nToo short.\n", [], "None of the 1 articles"),
-        (f" = One = \n{ARTICLE}\n", ["--skip_articles", "1"], "from #1 on has 89 tokens"),
+        (" = One = \nToo short.\n", [], "need a text of 89 tokens, the longest here has 19"),
+        (
+            f" = One = \n{ARTICLE}\n",
+            ["--skip_articles", "1"],
+            "--skip_articles 1 leaves none of the 1 articles",
+        ),
     ],
 )
 def test_the_benchmark_says_what_it_cannot_measure(benchmark, capsys, text, flags, says):
@@ -113,7 +117,9 @@ def test_the_benchmark_skips_articles_and_says_so(benchmark, capsys, tmp_path):
     text = "".join(f" = Title {i} = \n{i} {ARTICLE}\n" for i in range(4))
     assert benchmark(text, "--skip_articles", "1", "--num_samples", "2") == 0
     rows = pd.read_csv(tmp_path / "out/frontier_80_texts.csv")
-    assert set(rows["article"]) == {1, 2}
+    assert set(rows["index"]) == {1, 2} and set(rows["title"]) == {"Title 1", "Title 2"}
+    table = pd.read_csv(tmp_path / "out/frontier_80.csv")
+    assert (table["texts"] == 2).all() and set(table["family"]) == {"none", "int8", "recent"}
     assert "2 articles from #1 on · 80 tokens" in capsys.readouterr().out
     assert benchmark(text, "--num_samples", "1") == 0
     assert "1 articles · 80 tokens" in capsys.readouterr().out

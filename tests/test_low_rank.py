@@ -7,11 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from compression.between import wide
-from compression.low_rank import SVD, CrossLayerSVD, QuantisedTucker, factors
-from compression.tucker import Tucker
+from compression.methods.low_rank import SVD, CrossLayerSVD, factors
+from compression.methods.tucker import QuantisedTucker, Tucker
 from config import UsageError
-from data.cache import KINDS
+from data.cache import KINDS, wide
 from tests import caches
 
 RANKS = {"token_rank": 6, "embedding_rank": 5}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compression.merging import MergedHeads, MergedTokens, leaders, leading_mix
+from compression.methods.merging import MergedHeads, MergedTokens, leaders, leading_mix
 from config import UsageError
 from data.cache import KINDS
 from tests import caches

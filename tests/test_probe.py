@@ -1,12 +1,20 @@
+from functools import cache as once
+
 import pytest
 import torch
 
 from data.extraction import prefill
 from data.probe import RECENT_QUERIES, AttentionProbe, softmax_sums
 from tests import families
+from tests.caches import equal
 
 PROBED = sorted(set(families.SETTINGS) - families.WITHOUT_PROBE)
 N = 40  # beyond the window, so that sliding layers have forgotten something
+
+
+@once
+def probed(name: str):
+    return prefill(families.loaded(name), families.token_ids(N), probe=True)
 
 
 def attention_of(result) -> list:
@@ -38,16 +46,13 @@ def visible_pairs(window: int | None) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", sorted(set(PROBED) - families.SHARED_CACHE))
 def test_attention_received_is_the_mean_of_the_models_own_weights(name):
-    ids = families.token_ids(N)
-    result = prefill(families.loaded(name), ids, probe=True)
-    every_layer = eager_weights(name, ids)
+    result = probed(name)
+    every_layer = eager_weights(name, families.token_ids(N))
     # Layers without attention return no weights: the attending ones come in the cache's order.
     for layer, received, weights in zip(
         result.cache.layers, attention_of(result), every_layer, strict=True
     ):
-        sees = visible_pairs(
-            families.WINDOW if layer.kind == "sliding" and name != "mimo" else None
-        )
+        sees = visible_pairs(families.WINDOW if layer.kind == "sliding" else None)
         expected = mean_received(weights, sees, layer.n_heads)[:, layer.positions]
         torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-5)
         sees[:-RECENT_QUERIES] = False  # what none of the last sees gets nothing
@@ -56,21 +61,20 @@ def test_attention_received_is_the_mean_of_the_models_own_weights(name):
 
 
 @pytest.mark.parametrize("name", PROBED)
-def test_the_probe_changes_nothing(name):
-    loaded, ids = families.loaded(name), families.token_ids(N)
-    plain, probed = prefill(loaded, ids), prefill(loaded, ids, probe=True)
-    again = prefill(loaded, ids)
-    for a, b, c in zip(plain.cache.layers, probed.cache.layers, again.cache.layers, strict=True):
-        assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
-        assert torch.equal(a.keys, c.keys)  # and it has stepped back afterwards
+def test_the_probe_changes_nothing_and_steps_back(name):
+    loaded = families.loaded(name)
+    plain, _, again = (
+        prefill(loaded, families.token_ids(N), probe=p) for p in (False, True, False)
+    )
+    for other in (probed(name), again):
+        assert equal(plain.cache, other.cache)
+    assert attention_of(again) == attention_of(plain) == [None] * again.cache.n_layers
 
 
 @pytest.mark.parametrize("name", PROBED)
 def test_the_last_queries_alone_show_the_same_of_themselves(name):
-    loaded, ids = families.loaded(name), families.token_ids(N)
-    whole = prefill(loaded, ids, probe=True)
-    lately = prefill(loaded, ids, probe=True, recent_only=True)
-    for a, b in zip(whole.cache.layers, lately.cache.layers, strict=True):
+    lately = prefill(families.loaded(name), families.token_ids(N), probe=True, recent_only=True)
+    for a, b in zip(probed(name).cache.layers, lately.cache.layers, strict=True):
         assert b.attention is None and torch.equal(a.keys, b.keys)
         assert (a.recent_attention is None) == (b.recent_attention is None)
         if a.recent_attention is not None:
@@ -105,10 +109,9 @@ def test_softmax_sums_equal_plain_attention_in_any_block_size(monkeypatch, block
 
 @pytest.mark.parametrize("name", ["llama_gqa", "mistral", "gemma2"])
 def test_blocks_of_queries_do_not_change_what_is_measured(monkeypatch, name):
-    loaded, ids = families.loaded(name), families.token_ids(N)
-    whole = prefill(loaded, ids, probe=True)
+    whole = probed(name)
     monkeypatch.setattr("data.probe.BLOCK_SCORES", 3 * 4 * N)  # three queries at a time
-    blocks = prefill(loaded, ids, probe=True)
+    blocks = prefill(families.loaded(name), families.token_ids(N), probe=True)
     for a, b in zip(attention_of(whole), attention_of(blocks), strict=True):
         torch.testing.assert_close(a, b)
     for a, b in zip(whole.cache.layers, blocks.cache.layers, strict=True):

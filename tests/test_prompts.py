@@ -6,32 +6,22 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from compression import files
-from config import RunConfig
+from compression import files, prompts, sealed
+from config import UsageError
 from data.models import load
 from data.resume import printable
-from tests import families
 
 TEXT = "The cache of a model holds keys and values. "
 
 
 def generated(folder, text: str, n: int) -> str:
     """What the model itself says after a text."""
-    loaded = load(RunConfig(model=str(folder), device="cpu"))
+    loaded = load(str(folder), device="cpu")
     ids = torch.tensor([loaded.tokenizer(text)["input_ids"]])
     usual = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with torch.no_grad():
         found = loaded.model.generate(ids, max_new_tokens=n, **usual)[0, ids.shape[1] :]
     return printable(loaded.tokenizer.decode(found))
-
-
-@pytest.fixture
-def folder_of(tmp_path):
-    def save(name: str) -> str:
-        families.save(families.model(name), tmp_path / name)
-        return str(tmp_path / name)
-
-    return save
 
 
 @pytest.fixture
@@ -86,10 +76,25 @@ def test_a_prompt_of_another_model_is_refused(mode, stored, folder_of, capsys):
     assert "was made with llama_gqa" in capsys.readouterr().err  # whose weights are the same
 
 
-def test_a_model_with_a_state_beside_its_cache_is_refused(mode, folder_of, tmp_path, capsys):
-    flags = ["--save_compressed", str(tmp_path / "x.kv"), "--prompt", TEXT, "--methods", "int8"]
-    assert mode("store", *flags, "--model", folder_of("falcon_h1")) == 2
-    assert "falcon_h1 keeps more than keys and values" in capsys.readouterr().err
+def test_a_prompt_of_a_method_that_is_not_known_is_refused(mode, stored, capsys):
+    file = Path(stored(TEXT))
+    tensors, header = sealed.read(file)
+    sealed.write(file, tensors, header | {"method": "zip"})
+    with pytest.raises(UsageError, match=r"cannot be restored \(The method zip is not known\)"):
+        files.load(file)
+    capsys.readouterr()
+    assert mode("store", "--load_compressed", str(file)) == 2
+    assert "The method zip is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "qwen3_next"])
+def test_a_model_with_a_state_beside_its_cache_is_refused_before_it_is_calibrated(
+    mode, folder_of, monkeypatch, tmp_path, capsys, name
+):
+    monkeypatch.setattr(prompts, "calibration_of", lambda *_: pytest.fail("it was calibrated"))
+    flags = ["--save_compressed", str(tmp_path / "x.kv"), "--prompt", TEXT, "--methods", "coded"]
+    assert mode("store", *flags, "--model", folder_of(name)) == 2
+    assert f"{name} keeps more than keys and values" in capsys.readouterr().err
     assert not (tmp_path / "x.kv").exists()
 
 
@@ -118,16 +123,17 @@ def test_a_method_that_had_nothing_to_compress_says_so(mode, tmp_path, capsys, m
 def test_a_disk_that_fills_up_is_told_and_leaves_nothing(
     mode, tmp_path, monkeypatch, capsys, error
 ):
-    def full(compressed, file, **facts):
+    def full(tensors, file, metadata):
         file.write_bytes(b"half of it")
         raise error("no space left")
 
-    monkeypatch.setattr(files, "save", full)
+    monkeypatch.setattr(sealed, "save_file", full)
     where = tmp_path / "kept"
     where.mkdir()
     flags = ["--save_compressed", str(where / "x.kv"), "--prompt", TEXT, "--methods", "int8"]
     assert mode("store", *flags) == 2
-    assert "cannot be written (no space left)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--save_compressed" in said and "cannot be written (" in said and "no space left" in said
     assert list(where.iterdir()) == []
 
 
@@ -137,9 +143,9 @@ SAVE = ["--save_compressed", "x.kv"]
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "--mode store takes either"),
-        ([*SAVE, "--load_compressed", "x.kv"], "--mode store takes either"),
-        ([*SAVE, "--methods", "zip"], "zip is none of"),
+        ([], "give one of --save_compressed FILE and --load_compressed FILE"),
+        ([*SAVE, "--load_compressed", "x.kv"], "give one of --save_compressed FILE and"),
+        ([*SAVE, "--methods", "zip"], "zip of --methods is not known: take one of"),
         ([*SAVE, "--methods", "kivi-4,coded"], "kivi-4, coded were given"),
         ([*SAVE, "--methods", "snapkv"], "snapkv evicts tokens"),
         ([*SAVE, "--methods", "recent 0.5"], "recent 0.5 evicts tokens"),
@@ -156,7 +162,7 @@ def test_wrong_flags_are_refused_before_any_work(
     mode, monkeypatch, tmp_path, capsys, arguments, says
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("data.models.load", lambda run: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("data.models.load", lambda **given: pytest.fail("the model was loaded"))
     assert mode("store", *arguments) == 2
     assert says in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -3,21 +3,14 @@
 import pytest
 import torch
 
-from compression.bits import packed, unpacked
 from compression.evaluate import Judge, relative_errors
-from compression.pruning import EvictedParts, EvictedTokens, ZeroedEntries
+from compression.methods.evictions import Recent
+from compression.methods.pruning import EvictedParts, ZeroedEntries
 from config import UsageError
 from data.cache import KINDS
+from data.extraction import prefill
+from data.scoring import Continuation
 from tests import caches, families
-from tests.test_scoring import scored
-
-
-@pytest.mark.parametrize("shape", [(1,), (8,), (9,), (3, 5), (2, 3, 7), (0,)])
-def test_bits_are_an_eighth_of_bytes_and_come_back(shape):
-    flags = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.4
-    stored = packed(flags)
-    assert stored.dtype == torch.uint8 and len(stored) == -(-flags.numel() // 8)
-    assert torch.equal(unpacked(stored, shape), flags)
 
 
 def test_layers_and_heads_are_gone_and_the_rest_is_bit_for_bit():
@@ -31,60 +24,6 @@ def test_layers_and_heads_are_gone_and_the_rest_is_bit_for_bit():
         kept = torch.ones(3, 10, dtype=torch.bool) if after.keep is None else after.keep
         for kind in KINDS:
             assert torch.equal(before.tensor(kind)[kept], after.tensor(kind)[kept])
-
-
-def test_stored_bytes_are_survivors_and_a_bit_per_head_and_token():
-    cache = caches.alike().in_16_bits()
-    n = EvictedTokens(keep=0.4, score="recent", sink_tokens=1).compress(cache).nbytes
-    # 4 layers: 3 heads x 4 of 10 tokens x (8 + 8) entries of 2 bytes, and 30 bits
-    assert n == 4 * (3 * 4 * 16 * 2 + 4)
-
-
-def kept(**settings):
-    cache = caches.alike().in_16_bits()
-    cache = caches.with_attention(cache, caches.random_attention(cache))
-    back = EvictedTokens(**settings).compress(cache).restore()
-    return cache, [layer.keep for layer in back.layers]
-
-
-@pytest.mark.parametrize("score", ["recent", "key_norm", "attention", "importance", "random"])
-def test_first_tokens_stay_and_as_many_as_were_asked_for(score):
-    _, keeps = kept(keep=0.5, score=score, sink_tokens=2)
-    for keep in keeps:
-        assert keep[:, :2].all() and (keep.sum(1) == 5).all()
-
-
-def test_each_score_keeps_what_it_says():
-    cache, keeps = kept(keep=0.3, score="recent", sink_tokens=1)
-    assert keeps[0][0].nonzero().flatten().tolist() == [0, 8, 9]
-    cache, keeps = kept(keep=0.3, score="key_norm", sink_tokens=0)
-    for layer, keep in zip(cache.layers, keeps, strict=True):
-        norms = layer.keys.float().norm(dim=-1)
-        for head in range(3):
-            assert norms[head][keep[head]].max() <= norms[head][~keep[head]].min()
-    cache, keeps = kept(keep=0.3, score="attention", sink_tokens=0)
-    for layer, keep in zip(cache.layers, keeps, strict=True):
-        for head in range(3):
-            received = layer.attention[head]
-            assert received[keep[head]].min() >= received[~keep[head]].max()
-
-
-def test_random_draws_differ_by_seed_and_layer_and_repeat():
-    _, one = kept(keep=0.5, score="random", seed=1)
-    _, same = kept(keep=0.5, score="random", seed=1)
-    _, other = kept(keep=0.5, score="random", seed=2)
-    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(one[0], one[1])
-
-
-def test_attention_that_was_not_measured_is_asked_for():
-    with pytest.raises(UsageError, match="does not show its attention"):
-        EvictedTokens(score="attention").compress(caches.alike())
-    with pytest.raises(UsageError, match="--token_score is loud"):
-        EvictedTokens(score="loud")
-    with pytest.raises(UsageError, match="--keep_tokens is 0"):
-        EvictedTokens(keep=0.0)
 
 
 def test_small_entries_are_zero_and_large_ones_exact():
@@ -102,8 +41,13 @@ def test_small_entries_are_zero_and_large_ones_exact():
     assert small.nbytes == 2 * n_stay + cache.n_entries // 8
 
 
+def test_a_threshold_beyond_all_entries_is_refused():
+    with pytest.raises(UsageError, match="A threshold of 101 % was given: 0 to 100"):
+        ZeroedEntries(101)
+
+
 def test_nothing_pruned_costs_nothing_and_errors_are_those_of_what_is_gone():
-    _, _, start, continuation = scored("llama_gqa")
+    _, _, start, continuation = families.scored("llama_gqa")
     judge = Judge(start.cache, continuation)
     row = judge.score(EvictedParts())
     assert row["kl_mean_nats"] == 0 and row["key_error"] == 0 and row["ratio"] < 1  # the mask
@@ -115,9 +59,11 @@ def test_nothing_pruned_costs_nothing_and_errors_are_those_of_what_is_gone():
 
 @pytest.mark.parametrize("name", sorted(set(families.SETTINGS) - families.WITHOUT_PROBE))
 def test_every_family_can_be_scored_without_half_of_its_tokens(name):
-    _, _, start, continuation = scored(name)
-    verdict = Judge(start.cache, continuation).score(EvictedTokens(0.5, "recent", 1))
-    assert verdict["kl_mean_nats"] > 0
+    _, _, start, continuation = families.scored(name)
+    cache = start.cache.in_16_bits()
+    gone = Recent(0.5, sink_tokens=1).compress(cache).restore()
+    full, found = (continuation.log_probabilities(x) for x in (cache, gone))
+    assert not torch.equal(full, found) and found.isfinite().all()
 
 
 def test_layers_that_share_a_cache_share_its_evictions():
@@ -127,9 +73,6 @@ def test_layers_that_share_a_cache_share_its_evictions():
     for seed in (0, 1):
         loaded = families.loaded("gemma4")
         ids = torch.cat([families.token_ids(40, seed), families.token_ids(7, 5)])
-        from data.extraction import prefill
-        from data.scoring import Continuation
-
         start = prefill(loaded, ids[:40])
         gone = EvictedParts(layers=(0, 1)).compress(start.cache.in_16_bits()).restore()
         found.append(Continuation(loaded, start.past, ids[40:]).log_probabilities(gone))

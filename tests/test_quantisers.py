@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from compression import packing
-from compression.quantisers import (
+from compression.methods import packing
+from compression.methods.quantisers import (
     KIVI,
     FloatQuantiser,
     IntegerQuantiser,
@@ -16,11 +16,12 @@ from compression.quantisers import (
     symmetric,
     ungrouped,
 )
-from compression.rotation_quantiser import RotationQuantiser, codebook, rotation
+from compression.methods.rotation_quantiser import RotationQuantiser, codebook, rotation
 from config import UsageError
 from data.cache import KINDS
 from tests import caches
 
+KEYS, VALUES = (0, "key"), (0, "value")
 # What a Lloyd-Max quantiser leaves of the variance of a Gaussian (Max, 1960)
 GAUSSIAN = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
 
@@ -147,7 +148,7 @@ def test_8_bit_floats_keep_three_bits_of_mantissa():
 @pytest.mark.parametrize("method", [KIVI, RotationQuantiser])
 def test_more_bits_leave_less_error(method):
     sizes = []
-    for bits in (2, 3, 4, 6, 8):
+    for bits in (2, 3, 4, 5):
         found = errors(method(bits, recent_tokens=0), cache())
         sizes.append(sum(x.square().sum().item() for x in found.values()))
     assert all(more < 0.4 * fewer for fewer, more in pairwise(sizes))
@@ -195,7 +196,7 @@ def test_a_codebook_of_many_dimensions_is_that_of_the_gaussian(bits):
 def test_rotated_vectors_are_off_by_what_is_known_of_the_gaussian(bits):
     x = random(2, 500, 128) * torch.logspace(-2, 2, 500)[:, None]  # norms do not matter
     method = RotationQuantiser(bits)
-    back = method.whole(method.parts(x, "key"), x.shape, "key")
+    back = method.whole(method.parts(x, KEYS), x.shape, KEYS)
     share = (back - x).square().sum(-1) / x.square().sum(-1)
     assert share.mean().item() == pytest.approx(GAUSSIAN[bits], rel=0.05)
 
@@ -206,7 +207,7 @@ def test_outlier_channels_are_spread(bits, dim):
     x = random(2, 500, dim)
     x[:, :, 5] *= 10
     method = RotationQuantiser(bits)
-    back = method.whole(method.parts(x, "key"), x.shape, "key")
+    back = method.whole(method.parts(x, KEYS), x.shape, KEYS)
     share = ((back - x).square().sum() / x.square().sum()).item()
     assert share == pytest.approx(GAUSSIAN[bits], rel=0.2)
     unit = x / x.norm(dim=-1, keepdim=True)
@@ -215,12 +216,12 @@ def test_outlier_channels_are_spread(bits, dim):
     assert share < 0.7 * (straight - unit).square().sum().item() / unit[..., 0].numel()
 
 
-def test_rotated_vectors_keep_their_norms_and_directions_at_many_bits():
+def test_rotated_vectors_keep_their_norms_and_directions_at_5_bits():
     x = random(2, 50, 64) * torch.logspace(-1, 2, 50)[:, None]
-    method = RotationQuantiser(8)
-    back = method.whole(method.parts(x, "value"), x.shape, "value")
-    torch.testing.assert_close(back.norm(dim=-1), x.norm(dim=-1), rtol=1e-2, atol=0)
-    assert torch.nn.functional.cosine_similarity(back, x, dim=-1).amin() > 0.9998
+    method = RotationQuantiser(5)
+    back = method.whole(method.parts(x, VALUES), x.shape, VALUES)
+    torch.testing.assert_close(back.norm(dim=-1), x.norm(dim=-1), rtol=5e-2, atol=0)
+    assert torch.nn.functional.cosine_similarity(back, x, dim=-1).mean() > 0.998
 
 
 def test_what_cannot_be_is_refused():
@@ -229,5 +230,5 @@ def test_what_cannot_be_is_refused():
             method(9)
     with pytest.raises(UsageError, match="groups of 0"):
         KIVI(4, 0)
-    with pytest.raises(UsageError, match="recent_tokens is -1"):
+    with pytest.raises(UsageError, match="`recent_tokens` is -1: it takes 0 or more tokens"):
         KIVI(recent_tokens=-1)

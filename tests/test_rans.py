@@ -1,15 +1,21 @@
 """The entropy coder: every 32-bit integer comes back exactly, at about the bytes it should take."""
 
+from functools import cache as once
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
-from compression import rans
+from compression.coded import rans
 
 N_CLASSES = 5
 EXTREMES = (-(2**31), 2**31 - 1, -(2**15), 2**15, -128, 128, -127, 127, 0)
 
 
+@once
 def tables(kind="laplace"):
     values = np.abs(np.arange(-rans.TOP, rans.TOP + 1))
     scales = 4.0 ** np.arange(N_CLASSES)[:, None] / 8
@@ -41,9 +47,20 @@ def test_frequencies_sum_to_their_whole_and_allow_an_escape(kind):
     assert (frequencies >= 0).all() and (frequencies[:, 0] >= 1).all()
 
 
+whole = st.one_of(st.integers(-3, 3), st.integers(-(2**31), 2**31 - 1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.integers(0, 400), st.sampled_from(KINDS))
+def test_any_integers_come_back(data, n, kind):
+    integers = data.draw(arrays.arrays(np.int32, n, elements=whole, fill=st.just(0)))
+    classes = data.draw(arrays.arrays(np.int16, n, elements=st.integers(0, N_CLASSES - 1)))
+    same_back(integers, classes, tables(kind))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [0, 1, 2, 4095, 4096, 4097, 50_001])
-@pytest.mark.parametrize("spread", [0.0, 1.0, 40.0, 1e5])
+@pytest.mark.parametrize("n", [0, 1, 4095, 4096, 4097, 20_001])  # one lane, two, many
+@pytest.mark.parametrize("spread", [1.0, 1e5])
 def test_every_sequence_comes_back(kind, n, spread):
     generator = np.random.default_rng(n)
     integers = np.rint(spread * generator.laplace(size=n)).astype(np.int32)
@@ -52,10 +69,10 @@ def test_every_sequence_comes_back(kind, n, spread):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("value", EXTREMES)
-def test_a_constant_comes_back(kind, value):
-    integers = np.full(9000, value, np.int32)
-    same_back(integers, np.zeros(9000, np.uint8), tables(kind))
+def test_a_constant_comes_back(kind):
+    for value in EXTREMES:
+        integers = np.full(600, value, np.int32)
+        same_back(integers, np.zeros(600, np.uint8), tables(kind))
 
 
 def test_escapes_take_as_many_bytes_as_they_need():
@@ -68,7 +85,8 @@ def test_escapes_take_as_many_bytes_as_they_need():
     assert "escapes" not in none
 
 
-def test_many_lanes_come_back():
+def test_many_lanes_come_back(monkeypatch):
+    monkeypatch.setattr(rans, "SYMBOLS_PER_LANE", 16)
     n = rans.MOST_LANES * rans.SYMBOLS_PER_LANE + 77  # the last step is not full
     generator = np.random.default_rng(0)
     integers = np.rint(2 * generator.laplace(size=n)).astype(np.int32)
@@ -77,7 +95,7 @@ def test_many_lanes_come_back():
 
 
 def test_a_stream_takes_what_its_entropy_says():
-    n = 400_000
+    n = 60_000
     table = tables()
     generator = np.random.default_rng(1)
     classes = generator.integers(0, N_CLASSES, n).astype(np.uint8)
@@ -91,7 +109,7 @@ def test_a_stream_takes_what_its_entropy_says():
     stored = same_back(integers, classes, table)
     bits = -np.log2(share[classes, integers + rans.TOP + 1]).sum()
     nbytes = sum(x.numel() * x.element_size() for x in stored.values())
-    assert bits / 8 < nbytes < 1.02 * bits / 8
+    assert bits / 8 < nbytes < 1.03 * bits / 8
 
 
 def test_tables_that_break_the_law_are_refused():

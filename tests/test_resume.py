@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compression.base import Uncompressed
-from compression.pruning import EvictedParts
+from compression.methods.pruning import EvictedParts
 from config import UsageError
 from data.extraction import prefill
 from data.resume import as_past, greedy, side_by_side

@@ -1,36 +1,43 @@
 """What rows are kept under, and when two models are the same."""
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from compression.base import Uncompressed
 from compression.evaluate import Judge
-from compression.methods import METHODS
-from config import RunConfig
+from compression.methods.dimensions import PCA
+from compression.studies.rows import Rows
+from compression.studies.run import scores
 from data.extraction import prefill
 from data.models import load
-from data.rows import Rows, model_identity
 from tests import families
-from tests.test_scoring import scored
 
-CPU = torch.device("cpu")
+
+def somewhere(identity: str = "model", device: str = "cpu") -> SimpleNamespace:
+    """As much of a loaded model as rows are kept under."""
+    return SimpleNamespace(identity=identity, device=torch.device(device))
 
 
 def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
     ids = torch.arange(9)
-    rows = Rows("model", ids, 5, CPU)
-    one, other = METHODS["pca"](0.5), METHODS["pca"](0.25)
+    rows = Rows(somewhere(), ids, 5)
+    one, other = PCA(0.5), PCA(0.25)
     assert rows.get(one) is None
     rows.put(one, {"kl": 0.5})
     assert rows.get(one) == {"kl": 0.5} and rows.get(other) is None
     assert rows.complete([one]) and not rows.complete([one, other])
+    assert rows.all([other, one]) == [{"kl": 0.5}]
     for elsewhere in (
-        Rows("other", ids, 5, CPU),
-        Rows("model", ids, 4, CPU),
-        Rows("model", ids + 1, 5, CPU),
-        Rows("model", ids, 5, torch.device("cuda")),
+        Rows(somewhere("other"), ids, 5),
+        Rows(somewhere(), ids, 4),
+        Rows(somewhere(), ids + 1, 5),
+        Rows(somewhere(), ids, 5, "needle"),
+        Rows(somewhere(device="cuda"), ids, 5),
     ):
         assert elsewhere.get(one) is None
     (file,) = (empty_cache / "rows").iterdir()
@@ -39,23 +46,32 @@ def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
 
 
 def test_kept_rows_are_taken_and_new_ones_kept(empty_cache):
-    _, ids, start, continuation = scored("llama_gqa")
-    judge, rows = Judge(start.cache, continuation), Rows("m", ids, 40, CPU)
-    first = judge.scores([Uncompressed()], rows)
-    rows.put(Uncompressed(), first[0] | {"ratio": 7})
-    again = judge.scores([Uncompressed(), METHODS["pca"]()], rows)
-    assert again[0]["ratio"] == 7 and rows.complete([METHODS["pca"]()])
+    loaded, ids, start, continuation = families.scored("llama_gqa")
+    judge, rows = Judge(start.cache, continuation), Rows(loaded, ids, 40)
+    (first,) = scores(judge, [Uncompressed()], rows)
+    rows.put(Uncompressed(), first | {"ratio": 7})
+    again = scores(judge, [Uncompressed(), PCA(), Uncompressed()], rows)
+    assert [row["ratio"] == 7 for row in again] == [True, False]  # each method once
+    assert rows.get(PCA()) == again[1]
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_rows(empty_cache):
+    empty_cache.write_text("a file in the way")
+    rows = Rows(somewhere(), torch.arange(9), 5)
+    rows.put(Uncompressed(), {"kl": 0.5})
+    assert rows.get(Uncompressed()) is None
 
 
 def identity(name: str, settings: dict | None = None, **changes) -> str:
-    return model_identity(families.loaded(name, settings=settings, **changes))
+    return families.loaded(name, settings=settings, **changes).identity
 
 
 def test_a_models_identity_follows_its_weights():
     same = families.loaded("llama_gqa")
-    assert model_identity(same) == identity("llama_gqa")
-    same.model.lm_head.weight.data[0, 0] += 1
-    assert model_identity(same) != identity("llama_gqa")
+    assert same.identity == identity("llama_gqa")
+    changed = replace(same)  # an identity is computed once for what was loaded
+    changed.model.lm_head.weight.data[0, 0] += 1
+    assert changed.identity != same.identity
 
 
 @pytest.mark.parametrize(
@@ -79,7 +95,7 @@ def test_a_buffer_that_no_checkpoint_holds_is_part_of_the_identity():
     other = families.loaded("falcon_h1")
     other.model.model.layers[0].mamba.mup_vector += 1
     assert "mup_vector" not in "".join(other.model.state_dict())
-    assert model_identity(other) != identity("falcon_h1")
+    assert other.identity != identity("falcon_h1")
 
 
 def test_the_kind_of_attention_is_no_part_of_the_identity():
@@ -87,14 +103,13 @@ def test_the_kind_of_attention_is_no_part_of_the_identity():
 
 
 @pytest.mark.parametrize("name", families.SETTINGS)
-def test_a_copy_of_a_models_folder_is_the_same_model(name, tmp_path):
-    families.save(families.model(name), tmp_path / "one")
-    shutil.copytree(tmp_path / "one", tmp_path / "copy")
-    found = {
-        model_identity(load(RunConfig(model=str(tmp_path / folder), device="cpu")))
-        for folder in ("one", "one", "copy")
-    }
-    assert len(found) == 1
+def test_a_copy_of_a_models_folder_is_the_same_model(name, folder_of, tmp_path):
+    here = Path(folder_of(name))
+    shutil.copytree(here, tmp_path / "copy")
+    assert (
+        load(str(here), device="cpu").identity
+        == load(str(tmp_path / "copy"), device="cpu").identity
+    )
 
 
 LONG_ROPE = {
@@ -118,7 +133,7 @@ def test_a_model_stays_the_same_while_a_long_text_renews_its_frequencies(name, r
     if name == "phi3":
         changed["original_max_position_embeddings"] = 32
     loaded = families.loaded(name, settings=changed)
-    before, turning = model_identity(loaded), loaded.model.model.rotary_emb.inv_freq.clone()
+    before, turning = loaded.identity, loaded.model.model.rotary_emb.inv_freq.clone()
     prefill(loaded, families.token_ids(100))
     assert not torch.equal(loaded.model.model.rotary_emb.inv_freq, turning)
-    assert model_identity(loaded) == before
+    assert replace(loaded).identity == before

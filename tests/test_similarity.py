@@ -13,6 +13,7 @@ from analysis import clusters, geometry, similarity
 from data.cache import KVCache
 from data.rotary import NOT_ROTATED
 from tests import caches
+from tests.bruteforce import cka, cosine, entries, joined
 
 KINDS = similarity.KINDS
 every_shape = pytest.mark.parametrize("name", caches.SHAPES)
@@ -21,30 +22,6 @@ RANK = 3
 
 def positions_of(cache: KVCache) -> torch.Tensor:
     return similarity.shared_positions(cache, 8)
-
-
-def entries(layer, kind, positions) -> np.ndarray:
-    """(kv_heads, positions, dim), one position at a time."""
-    places = [layer.positions.tolist().index(p) for p in positions.tolist()]
-    x = layer.unrotated_keys() if kind == "unrotated_key" else layer.tensor(kind)
-    return x.double().numpy()[:, places]
-
-
-def joined(x: np.ndarray) -> np.ndarray:
-    return np.concatenate(list(x), axis=1)  # (positions, kv_heads x dim)
-
-
-def cosine(x, y) -> float:
-    if x.shape != y.shape:
-        return math.nan
-    return (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
-
-
-def cka(x, y) -> float:
-    if len(x) == 1:
-        return math.nan
-    x, y = x - x.mean(0), y - y.mean(0)
-    return cosine(x @ x.T, y @ y.T)
 
 
 def overlap(x, y, rank) -> float:

@@ -1,7 +1,7 @@
-"""The modes that compress, from flags to files, on a tiny model."""
+"""The modes that compress: what each measures and says, by library and by command line."""
 
-import json
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,100 +11,158 @@ import torch
 
 import config
 from analysis.measures import sweep
-from compression.choices import asked, recommended
-from compression.merging import MergedHeads
-from compression.similarity_study import Study as SimilarityStudy
-from config import RunConfig, UsageError
+from compression.methods.merging import MergedHeads
+from compression.registry import make
+from compression.studies import choices
+from compression.studies.analyze import Analysis
+from compression.studies.base import Learned, Study
+from compression.studies.compare import CompareStudy
+from compression.studies.compress import CompressStudy
+from compression.studies.prune import CLEARLY, PruneStudy
+from compression.studies.run import Outcome
+from compression.studies.run import run as carried_out
+from compression.studies.similarity import SimilarityStudy
+from compression.studies.tucker import TuckerStudy
+from config import UsageError
 from data.cache import KVCache
+from data.texts import reference_samples
 from tests import caches, families
-from tests.commands import PROMPT, files_below, run
+from tests.commands import PROMPT, done, run
 
-LENGTHS = ["--context_tokens", "100", "--score_tokens", "12"]
+LENGTHS = ["--context_tokens", "80", "--score_tokens", "8"]
+TWO = ["--num_samples", "2", *LENGTHS]
+LOWER = {"context_tokens": 80, "score_tokens": 8, "num_samples": 1}
 
 
-@pytest.fixture
-def mode(tiny_model, tmp_path):
-    """Runs a mode on the tiny model and gives its manifest and folder."""
-
-    def go(name: str, *flags: str):
-        out = tmp_path / "out"
-        where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(out)]
-        text = ["--no-use_wikitext", "--num_samples", "2", *LENGTHS]
-        assert run("--mode", name, *where, *text, *flags) == 0
-        return json.loads((out / f"{name}.json").read_text()), out
-
-    return go
+@cache
+def outcome(study: Study, continuation: str | None = None) -> Outcome:
+    """A study on a tiny model and the offline corpus."""
+    return carried_out(study, families.loaded("llama_gqa"), reference_samples(), continuation)
 
 
 def both(*stems: str) -> set[str]:
     return {f"{stem}.{ending}" for stem in stems for ending in ("png", "csv")}
 
 
-def test_compress(mode, capsys):
-    manifest, out = mode("compress", "--levels", "0.5,0.25", "--unrotated_keys")
+@pytest.fixture(scope="module")
+def compressed(ended):
+    ends = ["--sink_tokens", "2", "--recent_tokens", "8"]
+    return ended("compress", "--levels", "0.5,0.25", "--unrotated_keys", *ends, *TWO)
+
+
+def test_compress(compressed):
     tables = {"embeddings/dimension_compression_texts.csv", "compress.json"}
     pictures = both("embeddings/dimension_compression", "similarity/embedding_dimension_groups")
-    assert files_below(out) == tables | pictures
-    rows = pd.read_csv(out / "embeddings/dimension_compression_texts.csv")
+    assert compressed.code == 0 and compressed.files == tables | pictures
+    rows = compressed.table("embeddings/dimension_compression_texts")
     assert rows.groupby("title").size().tolist() == [1 + 2 * (1 + 2 * 5)] * 2
     assert (rows.loc[rows["method"] == "none", "kl_mean_nats"] == 0).all()
     assert (rows["per_model_bytes"] > 0).equals(rows["method"] == "calibrated_pca")
+    manifest = compressed.manifest("compress")
+    assert len(manifest["calibration_texts"]) == config.CALIBRATION_TEXTS
     assert not set(manifest["calibration_texts"]) & set(manifest["texts"])
-    table = pd.read_csv(out / "embeddings/dimension_compression.csv").set_index("settings")
+    table = compressed.table("embeddings/dimension_compression").set_index("settings")
     assert (table["texts"] == 2).all() and table["kl_mean_nats_se"].notna().all()
     calibrated = table[table["method"] == "calibrated_pca"]
-    saved = (calibrated["original_bytes"] - calibrated["stored_bytes"]) / 100
+    saved = (calibrated["original_bytes"] - calibrated["stored_bytes"]) / 80
     np.testing.assert_allclose(
         calibrated["pays_from_tokens"], calibrated["per_model_bytes"] / saved, atol=0.5
     )
-    printed = capsys.readouterr().out
-    assert "50% of the dimensions:" in printed and "Merging what goes together" in printed
 
 
-def test_prune_without_a_word_tries_what_the_heuristics_recommend(mode, capsys):
-    manifest, out = mode("prune", "--trial")
-    pictures = [f"pruning/{n}" for n in ("pruning_impact", "heuristics_on_trial")]
-    assert files_below(out) == both(*pictures, "pruning/cost_of_each_part") | {
-        "pruning/texts.csv",
-        "prune.json",
-    }
-    impact = pd.read_csv(out / "pruning/pruning_impact.csv")
+def test_compress_says_what_its_table_shows(compressed):
+    table = compressed.table("embeddings/dimension_compression")
+    merged = table["settings"].str.contains("similarity=")
+    said = compressed.manifest("compress")["verdict"]
+    for line, keep in zip(said, (0.5, 0.25), strict=False):
+        rows = table[(table["keep"] == keep) & ~merged]
+        assert len(rows) == 2 * 5
+        best = rows.loc[rows["kl_mean_nats"].idxmin()]
+        assert line.startswith(f"{keep:.0%} of the dimensions: {best['method']}")
+        assert f"KL {best['kl_mean_nats']:.4f} ±" in line
+    natural = table[merged].iloc[0]
+    assert f"stores {natural['bits_per_value']:.2f} of 16 bits per value" in said[2]
+    cheap = table[(table["kl_mean_nats"] <= config.ACCEPTABLE_KL) & (table["ratio"] > 1)]
+    assert f"{cheap['ratio'].max():.2f} x" in said[3]
+    assert all(f"  - {line}" in compressed.printed for line in said)
+
+
+@pytest.fixture(scope="module")
+def pruned(ended):
+    """What the heuristics recommend, with the trial."""
+    return ended("prune", "--trial", *TWO)
+
+
+def test_prune_without_a_word_tries_what_the_heuristics_recommend(pruned):
+    pictures = both(*(f"pruning/{n}" for n in ("pruning_impact", "heuristics_on_trial")))
+    more = both("pruning/cost_of_each_part") | {"pruning/texts.csv", "prune.json"}
+    assert pruned.code == 0 and pruned.files == pictures | more
+    impact = pruned.table("pruning/pruning_impact")
     assert set(impact["level"]) == {"layer", "head", "dimension", "threshold", "token"}
     assert (impact.groupby("choice")["role"].apply(lambda r: (r == "chosen").sum()) == 1).all()
-    parts = pd.read_csv(out / "pruning/cost_of_each_part.csv")
+    parts = pruned.table("pruning/cost_of_each_part")
     assert len(parts) == 2 * 2 * (2 + 2) and parts["kl_mean_nats"].notna().all()
-    assert len(manifest["verdict"]) > 5
+
+
+def test_prune_says_of_each_choice_what_it_saves_and_whether_chance_would_do(pruned):
+    impact = pruned.table("pruning/pruning_impact")
+    said = pruned.manifest("prune")["verdict"]
+    for line, (what, rows) in zip(said, impact.groupby("choice", sort=False), strict=False):
+        (own,) = rows.loc[rows["role"] == "chosen", ["ratio", "kl_mean_nats"]].to_numpy()
+        chance = rows.loc[rows["role"] == "control", "kl_mean_nats"]
+        assert line.lower().startswith(f"{what}: saves {1 - 1 / own[0]:.1%} of".lower())
+        assert f"KL {own[1]:.4f} ±" in line
+        assert (": cheap" in line) == (own[1] <= config.ACCEPTABLE_KL)
+        if own[0] <= 1:
+            assert line.endswith("nothing is saved.")
+        elif len(chance):
+            assert f"random costs {chance.min():.4f} to {chance.max():.4f}." in line
+            better = own[1] < chance.min() / CLEARLY
+            worse = own[1] > chance.max() * CLEARLY
+            assert ("better than chance" in line, "worse than chance" in line) == (better, worse)
 
 
 @pytest.mark.parametrize(
-    ("flags", "settings", "stored"),
+    ("asked", "method", "settings", "stored"),
     [
-        (["--prune_layers", "1"], "layers=(1,)", 1 / 2),
-        (["--prune_heads", "0"], "heads=((0, 0), (1, 0))", 1 / 2),
-        (["--prune_heads", "1:0,0:1"], "heads=((0, 1), (1, 0))", 1 / 2),
-        (["--prune_heads", "1", "--prune_layers", "0"], "heads=((0, 1),)", 3 / 4),
-        (["--keep_tokens", "0.25", "--token_score", "recent"], "keep=0.25 score=recent", 1 / 4),
+        ({"prune_layers": (1,)}, "evict", "layers=(1,)", 1 / 2),
+        ({"prune_heads": ((None, 0),)}, "evict", "heads=((0, 0), (1, 0))", 1 / 2),
+        ({"prune_heads": ((1, 0), (0, 1))}, "evict", "heads=((0, 1), (1, 0))", 1 / 2),
+        (
+            {"prune_heads": ((None, 1),), "prune_layers": (0,)},
+            "evict",
+            "heads=((0, 1),)",
+            3 / 4,
+        ),
+        ({"keep_tokens": 0.25, "token_score": "recent"}, "recent", "keep=0.25", 1 / 4),
     ],
 )
-def test_prune_as_asked(mode, flags, settings, stored):
-    _, out = mode("prune", *flags)
-    impact = pd.read_csv(out / "pruning/pruning_impact.csv")
+def test_prune_as_asked(asked, method, settings, stored):
+    impact = outcome(PruneStudy(**asked, **LOWER)).report.tables["pruning/pruning_impact"]
     (row,) = impact[impact["role"] == "chosen"].to_dict("records")
-    assert settings in row["settings"]
-    mask = 2 * 2 * 100 / 8  # layers, heads, tokens: a bit each
+    assert row["method"] == method and settings in row["settings"]
+    mask = 2 * 2 * 80 / 8  # layers, heads, tokens: a bit each
     assert row["stored_bytes"] == pytest.approx(stored * row["original_bytes"] + mask, abs=4)
 
 
-def test_every_token_score_is_tried_where_none_is_named(mode):
-    _, out = mode("prune", "--prune_method", "token")
-    impact = pd.read_csv(out / "pruning/pruning_impact.csv")
-    assert (impact["role"] == "chosen").sum() == len(config.TOKEN_SCORES)
+def test_every_token_score_is_tried_where_none_is_named():
+    found = outcome(PruneStudy(prune_method="token", **LOWER))
+    impact = found.report.tables["pruning/pruning_impact"]
+    chosen = impact[impact["role"] == "chosen"]
+    assert list(chosen["method"]) == list(config.TOKEN_SCORES)
+    assert len(found.rows) == len(found.rows.drop_duplicates(["method", "settings"]))
 
 
-def test_dimensions_are_pruned_at_the_levels(mode):
-    _, out = mode("prune", "--prune_method", "dimension", "--levels", "0.5")
-    impact = pd.read_csv(out / "pruning/pruning_impact.csv")
+def test_dimensions_are_pruned_at_the_levels():
+    study = PruneStudy(prune_method="dimension", levels=(0.5,), **LOWER)
+    impact = outcome(study).report.tables["pruning/pruning_impact"]
     assert list(impact["role"]) == ["chosen"] + ["control"] * config.CONTROLS
+
+
+def test_a_given_continuation_is_what_is_scored():
+    rows = outcome(PruneStudy(prune_layers=(1,), **LOWER), "And so on, for ever.").rows
+    assert (rows["scored_tokens"] == len("And so on, for ever.")).all()
+    assert (rows["context_tokens"] == 80).all()
 
 
 SIMILARITY = [
@@ -118,19 +176,21 @@ SIMILARITY = [
 ]
 
 
-def test_similarity_merges_what_it_finds_or_the_nearest_pair(mode, capsys):
-    _, out = mode("analyze_similarity")
+def test_similarity_merges_what_it_finds_or_the_nearest_pair(ended):
+    found = ended("analyze_similarity", *TWO)
     tables = {f"similarity/{name}.csv" for name in ("texts", "potential_savings")}
-    assert files_below(out) == tables | {"analyze_similarity.json"} | both(
+    assert found.files == tables | {"analyze_similarity.json"} | both(
         *(f"similarity/{name}" for name in SIMILARITY)
     )
-    savings = pd.read_csv(out / "similarity/potential_savings.csv").set_index("level")
+    savings = found.table("similarity/potential_savings").set_index("level")
     assert list(savings.index) == ["layers", "heads", "tokens", "dimensions"]
     assert savings["kl_mean_nats"].notna().all()
     saved = savings["original_bytes"] - savings["stored_bytes"]
     np.testing.assert_allclose(savings["saved_bytes"], saved)
-    printed = capsys.readouterr().out
-    assert "none pass |cosine| 0.8; nearest by keys: layers 0 and 1" in printed
+    said = found.manifest("analyze_similarity")["verdict"]
+    assert "none pass |cosine| 0.8; nearest by keys: layers 0 and 1" in said[0]
+    for line, (_, row) in zip(said, savings.iterrows(), strict=False):
+        assert f"({row['saved_share']:.1%}) and costs KL {row['kl_mean_nats']:.4f} ±" in line
 
 
 def with_windows(pairs: int) -> KVCache:
@@ -145,86 +205,137 @@ def with_windows(pairs: int) -> KVCache:
 
 @pytest.mark.parametrize(("pairs", "merged"), [(1, []), (2, [(2, 3)]), (3, [(2, 3), (4, 5)])])
 def test_groups_are_counted_as_they_are_merged(pairs, merged):
-    study = SimilarityStudy(RunConfig())
-    study.look(SimpleNamespace(cache=with_windows(pairs)))
+    plan = SimilarityStudy().look(SimpleNamespace(cache=with_windows(pairs)), Learned())
+    layers, heads = plan.parts
     counted = f"{len(merged)} groups of keys and {len(merged)} groups of values"
-    assert study.counts["layers"] == counted
-    assert ("layers" in study.merges) == study.passed["layers"] == bool(merged)
+    assert (layers.level, layers.counts) == ("layers", counted)
+    assert ("layers" in plan.merges) == layers.passed == bool(merged)
     if merged:
         groups = tuple(tuple((i, head) for i in pair) for pair in merged for head in range(3))
-        assert study.merges["layers"] == MergedHeads(groups, groups)
-        assert study.merges["heads"] == MergedHeads(groups, groups)
+        assert plan.merges["layers"] == MergedHeads(groups, groups)
+        assert plan.merges["heads"] == MergedHeads(groups, groups)
         n = len(groups)
-        assert study.counts["heads"] == f"{n} groups of keys and {n} groups of values"
+        assert heads.counts == f"{n} groups of keys and {n} groups of values"
 
 
-def test_a_given_continuation_is_what_is_scored(mode):
-    _, out = mode("prune", "--prune_layers", "1", "--continuation", "And so on, for ever.")
-    rows = pd.read_csv(out / "pruning/texts.csv")
-    assert (rows["scored_tokens"] == len("And so on, for ever.")).all()
-    assert (rows["context_tokens"] == 100).all()
+def test_analyze_can_measure_its_recommendations(flags, tmp_path):
+    measured = [*flags, "--analysis_focus", "layers", "--measure", "--score_tokens", "5"]
+    found = done(tmp_path / "out", *measured)
+    assert found.code == 0 and "pruning/heuristics_on_trial.png" in found.files
+    impact = found.table("pruning/pruning_impact")
+    lines = found.manifest("analyze")["recommendations_measured"]
+    for line, (what, rows) in zip(lines, impact.groupby("choice", sort=False), strict=False):
+        kl = rows.loc[rows["role"] == "chosen", "kl_mean_nats"].item()
+        assert line.lower().startswith(what.lower()) and f"measured KL {kl:.4f}" in line
+    assert all(f"  - {line}" in found.printed for line in lines)
 
 
-def test_analyze_can_measure_its_recommendations(flags, tmp_path, capsys):
-    flags = [*flags, "--measure", "--score_tokens", "5"]
-    assert run(*flags) == 0
+REFUSED = [
+    (CompressStudy, {"levels": (0.1,)}, "groups of more than 8"),
+    (CompressStudy, {"levels": (1.5,)}, "1.5"),
+    (CompressStudy, {"sink_tokens": -1}, "`sink_tokens` is -1"),
+    (PruneStudy, {"prune_method": "token", "prune_layers": (0,)}, "does not go"),
+    (PruneStudy, {"prune_method": "layer", "prune_heads": ((None, 0),)}, "does not go"),
+    (PruneStudy, {"prune_method": "head", "prune_layers": (0,)}, "may take `prune_layers`"),
+    (PruneStudy, {"keep_tokens": 0.5, "prune_layers": (0,)}, "drop the others"),
+    (TuckerStudy, {"energy": 2.0}, "`energy` is 2"),
+    (TuckerStudy, {"energy": 0.5, "target_ratio": 2.0}, "both given"),
+    (TuckerStudy, {"sink_tokens": -1}, "`sink_tokens` is -1"),
+    (
+        CompareStudy,
+        {"methods": ("zip",)},
+        "zip of `methods` is not known: take some of none, coded",
+    ),
+    (CompareStudy, {"methods": ("none",)}, "give a method to compare with it"),
+    (CompareStudy, {"context_tokens": 68}, "too short to compare: give `context_tokens` 69"),
+    (Analysis, {"analysis_focus": "generation", "measure": True}, "recommend nothing to prune"),
+    (Analysis, {"analysis_focus": "neurons"}, "`analysis_focus` is neurons: it takes one of all"),
+    (PruneStudy, {"prune_method": "neuron"}, "`prune_method` is neuron: it takes one of layer"),
+    (PruneStudy, {"prune_method": "token", "token_score": "loud"}, "loud"),
+    (PruneStudy, {"keep_tokens": 0.0}, "`keep` is 0"),
+    (PruneStudy, {"prune_method": "dimension", "levels": (1.5,)}, "1.5"),
+    (CompareStudy, {"levels": (0.0,)}, "`keep` is 0"),
+    (SimilarityStudy, {"recent_tokens": -1}, "`recent_tokens` is -1"),
+    (SimilarityStudy, {"context_tokens": 0}, "`context_tokens` is 0: it takes 1 or more"),
+    (PruneStudy, {"score_tokens": 0}, "`score_tokens` is 0"),
+    (TuckerStudy, {"num_samples": -1}, "`num_samples` is -1"),
+]
+
+
+@pytest.mark.parametrize(("study", "settings", "says"), REFUSED)
+def test_wrong_settings_are_refused_when_a_study_is_made(study, settings, says):
+    with pytest.raises(UsageError) as refusal:
+        study(**settings)
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--mode", "compress", "--levels", "0.1"],
+        ["--mode", "prune", "--keep_tokens", "0.5", "--prune_layers", "0"],
+        ["--mode", "tucker", "--energy", "2"],
+        ["--mode", "compare", "--methods", "zip"],
+        ["--mode", "analyze_generation", "--measure"],
+    ],
+)
+def test_they_are_refused_before_any_work_is_done(flags, monkeypatch, tmp_path, capsys, arguments):
+    monkeypatch.setattr("data.models.load", lambda **given: pytest.fail("the model was loaded"))
+    assert run(*flags, *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
     out = tmp_path / "out"
-    assert "pruning/heuristics_on_trial.png" in files_below(out)
-    manifest = json.loads((out / "analyze.json").read_text())
-    assert any("measured KL" in line for line in manifest["recommendations_measured"])
-    assert "The same, measured:" in capsys.readouterr().out
+    assert not out.exists() or not any(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"prune_layers": (0, 7)},
+            r"has no cache in layer 7, which `prune_layers` names: give some of 0 to 3",
+        ),
+        ({"prune_layers": (0, 1, 2, 3)}, "names every layer"),
+        (
+            {"prune_heads": ((None, 3),)},
+            "has KV heads 0 to 2, not 3, which `prune_heads` names: keys and values are stored",
+        ),
+        ({"prune_heads": ((9, 0),)}, "has no cache in layer 9"),
+        ({"prune_heads": tuple((None, i) for i in range(3))}, "names every KV head"),
+    ],
+)
+def test_what_a_cache_does_not_have_cannot_be_pruned(settings, says):
+    with pytest.raises(UsageError, match=says):
+        PruneStudy(**settings).asked(caches.alike())
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--mode", "compress", "--levels", "0.5,zero"], "'0.5,zero' was given"),
-        (["--mode", "compress", "--levels", "1.5"], "1.5 is no share"),
-        (["--mode", "compress", "--levels", "0.1"], "groups of more than 8"),
-        (["--mode", "compress", "--sink_tokens", "90", "--recent_tokens", "90"], "leave none of"),
-        (["--mode", "prune", "--prune_layers", "0,7"], "has no cache in layer 7; give some of 0"),
-        (["--mode", "prune", "--prune_layers", "0,1"], "names every layer"),
-        (["--mode", "prune", "--prune_layers", "a"], "'a' was given: it takes layers such as"),
-        (["--mode", "prune", "--prune_heads", "3"], "has KV heads 0 to 1, not 3; keys and values"),
-        (["--mode", "prune", "--prune_heads", "9:0"], "has no cache in layer 9"),
-        (["--mode", "prune", "--prune_heads", "0,1"], "names every KV head"),
-        (["--mode", "prune", "--prune_method", "token", "--prune_layers", "0"], "does not go"),
-        (["--mode", "prune", "--prune_method", "layer", "--prune_heads", "0"], "does not go"),
-        (
-            ["--mode", "prune", "--prune_method", "head", "--prune_layers", "0"],
-            "may take --prune",
-        ),
-        (["--mode", "prune", "--keep_tokens", "0"], "0 is no share"),
-        (["--mode", "prune", "--keep_tokens", "0.5", "--prune_layers", "0"], "drop the others"),
-        (["--mode", "prune", "--token_score", "loud"], "invalid choice: 'loud'"),
-        (["--mode", "prune", "--continuation", ""], "--continuation has no tokens"),
-        (["--mode", "prune", "--context_tokens", "0"], "--context_tokens is 0"),
-        (["--mode", "prune", "--sequence_length", "90"], "both given"),
-        (["--mode", "prune", "--score_tokens", "90"], "need a text of 191 tokens"),
+        (["compress", "--sink_tokens", "40", "--recent_tokens", "40"], "leave none of the 80"),
+        (["prune", "--continuation", ""], "--continuation has no tokens"),
+        (["prune", "--score_tokens", "90"], "need a text of 171 tokens"),
     ],
 )
-def test_wrong_input(tiny_model, tmp_path, capsys, arguments, says):
-    out = tmp_path / "out"
-    where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(out)]
-    assert run(*where, "--prompt", PROMPT, *LENGTHS, *arguments) == 2
+def test_what_a_text_does_not_allow_is_one_sentence(mode, tmp_path, capsys, arguments, says):
+    name, *more = arguments
+    assert mode(name, "--prompt", PROMPT, *LENGTHS, *more) == 2
     printed = capsys.readouterr()
     assert says in printed.err and printed.out == "" and printed.err.count("\n") == 1
-    assert not out.exists() or not any(out.iterdir())
+    assert not any((tmp_path / "out").iterdir())
 
 
-def test_a_model_that_hides_nothing_is_refused_for_eviction(tmp_path, capsys):
-    families.save(families.model("falcon"), tmp_path / "falcon")
-    where = ["--model", str(tmp_path / "falcon"), "--device", "cpu", "--prompt", PROMPT]
-    where += ["--output_dir", str(tmp_path / "out"), *LENGTHS]
-    assert run("--mode", "prune", "--prune_layers", "0", *where) == 2
-    assert "does not let entries of its cache be hidden" in capsys.readouterr().err
+def test_a_model_that_hides_nothing_is_refused_for_eviction():
+    with pytest.raises(UsageError, match="does not let entries of its cache be hidden"):
+        carried_out(
+            PruneStudy(prune_layers=(0,), **LOWER), families.loaded("falcon"), reference_samples()
+        )
 
 
 @pytest.mark.parametrize("shape", [s for s in caches.SHAPES if s != "half precision"])
 def test_recommendations_fit_awkward_caches(shape):
-    cache = caches.SHAPES[shape]()
-    cache = caches.with_attention(cache, caches.random_attention(cache))
-    found = recommended(sweep(cache, 1.0))
+    cache = caches.watched(caches.SHAPES[shape]())
+    found = choices.recommended(sweep(cache, 1.0))
     levels = [choice.level for choice in found]
     assert ("layer" in levels) == (cache.n_layers > 1)
     assert ("head" in levels) == (cache.n_heads > 1)
@@ -234,9 +345,28 @@ def test_recommendations_fit_awkward_caches(shape):
 
 
 def test_controls_are_other_sets_of_the_same_size():
-    cache = caches.alike()
-    (choice,) = asked(RunConfig(prune_heads=((None, 1),), prune_layers=(0, 2)), cache)
+    (choice,) = PruneStudy(prune_heads=((None, 1),), prune_layers=(0, 2)).asked(caches.alike())
     assert choice.method.heads == ((0, 1), (2, 1))
+    assert len(choice.controls) == config.CONTROLS
     assert all(len(control.heads) == 2 for control in choice.controls)
-    with pytest.raises(UsageError, match="several query heads share"):
-        asked(RunConfig(prune_heads=((0, 3),)), cache)
+    assert choice.method not in choice.controls
+
+
+def test_rows_of_a_report_are_those_of_its_texts():
+    found = outcome(PruneStudy(prune_layers=(1,), **LOWER | {"num_samples": 2}))
+    assert [sample.index for sample in found.samples] == [0, 1]
+    assert found.facts["texts"] == [sample.name for sample in found.samples]
+    per_text = found.rows.groupby("index").size()
+    assert list(per_text) == [len(found.summary)] * 2
+    means = found.rows.groupby(["method", "settings"], sort=False)["kl_mean_nats"].mean()
+    pd.testing.assert_series_equal(
+        found.summary.set_index(["method", "settings"])["kl_mean_nats"], means
+    )
+
+
+@pytest.mark.parametrize("score", config.EVICTIONS)
+def test_an_eviction_is_the_same_method_in_prune_as_in_compare(score):
+    choice = choices.tokens(0.5, score, "as asked")
+    assert choice.method == make(score, {"keep": 0.5, "sink_tokens": config.SINK_TOKENS})
+    for control in choice.controls:  # whichever go, the same tokens are safe
+        assert control.recent_tokens == choice.method.recent_tokens

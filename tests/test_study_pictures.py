@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.heuristics import SPARES
-from compression.dim_groups import dimension_groups
+from compression.methods.dim_groups import dimension_groups
 from tests import caches
 from tests.drawn import is_within
 from visualization.catalogue import PICTURES

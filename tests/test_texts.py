@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 import config
-from config import RunConfig, UsageError
+from config import UsageError
 from data import hub, texts
 
 
@@ -44,14 +44,15 @@ def test_articles_are_joined_from_their_lines(wikitext_in_cache):
     assert first.source == "WikiText-103 test"
 
 
-def test_the_index_chooses_the_article(wikitext_in_cache):
-    run = RunConfig(wikitext_index=1)
-    assert texts.choose(run) == texts.choose(run) == texts.wikitext_samples()[1]
+def test_the_index_chooses_the_article_from_which_on_texts_are_taken(wikitext_in_cache):
+    first, third = texts.wikitext_samples()
+    assert texts.candidates() == (first, third)
+    assert texts.candidates(wikitext_index=1) == (third,)
 
 
 def test_out_of_reach_falls_back_loudly(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    chosen = texts.choose(RunConfig(use_wikitext=True))
+    chosen = texts.candidates(use_wikitext=True)[0]
     assert chosen.source == texts.REFERENCE_SOURCE
     assert caplog.text.count("using the offline corpus") == 1
 
@@ -78,17 +79,17 @@ def test_the_offline_corpus_is_long_coherent_text_in_a_fixed_order():
 
 def test_the_offline_corpus_is_taken_without_asking_the_hub(monkeypatch):
     monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
-    assert texts.choose(RunConfig(use_wikitext=False)).source == texts.REFERENCE_SOURCE
+    assert texts.candidates(use_wikitext=False)[0].source == texts.REFERENCE_SOURCE
 
 
 def test_an_index_out_of_range_names_the_range():
     last = len(texts.reference_samples()) - 1
-    with pytest.raises(UsageError, match=f"--wikitext_index is 999: .* samples 0 to {last}"):
-        texts.choose(RunConfig(use_wikitext=False, wikitext_index=999))
+    with pytest.raises(UsageError, match=f"`wikitext_index` is 999: .* samples 0 to {last}"):
+        texts.candidates(use_wikitext=False, wikitext_index=999)[0]
 
 
 def test_a_prompt_is_taken_as_it_is():
-    sample = texts.choose(RunConfig(prompt="  Hello\nworld "))
+    sample = texts.candidates(prompt="  Hello\nworld ")[0]
     assert sample.text == "  Hello\nworld " and sample.title == "Hello world"
     assert sample.sha256 == hashlib.sha256(b"  Hello\nworld ").hexdigest()
 
@@ -96,7 +97,7 @@ def test_a_prompt_is_taken_as_it_is():
 def test_a_text_file_is_read_whole(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("Füße\nand more", encoding="utf-8")
-    sample = texts.choose(RunConfig(text_file=str(file)))
+    sample = texts.candidates(text_file=str(file))[0]
     assert (sample.text, sample.title, sample.source) == ("Füße\nand more", "a.txt", "file")
 
 
@@ -123,7 +124,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, name, content, says):
     file = tmp_path / name
     file.write_bytes(content)
     with pytest.raises(UsageError, match=says):
-        texts.choose(RunConfig(text_file=str(file)))
+        texts.candidates(text_file=str(file))[0]
 
 
 @pytest.mark.parametrize("content", ["123" * 3000, "[" * 100_000])
@@ -145,12 +146,12 @@ def test_half_a_character_is_refused(tmp_path):
     with pytest.raises(UsageError, match="broken characters"):
         texts.read_text_file(str(tmp_path / "a.jsonl"))
     with pytest.raises(UsageError, match="broken characters"):
-        texts.choose(RunConfig(prompt="abc\udcff"))
+        texts.candidates(prompt="abc\udcff")[0]
 
 
 def test_a_damaged_download_falls_back_loudly(wikitext_in_cache, caplog):
     wikitext_in_cache.write_bytes(b"no parquet at all")
-    assert texts.choose(RunConfig()).source == texts.REFERENCE_SOURCE
+    assert texts.candidates()[0].source == texts.REFERENCE_SOURCE
     assert "cannot be read" in caplog.text and "using the offline corpus" in caplog.text
 
 
@@ -162,8 +163,8 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_an_empty_prompt_is_refused():
-    with pytest.raises(UsageError, match="--prompt holds no text"):
-        texts.choose(RunConfig(prompt=" \n"))
+    with pytest.raises(UsageError, match="`prompt` holds no text"):
+        texts.candidates(prompt=" \n")[0]
 
 
 def test_what_is_shown_cannot_leave_its_line_or_move_the_cursor():

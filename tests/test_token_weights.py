@@ -1,14 +1,13 @@
 """How much tokens weigh: powers of attention or of age, fitted to gradients."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 
-from compression.calibration import calibrate
-from compression.coded_side import read
-from compression.token_weights import fitted
+from compression.coded.calibration import calibrate
+from compression.coded.token_weights import fitted
+from compression.coded.transform import read
 from data.cache import KINDS
+from data.sensitivity import Sensitivity
 from tests import caches
 
 
@@ -23,7 +22,7 @@ def sized(cache, size, seed=0):
         {k: torch.randn(x.keys.shape, generator=generator) * size[:, None] for k in KINDS}
         for x in cache.layers
     )
-    return SimpleNamespace(cache=cache, gradients=gradients, n_scored=1)
+    return Sensitivity(cache, gradients, n_scored=1)
 
 
 def test_where_attention_is_not_shown_weights_follow_a_power_of_the_age():

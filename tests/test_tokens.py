@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from analysis import tokens
 from analysis.embeddings import position_variance
 from analysis.measures import sweep
-from analysis.tokens import attention_sinks, score_tokens, token_importance
+from analysis.tokens import attention_sinks, token_importance
 from config import UsageError
 from data.cache import KINDS
 from tests import caches
@@ -18,7 +19,7 @@ from tests.caches import PERCENTAGE, random_attention, with_attention, words
 WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}
 
 
-def importance(cache, attention, weights=WEIGHTS, min_queries=1):
+def table_of(cache, attention, weights=WEIGHTS, min_queries=1):
     watched = with_attention(cache, attention)
     return token_importance(sweep(watched, PERCENTAGE), words(cache), weights, min_queries)
 
@@ -26,7 +27,7 @@ def importance(cache, attention, weights=WEIGHTS, min_queries=1):
 def test_token_columns_equal_their_definitions():
     cache = caches.mixed()
     attention = random_attention(cache)
-    table = importance(cache, attention)
+    table = table_of(cache, attention)
     assert list(table["position"]) == list(range(10))
     spanning = list(zip(cache.layers, attention, strict=True))[1:]  # layer 0 has forgotten some
     for position in range(10):
@@ -56,14 +57,14 @@ def test_a_window_makes_no_step_in_the_means_over_layers():
     pair, single = random_attention(cache), random_attention(alone)
     single[0] = pair[0]
     columns = ["key_norm", "value_norm", "attention_received", "attention_energy"]
-    both, one = importance(cache, pair), importance(alone, single)
+    both, one = table_of(cache, pair), table_of(alone, single)
     pd.testing.assert_frame_equal(both[columns], one[columns])
     variance = position_variance(sweep(cache, 1.0)), position_variance(sweep(alone, 1.0))
     pd.testing.assert_frame_equal(*variance)
 
 
 def test_importance_weighs_each_term_as_a_share_of_its_maximum():
-    table = importance(caches.alike(), random_attention(caches.alike()))
+    table = table_of(caches.alike(), random_attention(caches.alike()))
     terms = {"key_norm": 0.35, "value_norm": 0.35, "attention_energy": 0.30}
     expected = sum(w * table[name] / table[name].max() for name, w in terms.items())
     pd.testing.assert_series_equal(table["importance"], expected, check_names=False)
@@ -71,7 +72,7 @@ def test_importance_weighs_each_term_as_a_share_of_its_maximum():
 
 def test_without_attention_its_columns_are_empty_and_the_norms_share_its_weight():
     cache = caches.alike()
-    table = importance(cache, [None] * cache.n_layers)
+    table = table_of(cache, [None] * cache.n_layers)
     assert table[["attention_received", "attention_energy"]].isna().all().all()
     expected = (table["key_norm"] / table["key_norm"].max()) / 2
     expected += (table["value_norm"] / table["value_norm"].max()) / 2
@@ -81,7 +82,7 @@ def test_without_attention_its_columns_are_empty_and_the_norms_share_its_weight(
 def test_weights_of_the_energy_alone_need_the_attention():
     cache = caches.alike()
     with pytest.raises(UsageError, match="weighs attention energy alone"):
-        importance(cache, [None] * 4, {"key": 0, "value": 0, "energy": 1})
+        table_of(cache, [None] * 4, {"key": 0, "value": 0, "energy": 1})
 
 
 @pytest.mark.parametrize("measured", ["all", "some", "none"])
@@ -91,20 +92,20 @@ def test_the_score_of_a_cache_alone_is_that_of_the_table(shape, measured):
     attention = random_attention(cache)
     kept = {"all": attention, "some": attention[:-1], "none": []}[measured]
     attention = kept + [None] * (cache.n_layers - len(kept))
-    positions, scores = score_tokens(with_attention(cache, attention), WEIGHTS)
-    table = importance(cache, attention)
+    positions, scores = tokens.importance(with_attention(cache, attention), WEIGHTS)
+    table = table_of(cache, attention)
     assert positions.tolist() == table["position"].tolist()
     assert scores.tolist() == table["importance"].tolist()
 
 
 def test_a_token_that_no_layer_holds_has_no_row():
     cache = caches.cache(*(caches.layer(i, 2, 4, (8, 8), n_tokens=10) for i in range(2)))
-    assert list(importance(cache, [None, None])["position"]) == [6, 7, 8, 9]
+    assert list(table_of(cache, [None, None])["position"]) == [6, 7, 8, 9]
 
 
 @pytest.mark.parametrize(("min_queries", "ranked"), [(1, 10), (4, 7), (10, 6), (99, 6)])
 def test_tokens_that_few_queries_see_are_not_ranked(min_queries, ranked):
-    table = importance(caches.alike(), [None] * 4, min_queries=min_queries)
+    table = table_of(caches.alike(), [None] * 4, min_queries=min_queries)
     assert list(table["seen_by"]) == list(range(10, 0, -1))
     assert table["well_seen"].sum() == ranked
     assert table["well_seen"].iloc[0]

@@ -9,12 +9,10 @@ from scipy.stats import spearmanr
 from analysis import heuristics, similarity
 from analysis.measures import sweep
 from compression.evaluate import Judge
-from compression.trial import costs, rank_correlations, told
+from compression.studies.trial import costs, rank_correlations, told
 from data.cache import KINDS, by_head, wide
-from tests import caches
-from tests.test_measures import hoyer
-from tests.test_scoring import scored
-from tests.test_similarity import cka, entries, joined
+from tests import caches, families
+from tests.bruteforce import cka, entries, hoyer, joined, kurtosis
 
 
 def table_of(cache):
@@ -34,7 +32,7 @@ def measures_of(x: np.ndarray, limit: float, neighbours: list[float]) -> dict[st
     return {
         "sparsity": below.mean(),
         "hoyer_sparsity": hoyer(x),
-        "kurtosis": ((x - x.mean()) ** 4).mean() / x.var() ** 2,
+        "kurtosis": kurtosis(x),
         "norm": np.sqrt((x**2).mean()),
         "effective_rank": entropy_rank(x),
         "neighbour_similarity": max(defined, default=np.nan),
@@ -102,7 +100,7 @@ def test_one_head_has_no_similar_head_and_no_attention_no_energy():
 
 
 def test_costs_are_measured_for_every_part_and_damage():
-    _, _, start, continuation = scored("llama_gqa")
+    _, _, start, continuation = families.scored("llama_gqa")
     judge = Judge(start.cache, continuation)
     table = costs(judge, noise=0.3)
     assert len(table) == 2 * 2 * (2 + 2)  # layers, damages, keys and values and 2 heads

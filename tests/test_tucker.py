@@ -1,5 +1,4 @@
 import itertools
-from dataclasses import replace
 
 import pytest
 import tensorly
@@ -7,14 +6,15 @@ import torch
 from tensorly.decomposition import partial_tucker
 
 import config
-from compression.ranks import _energy_table, choose_ranks, stored_bytes
-from compression.tucker import Tucker
-from compression.tucker_math import rebuilt, tucker2
-from compression.tucker_study import Study, components, layer_sensitivity
-from config import RunConfig, UsageError
+from compression.evaluate import Judge
+from compression.methods.tucker import Tucker
+from compression.methods.tucker_math import rebuilt, tucker2
+from compression.methods.tucker_ranks import _energy_table, choose_ranks, stored_bytes
+from compression.studies.base import Learned
+from compression.studies.tucker import TuckerStudy, components, layer_sensitivity
+from config import UsageError
 from data.cache import KINDS
-from tests import caches
-from tests.test_scoring import scored
+from tests import caches, families
 
 SHAPES = [(2, 3, 10, 8), (1, 1, 7, 5), (3, 2, 4, 6), (1, 4, 50, 3)]
 
@@ -143,7 +143,7 @@ def test_a_ratio_that_no_rank_reaches_is_refused_with_the_largest():
 def test_a_setting_that_changes_nothing_is_refused():
     with pytest.raises(UsageError, match="leave none of the 10 cached tokens"):
         Tucker(1, 1, sink_tokens=4, recent_tokens=6).refuse_idle(caches.alike())
-    _, _, start, _ = scored("gpt2")
+    _, _, start, _ = families.scored("gpt2")
     with pytest.raises(UsageError, match="are not rotated"):
         Tucker(1, 1, unrotated_keys=True).refuse_idle(start.cache)
 
@@ -159,9 +159,9 @@ def test_bytes_go_where_the_error_falls_fastest():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"embedding_rank": 9}, r"--embedding_rank is 9: .* allow 1 to 8"),
-        ({"token_rank": 11, "embedding_rank": 8}, r"--token_rank is 11: .* allow 1 to 10"),
-        ({"token_rank": 7, "embedding_rank": 2}, r"--token_rank is 7: .* allow 1 to 6"),
+        ({"embedding_rank": 9}, r"`embedding_rank` is 9: .* allow 1 to 8"),
+        ({"token_rank": 11, "embedding_rank": 8}, r"`token_rank` is 11: .* allow 1 to 10"),
+        ({"token_rank": 7, "embedding_rank": 2}, r"`token_rank` is 7: .* allow 1 to 6"),
     ],
 )
 def test_ranks_beyond_a_mode_are_refused_with_the_largest_allowed(settings, says):
@@ -173,13 +173,13 @@ def test_ranks_beyond_a_mode_are_refused_with_the_largest_allowed(settings, says
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"energy": 0.9, "target_ratio": 2.0}, "both given"),
-        ({"energy": 1.5}, "--energy is 1.5"),
-        ({"target_ratio": 0.5}, "--target_ratio is 0.5"),
-        ({"target_ratio": float("nan")}, "--target_ratio is nan"),
-        ({"target_ratio": float("inf")}, "--target_ratio is inf"),
-        ({"token_rank": 0}, "--token_rank is 0"),
-        ({"sink_tokens": -1}, "--sink_tokens is -1"),
+        ({"energy": 0.9, "target_ratio": 2.0}, "were both given"),
+        ({"energy": 1.5}, "`energy` is 1.5"),
+        ({"target_ratio": 0.5}, "`target_ratio` is 0.5"),
+        ({"target_ratio": float("nan")}, "`target_ratio` is nan"),
+        ({"target_ratio": float("inf")}, "`target_ratio` is inf"),
+        ({"token_rank": 0}, "`token_rank` is 0"),
+        ({"sink_tokens": -1}, "`sink_tokens` is -1"),
         ({"token_rank": None}, "needs both ranks"),
     ],
 )
@@ -189,9 +189,7 @@ def test_settings_that_cannot_work_are_refused(settings, says):
 
 
 def test_sensitivity_measures_one_part_at_a_time():
-    from compression.evaluate import Judge
-
-    _, _, start, continuation = scored("llama_gqa")
+    _, _, start, continuation = families.scored("llama_gqa")
     judge = Judge(start.cache, continuation)
     method = Tucker(2, 4)
     table = layer_sensitivity(judge, method)
@@ -217,14 +215,11 @@ def test_components_are_the_stored_numbers():
 
 
 def test_a_close_look_skips_ranks_that_do_not_exist(monkeypatch):
-    from compression.evaluate import Judge
-
-    _, _, start, continuation = scored("llama_gqa")
-    run = RunConfig(token_rank=2, embedding_rank=4, no_sensitivity=True, sink_tokens=0)
+    _, _, start, continuation = families.scored("llama_gqa")
     monkeypatch.setattr(config, "TOKEN_RANKS", (2, 500))
     monkeypatch.setattr(config, "EMBEDDING_RANKS", (4,))
-    study = Study(replace(run, recent_tokens=0))
-    study.look(Judge(start.cache, continuation))
-    looked = study.looked
-    assert list(looked["tucker/rank_sensitivity"]["token_rank"]) == [2]
-    assert looked["tucker/tucker_components"]["layer"].nunique() == 1
+    ends = {"sink_tokens": 0, "recent_tokens": 0}
+    study = TuckerStudy(token_rank=2, embedding_rank=4, no_sensitivity=True, **ends)
+    plan = study.look(Judge(start.cache, continuation), Learned())
+    assert list(plan.ranks["token_rank"]) == [2]
+    assert plan.components["layer"].nunique() == 1

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from compression.tucker import Tucker
-from compression.tucker_study import components
+from compression.methods.tucker import Tucker
+from compression.studies.tucker import components
 from tests import caches
 from tests.drawn import is_within
 from visualization.catalogue import PICTURES

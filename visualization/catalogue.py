@@ -1,46 +1,63 @@
-"""Which picture each table feeds: the file's name without its ending -> how it is drawn."""
+"""Which picture each table feeds: the file's name without its ending -> how it is drawn.
 
-from visualization import (
-    compare,
-    dimensions,
-    embeddings,
-    generation,
-    heads,
-    layers,
-    magnitudes,
-    pruning,
-    similarity,
-    tokens,
-    tucker,
-)
+The function that draws a picture bears the picture's name; here stands the module that it is in,
+which is imported when it first draws: to ask which tables have pictures takes no matplotlib.
+"""
 
-PICTURES = {
-    "layers/layer_statistics": layers.layer_statistics,
-    "layers/layer_pruning_potential": layers.layer_pruning_potential,
-    "heads/head_sparsity": heads.head_sparsity,
-    "heads/head_pruning_potential": heads.head_pruning_potential,
-    "heads/pruning_heatmap_by_layer_head": heads.pruning_heatmap_by_layer_head,
-    "weight_magnitude_distribution": magnitudes.weight_magnitude_distribution,
-    "tokens/token_position_importance": tokens.token_position_importance,
-    "tokens/attention_sinks": tokens.attention_sinks,
-    "tokens/generation_stages_comparison": generation.generation_stages_comparison,
-    "embeddings/embedding_consistency": embeddings.embedding_consistency,
-    "embeddings/sparse_dense_embedding_patterns": embeddings.sparse_dense_embedding_patterns,
-    "embeddings/dimension_compression": dimensions.dimension_compression,
-    "similarity/layer_similarity_matrix": similarity.layer_similarity_matrix,
-    "similarity/head_similarity_matrix": similarity.head_similarity_matrix,
-    "similarity/token_similarity_matrix": similarity.token_similarity_matrix,
-    "similarity/token_kv_similarity_matrices": similarity.token_kv_similarity_matrices,
-    "similarity/token_embedding_patterns": similarity.token_embedding_patterns,
-    "similarity/embedding_dimension_correlations": similarity.embedding_dimension_correlations,
-    "similarity/embedding_dimension_groups": dimensions.embedding_dimension_groups,
-    "pruning/pruning_impact": pruning.pruning_impact,
-    "pruning/heuristics_on_trial": pruning.heuristics_on_trial,
-    "pruning/cost_of_each_part": pruning.cost_of_each_part,
-    "compare/pareto": compare.pareto,
-    "compare/perplexity": compare.perplexity,
-    "compare/needle": compare.needle,
-    "tucker/tucker_components": tucker.tucker_components,
-    "tucker/layer_sensitivity": tucker.layer_sensitivity,
-    "tucker/rank_sensitivity": tucker.rank_sensitivity,
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Draw: TypeAlias = Callable[["pd.DataFrame", str], "Figure"]
+
+MODULES = {
+    "layers/layer_statistics": "layers",
+    "layers/layer_pruning_potential": "layers",
+    "heads/head_sparsity": "heads",
+    "heads/head_pruning_potential": "heads",
+    "heads/pruning_heatmap_by_layer_head": "heads",
+    "weight_magnitude_distribution": "magnitudes",
+    "tokens/token_position_importance": "tokens",
+    "tokens/attention_sinks": "tokens",
+    "tokens/generation_stages_comparison": "generation",
+    "embeddings/embedding_consistency": "embeddings",
+    "embeddings/sparse_dense_embedding_patterns": "embeddings",
+    "embeddings/dimension_compression": "dimensions",
+    "similarity/layer_similarity_matrix": "similarity",
+    "similarity/head_similarity_matrix": "similarity",
+    "similarity/token_similarity_matrix": "similarity",
+    "similarity/token_kv_similarity_matrices": "similarity",
+    "similarity/token_embedding_patterns": "similarity",
+    "similarity/embedding_dimension_correlations": "similarity",
+    "similarity/embedding_dimension_groups": "dimensions",
+    "pruning/pruning_impact": "pruning",
+    "pruning/heuristics_on_trial": "pruning",
+    "pruning/cost_of_each_part": "pruning",
+    "compare/pareto": "compare",
+    "compare/perplexity": "compare",
+    "compare/needle": "compare",
+    "tucker/tucker_components": "tucker",
+    "tucker/layer_sensitivity": "tucker",
+    "tucker/rank_sensitivity": "tucker",
 }
+
+
+def _draw(module: str, picture: str, table: "pd.DataFrame", about: str) -> "Figure":
+    draw: Draw = getattr(import_module(f"visualization.{module}"), picture)
+    return draw(table, about)
+
+
+PICTURES: dict[str, Draw] = {
+    stem: partial(_draw, module, stem.split("/")[-1]) for stem, module in MODULES.items()
+}
+
+
+def draw(stem: str, table: "pd.DataFrame", about: str = "") -> "Figure":
+    """The picture that a table feeds, by its name; a notebook shows it as it is. about: the model
+    and the text, for the line below the title."""
+    return PICTURES[stem](table, about)

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import config
-from visualization.style import SAFE, figure, log_from, plain_log, styled
+from visualization.style import SAFE, Look, figure, log_from, plain_log, styled
 
 PALETTE = (
     "#c0392b", "#2f6db3", "#d9822b", "#17a589", "#6b4c9a", "#7b7d7d", "#b7950b", "#2e8b57",
@@ -56,7 +56,7 @@ def _settings(ax: Axes, table: pd.DataFrame, column: str) -> None:
     """One colour and marker for each family; dominated settings faint."""
     shown = table[table["family"] != "none"]
     for i, (family, rows) in enumerate(shown.groupby("family", sort=False)):
-        look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+        look: Look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
         look |= {"ls": "none", "capsize": 2, "ms": 6.5, "elinewidth": 1}
         for on_it, part in rows.groupby("frontier"):
             spread = part[f"{column}_se"].fillna(0)
@@ -86,7 +86,7 @@ def needle(table: pd.DataFrame, about: str) -> Figure:
         shades = ("#9ecae1", "#4292c6", "#084594", "#041f4a")
         right = rows["right"].to_numpy()
         places = pd.Series(range(len(labels))) + 0.18 * (i - (len(depths) - 1) / 2)
-        look = {"color": shades[i % 4], "ls": "none", "ms": 6}
+        look: Look = {"color": shades[i % 4], "ls": "none", "ms": 6}
         share = rows["probability"].to_numpy()
         ax.plot(share[right], places[right], marker="o", label=f"at {depth:.0%}", **look)
         ax.plot(share[~right], places[~right], marker="x", **look)

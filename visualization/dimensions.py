@@ -4,12 +4,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 import config
 from visualization.style import (
     KINDS,
     NAMES,
     SAFE,
+    Look,
+    Spaces,
     beside,
     figure,
     log_from,
@@ -34,7 +37,7 @@ def dimension_compression(table: pd.DataFrame, about: str) -> Figure:
     for (method, unrotated), rows in table.groupby(["method", "unrotated_keys"], sort=False):
         name, colour, marker = WAYS[method]
         rows = rows.sort_values("bits_per_value")
-        look = {"color": colour, "marker": marker, "ms": 6, "ls": "--" if unrotated else "-"}
+        look: Look = {"color": colour, "marker": marker, "ms": 6, "ls": "--" if unrotated else "-"}
         look["label"] = f"{name}, keys unrotated" if unrotated else name
         for ax, column in ((left, "kl_mean_nats"), (right, "delta_perplexity_percent")):
             spread = rows[f"{column}_se"].fillna(0)
@@ -68,7 +71,7 @@ def embedding_dimension_groups(table: pd.DataFrame, about: str) -> Figure:
     size = (15, min(18, max(4.2, 2.0 + 0.2 * n_layers)))
     least = table["similarity"].iloc[0]
     title = f"Dimensions of a head that go together (|cosine over tokens| from {least:g})"
-    spaces = {"gap": (0.35, 0), "right": 1.2, "head": 0.45, "sharey": True}
+    spaces: Spaces = {"gap": (0.35, 0), "right": 1.2, "head": 0.45, "sharey": True}
     fig, axes = figure(title, about, size, 1, 2, **spaces)
     top = max(2.0, table["group_size"].max())
     for ax, kind in zip(axes, KINDS, strict=True):
@@ -83,9 +86,9 @@ def embedding_dimension_groups(table: pd.DataFrame, about: str) -> Figure:
     return fig
 
 
-def _group_map(ax: Axes, rows: pd.DataFrame, top: float):
+def _group_map(ax: Axes, rows: pd.DataFrame, top: float) -> AxesImage:
     grid = rows.pivot_table(index="layer", columns="dim", values="group_size")
-    look = {"cmap": "Purples", "vmin": 1, "vmax": top, "interpolation": "nearest"}
+    look: Look = {"cmap": "Purples", "vmin": 1, "vmax": top, "interpolation": "nearest"}
     image = ax.imshow(grid.to_numpy(), aspect="auto", **look)
     step = max(1, len(grid) // 30)
     ax.set_yticks(np.arange(0, len(grid), step), grid.index[::step])

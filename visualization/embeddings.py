@@ -68,10 +68,11 @@ def sparse_dense_embedding_patterns(table: pd.DataFrame, about: str) -> Figure:
 def _pattern_lines(ax: Axes, table: pd.DataFrame) -> None:
     width = bin_width(table["position"].max() + 1, MOST_POINTS)
     for i, (dim, rows) in enumerate(table.groupby("dim", sort=False)):
-        at, line = binned(rows["position"].to_numpy(), rows["mean_abs"].to_numpy(), width, "mean")
+        positions, means = rows["position"].to_numpy(), rows["mean_abs"].to_numpy()
+        middles, line = binned(positions, means, width, "mean")
         label = f"dim {dim} (variance {rows['variance'].iloc[0]:.2g})"
-        marker = "o" if len(at) == 1 else None  # a line needs two points
-        ax.plot(at, line, lw=1.3, marker=marker, color=LINES[i], label=label)
+        marker = "o" if len(middles) == 1 else None  # a line needs two points
+        ax.plot(middles, line, lw=1.3, marker=marker, color=LINES[i], label=label)
     ax.set_ylim(0, 1.3 * ax.dataLim.y1)  # room for the legend
     ax.set_xlabel("Token position" + per_bin(width, "mean"))
     ax.set_ylabel("Mean |entry|")

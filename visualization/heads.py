@@ -1,5 +1,8 @@
 """Pictures of the KV heads."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -9,6 +12,7 @@ from visualization.style import (
     MISSING,
     NAMES,
     SPARSITY_MAP,
+    Spaces,
     beside,
     by_kind,
     figure,
@@ -26,7 +30,7 @@ def head_sparsity(table: pd.DataFrame, about: str) -> Figure:
     """Two heat maps, layers by heads, on one colour scale; darker is sparser."""
     n_layers, n_heads = table["layer"].nunique(), table["head"].nunique()
     size = (min(16, max(8, 3 + 0.5 * n_heads)), min(20, max(5, 1.8 + 0.24 * n_layers)))
-    spaces = {"gap": (0.3, 0), "right": 1.2, "sharey": True}
+    spaces: Spaces = {"gap": (0.3, 0), "right": 1.2, "sharey": True}
     fig, axes = figure("Sparsity by layer and KV head", about, size, 1, 2, **spaces)
     top = _scale_top(table)
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
@@ -71,7 +75,7 @@ def pruning_heatmap_by_layer_head(table: pd.DataFrame, about: str) -> Figure:
 
 
 def _scale_top(table: pd.DataFrame) -> float:
-    return max(table["sparsity"].max(), 0.01)
+    return max(float(table["sparsity"].max()), 0.01)
 
 
 def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
@@ -93,6 +97,6 @@ def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
     ax.tick_params(rotation=0)
 
 
-def _colour_bar(fig: Figure, axes) -> None:
+def _colour_bar(fig: Figure, axes: Sequence[Axes] | np.ndarray) -> None:
     bar = beside(fig, axes[-1], axes[0].collections[0])
     bar.set_label("Sparsity (% of entries below the threshold)")

@@ -13,6 +13,8 @@ from visualization.style import (
     COLOURS,
     NAMES,
     SAFE,
+    Look,
+    Spaces,
     figure,
     from_zero,
     log_from,
@@ -34,7 +36,7 @@ def pruning_impact(table: pd.DataFrame, about: str) -> Figure:
     choices of the same size in grey."""
     choices = list(dict.fromkeys(table["choice"]))
     height = 2.0 + 0.55 * len(choices)
-    spaces = {"gap": (0.4, 0), "left": 3.4, "head": 0.55, "sharey": True}
+    spaces: Spaces = {"gap": (0.4, 0), "left": 3.4, "head": 0.55, "sharey": True}
     fig, (left, right) = figure("Pruning: saved and paid", about, (14, height), 1, 2, **spaces)
     chosen = table[table["role"] == "chosen"].drop_duplicates("choice").set_index("choice")
     chosen = chosen.loc[choices]
@@ -51,9 +53,10 @@ def pruning_impact(table: pd.DataFrame, about: str) -> Figure:
     cheap = config.ACCEPTABLE_KL
     floor = log_from(right, pd.concat([table["kl_mean_nats"], pd.Series([cheap])]))
     controls = table[table["role"] == "control"]
-    at = controls["choice"].map({choice: i for i, choice in enumerate(choices)})
-    look = {"s": 26, "facecolors": "none", "edgecolors": CONTROL}
-    right.scatter(controls["kl_mean_nats"].clip(lower=floor), at, label="as much at random", **look)
+    place_of_control = controls["choice"].map({choice: i for i, choice in enumerate(choices)})
+    look: Look = {"s": 26, "facecolors": "none", "edgecolors": CONTROL}
+    cost = controls["kl_mean_nats"].clip(lower=floor)
+    right.scatter(cost, place_of_control, label="as much at random", **look)
     errors = chosen["kl_mean_nats_se"].fillna(0)
     right.errorbar(
         chosen["kl_mean_nats"].clip(lower=floor), places, xerr=errors, fmt="o", color=ACCENT,
@@ -72,7 +75,7 @@ def heuristics_on_trial(table: pd.DataFrame, about: str) -> Figure:
     title = "Heuristics on trial: do they know what can be spared?"
     heuristics = list(dict.fromkeys(table["heuristic"]))[::-1]
     size = (14, 2.6 + 0.55 * len(heuristics))
-    spaces = {"gap": (0.3, 0), "left": 1.9, "head": 0.75, "sharey": True}
+    spaces: Spaces = {"gap": (0.3, 0), "left": 1.9, "head": 0.75, "sharey": True}
     fig, axes = figure(title, about, size, 1, 2, **spaces)
     for ax, (damage, words) in zip(axes, DAMAGE_NAMES.items(), strict=True):
         rows = table[table["damage"] == damage]

@@ -1,6 +1,7 @@
 """Pictures of how alike layers, heads, tokens and dimensions are."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from visualization.style import KINDS, MISSING, beside, figure, plain_log, styled
+from visualization.style import KINDS, MISSING, Look, Spaces, beside, figure, plain_log, styled
 
 NAMES = {"key": "Keys as stored", "unrotated_key": "Unrotated keys", "value": "Values"}
-SIGNED = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
-SHARE = {"cmap": "viridis", "vmin": 0, "vmax": 1}
+SIGNED: Look = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
+SHARE: Look = {"cmap": "viridis", "vmin": 0, "vmax": 1}
 LAYER_MEASURES = {  # column: its name in titles, what its colour bar says, its colours
     "cosine": ("cosine", "Cosine of all entries", SIGNED),
     "cka": ("CKA", "Linear CKA", SHARE),
@@ -32,8 +33,8 @@ def layer_similarity_matrix(table: pd.DataFrame, about: str) -> Figure:
     """Layers by layers: a row for each measure, a column for each kind."""
     layers = np.unique(table["layer_a"])
     title = f"Similarity of layers at {_n_positions(table)}"
-    side = 3.2 if len(layers) <= 40 else 4.2
-    fig, axes, kinds = _panels(title, about, table, len(LAYER_MEASURES), side)
+    panel_side = 3.2 if len(layers) <= 40 else 4.2
+    fig, axes, kinds = _panels(title, about, table, len(LAYER_MEASURES), panel_side)
     places = {f"layer_{end}": np.searchsorted(layers, table[f"layer_{end}"]) for end in "ab"}
     table = table.assign(**places)
     for row, (measure, (name, label, look)) in zip(axes, LAYER_MEASURES.items(), strict=True):
@@ -128,7 +129,7 @@ def token_embedding_patterns(table: pd.DataFrame, about: str) -> Figure:
     return fig
 
 
-def _magnitudes(grid: np.ndarray) -> dict:
+def _magnitudes(grid: np.ndarray) -> Look:
     """From 0 to the largest; on a log scale where a linear one would show outliers alone."""
     middle, top = float(np.median(grid)), max(float(grid.max()), 1e-12)
     if 0 < middle < top / OUTLIERS:
@@ -160,18 +161,29 @@ def _kinds(table: pd.DataFrame) -> list[str]:
     return [kind for kind in NAMES if (table["kind"] == kind).any()]
 
 
-def _panels(title: str, about: str, table: pd.DataFrame, n_rows: int, side: float, **spaces):
+def _panels(
+    title: str,
+    about: str,
+    table: pd.DataFrame,
+    n_rows: int,
+    panel_side: float,
+    bottom: float = 0.65,
+) -> tuple[Figure, np.ndarray, list[str]]:
     """A figure, its axes (rows, kinds), and the kinds."""
     kinds = _kinds(table)
-    return *_grid_of_panels(title, about, (n_rows, len(kinds)), side, **spaces), kinds
+    shape = n_rows, len(kinds)
+    return *_grid_of_panels(title, about, shape, panel_side, bottom), kinds
 
 
-def _grid_of_panels(title, about, shape: tuple[int, int], side: float, bottom: float = 0.65):
-    """Nearly square panels of `side` inches, with room for a colour bar at the end of each row."""
+def _grid_of_panels(
+    title: str, about: str, shape: tuple[int, int], panel_side: float, bottom: float = 0.65
+) -> tuple[Figure, np.ndarray]:
+    """Nearly square panels with sides of `panel_side` inches, with room for a colour bar at the end
+    of each row."""
     (rows, columns), gap = shape, (0.6, 0.75)
-    width = max(8, 0.95 + columns * side + (columns - 1) * gap[0] + 1.25)
-    height = 1.0 + rows * side + (rows - 1) * gap[1] + bottom
-    spaces = {"gap": gap, "right": 1.25, "bottom": bottom, "squeeze": False}
+    width = max(8, 0.95 + columns * panel_side + (columns - 1) * gap[0] + 1.25)
+    height = 1.0 + rows * panel_side + (rows - 1) * gap[1] + bottom
+    spaces: Spaces = {"gap": gap, "right": 1.25, "bottom": bottom, "squeeze": False}
     return figure(title, about, (width, height), rows, columns, **spaces)
 
 
@@ -183,13 +195,13 @@ def _square(rows: pd.DataFrame, name: str, value: str) -> np.ndarray:
     return grid
 
 
-def _show(ax: Axes, grid: np.ndarray, look: dict, **placed) -> None:
+def _show(ax: Axes, grid: np.ndarray, look: Look, **placed: Any) -> None:
     """A matrix; grey where there is nothing to compare."""
     ax.imshow(grid, aspect="auto", **look, **placed)
     ax.set_facecolor(MISSING)
     ax.grid(False)
     if np.isnan(grid).all():
-        where = {"ha": "center", "va": "center", "transform": ax.transAxes}
+        where: Look = {"ha": "center", "va": "center", "transform": ax.transAxes}
         ax.text(0.5, 0.5, "nothing to compare", **where)
 
 
@@ -210,26 +222,28 @@ def _round_numbers(ax: Axes, most: int) -> None:
         axis.set_major_locator(MaxNLocator(most, integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
 
 
-def _edges(positions: Sequence[int]) -> tuple[float, float]:
+def _edges(positions: np.ndarray) -> tuple[float, float]:
     """Where cells of evenly spread positions begin and end."""
     first, last = positions[0], positions[-1]
     half = (last - first) / (len(positions) - 1) / 2 if len(positions) > 1 else 0.5
     return first - half, last + half
 
 
-def _name_ticks(ax: Axes, names: Sequence, most: int, turned: bool = False) -> None:
+def _name_ticks(
+    ax: Axes, names: Sequence[object] | np.ndarray, most: int, turned: bool = False
+) -> None:
     """Names at as many cells as can be read, at most `most` of them."""
     step = next((s for s in TICK_STEPS if len(names) <= s * most), len(names))
-    places = range(0, len(names), step)
-    ax.set_xticks(places, names[::step], rotation=90 if turned else 0)
-    ax.set_yticks(places, names[::step])
+    places, labels = range(0, len(names), step), [str(name) for name in names[::step]]
+    ax.set_xticks(places, labels, rotation=90 if turned else 0)
+    ax.set_yticks(places, labels)
     if turned:
         ax.tick_params(labelsize=7)
 
 
 def _bar(fig: Figure, row: Sequence[Axes], label: str) -> None:
     """The colour bar that a row of panels shares."""
-    grey = any(np.isnan(ax.images[0].get_array().filled(np.nan)).any() for ax in row)
+    grey = any(np.isnan(np.ma.asarray(ax.images[0].get_array()).filled(np.nan)).any() for ax in row)
     beside(fig, row[-1], row[-1].images[0]).set_label(label + "\n(grey: no comparison)" * grey)
 
 

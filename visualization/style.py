@@ -3,15 +3,23 @@
 import textwrap
 from collections.abc import Callable
 from functools import wraps
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, TypedDict, Unpack, overload
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+import config
 
 KINDS = ("key", "value")
 COLOURS = {"key": "#2f6db3", "value": "#d9822b"}
@@ -22,7 +30,7 @@ SAFE = "#2e8b57"
 CHARACTERS_PER_INCH = 13  # of the line below the title
 MISSING = "#d0d0d0"  # heat map cells that do not exist
 
-RC = {
+RC: dict[Any, object] = {  # matplotlib would have each name as a literal
     "text.parse_math": False,  # titles and tokens are data: a $ in them is a $
     "figure.facecolor": "white",
     "axes.grid": True,
@@ -40,6 +48,29 @@ RC = {
 }
 
 Draw = Callable[[pd.DataFrame, str], Figure]
+Look = dict[str, Any]  # named arguments of a function of matplotlib
+
+
+class Spaces(TypedDict, total=False):
+    """What `figure` takes beside a title, texts and sizes."""
+
+    gap: tuple[float, float]
+    right: float
+    bottom: float
+    left: float
+    head: float
+    sharex: bool
+    sharey: bool
+    squeeze: bool
+
+
+class Picture(Figure):
+    """A figure that a notebook shows where it stands at the end of a cell, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        stream = BytesIO()
+        save(self, stream)
+        return stream.getvalue()
 
 
 def styled(draw: Draw) -> Draw:
@@ -51,6 +82,23 @@ def styled(draw: Draw) -> Draw:
             return draw(table, about)
 
     return in_style
+
+
+@overload
+def figure(
+    title: str, about: str, size: tuple[float, float], **spaces: Unpack[Spaces]
+) -> tuple[Figure, Axes]: ...
+
+
+@overload
+def figure(
+    title: str,
+    about: str,
+    size: tuple[float, float],
+    rows: int,
+    columns: int,
+    **spaces: Unpack[Spaces],
+) -> tuple[Figure, np.ndarray]: ...
 
 
 def figure(
@@ -65,22 +113,27 @@ def figure(
     bottom: float = 0.65,
     left: float = 0.95,
     head: float = 0.4,
-    **subplots,
-):
-    """A figure with a title, the model and text it shows, and its axes.
+    sharex: bool = False,
+    sharey: bool = False,
+    squeeze: bool = True,
+) -> tuple[Figure, Axes | np.ndarray]:
+    """A figure with a title, the model and text it shows, and its axes: one panel, or an array
+    of `rows` x `columns` of them.
 
     Everything is in inches: `size`, the `gap` between panels (across, down), the margins to the
     `left`, `right` and `bottom`, and the `head` room above the upper panels. Fixed margins, since
-    letting matplotlib find them takes as long as all the drawing. `subplots` goes to
+    letting matplotlib find them takes as long as all the drawing. The rest goes to
     `Figure.subplots`.
     """
     width, height = size
-    fig = Figure(figsize=size)
+    fig = Picture(figsize=size)
     FigureCanvasAgg(fig)
     lines = textwrap.wrap(shown(about), int(CHARACTERS_PER_INCH * width))
     fig.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=13, fontweight="bold")
-    small = {"ha": "center", "va": "top", "fontsize": 9, "color": "#555555", "linespacing": 1.4}
-    fig.text(0.5, 1 - 0.38 / height, "\n".join(lines), **small)
+    fig.text(
+        0.5, 1 - 0.38 / height, "\n".join(lines), ha="center", va="top", fontsize=9,
+        color="#555555", linespacing=1.4,
+    )  # fmt: skip
     top = 0.38 + 0.18 * len(lines) + head
     across = (width - left - right - gap[0] * (columns - 1)) / columns
     down = (height - top - bottom - gap[1] * (rows - 1)) / rows
@@ -92,10 +145,15 @@ def figure(
         wspace=gap[0] / across,
         hspace=gap[1] / down,
     )
-    return fig, fig.subplots(rows, columns, **subplots)
+    return fig, fig.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=squeeze)
 
 
-def beside(fig: Figure, ax: Axes, image):
+def save(fig: Figure, path: str | Path | IO[bytes]) -> None:
+    """Write a PNG. Compressed quickly: the best compression takes as long as all the drawing."""
+    fig.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
+
+
+def beside(fig: Figure, ax: Axes, image: ScalarMappable) -> Colorbar:
     """A colour bar in the right margin next to `ax`."""
     box = ax.get_position()
     width = fig.get_figwidth()
@@ -105,13 +163,13 @@ def beside(fig: Figure, ax: Axes, image):
 
 def shown(text: str) -> str:
     """`text` with the characters that the font cannot draw written as escapes."""
-    known = get_font(findfont(FontProperties())).get_charmap()
+    drawable = get_font(findfont(FontProperties())).get_charmap()
     return "".join(
-        c if ord(c) in known else c.encode("unicode_escape").decode("ascii") for c in text
+        c if ord(c) in drawable else c.encode("unicode_escape").decode("ascii") for c in text
     )
 
 
-def by_kind(table: pd.DataFrame):
+def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """(kind, its rows) for keys and values, in this order."""
     return [(kind, table[table["kind"] == kind]) for kind in KINDS]
 
@@ -125,7 +183,7 @@ def log_from(ax: Axes, values: pd.Series, axis: str = "x") -> float:
     """A logarithmic axis for values of which some may be 0; returns what those are drawn at, half
     the smallest of the others."""
     positive = values[values > 0]
-    floor = positive.min() / 2 if len(positive) else 1e-6
+    floor: float = positive.min() / 2 if len(positive) else 1e-6
     top = max(3 * values.max(), 10 * floor)
     if axis == "x":
         ax.set_xscale("log")
@@ -138,26 +196,26 @@ def log_from(ax: Axes, values: pd.Series, axis: str = "x") -> float:
     return floor
 
 
-def percent(axis) -> None:
+def percent(axis: Axis) -> None:
     """Shares between 0 and 1 as percentages, on one axis of a panel."""
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
 
 
-def plain_log(axis, steps: tuple[float, ...] = (1.0,)) -> None:
+def plain_log(axis: Axis, steps: tuple[float, ...] = (1.0,)) -> None:
     """0.001 rather than a typeset power, which costs a parser, at these steps of each decade."""
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 
 
-def whole_numbers(axis) -> None:
+def whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
 
 
 def kind_bars(ax: Axes, table: pd.DataFrame, x: str, y: str, spread: str | None = None) -> None:
     """Keys and values side by side in one bar pair for each value of column `x`."""
     for shift, (kind, rows) in zip((-0.2, 0.2), by_kind(table), strict=True):
-        bars = {"width": 0.4, "color": COLOURS[kind], "label": NAMES[kind]}
+        bars: Look = {"width": 0.4, "color": COLOURS[kind], "label": NAMES[kind]}
         if spread is not None:
             bars |= {"yerr": rows[spread], "capsize": 3, "ecolor": "#444444"}
         ax.bar(rows[x] + shift, rows[y], **bars)
@@ -165,9 +223,9 @@ def kind_bars(ax: Axes, table: pd.DataFrame, x: str, y: str, spread: str | None 
     whole_numbers(ax.xaxis)
 
 
-def filled_steps(ax: Axes, values: np.ndarray, **kw) -> None:
+def filled_steps(ax: Axes, values: np.ndarray, color: str) -> None:
     """Touching bars of width 1 at 0, 1, ...: one shape, however many there are."""
-    ax.stairs(values, np.arange(len(values) + 1) - 0.5, fill=True, **kw)
+    ax.stairs(values, np.arange(len(values) + 1) - 0.5, fill=True, color=color)
     ax.set_xlim(-0.5, len(values) - 0.5)
 
 
@@ -176,7 +234,9 @@ def bin_width(n_positions: int, most: int) -> int:
     return -(-n_positions // most)
 
 
-def binned(positions: np.ndarray, values: np.ndarray, width: int, how: str):
+def binned(
+    positions: np.ndarray, values: np.ndarray, width: int, how: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Left-to-right bins of `width` token positions: their middles and the mean or max of each."""
     if width == 1:
         return positions, values

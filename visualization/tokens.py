@@ -12,6 +12,7 @@ from visualization.style import (
     COLOURS,
     MISSING,
     NAMES,
+    Spaces,
     beside,
     bin_width,
     binned,
@@ -43,9 +44,9 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
     line_width = bin_width(span, MOST_POINTS)
     for kind, name in NORMS.items():
         norms = table[name].to_numpy() / table[name].max()
-        at, line = binned(positions, norms, line_width, "mean")
+        line_middles, line = binned(positions, norms, line_width, "mean")
         text = f"{NAMES[kind][:-1]} norm" + per_bin(line_width, "mean")
-        ax.plot(at, line, color=COLOURS[kind], lw=1.2, label=text)
+        ax.plot(line_middles, line, color=COLOURS[kind], lw=1.2, label=text)
     _name_top(ax, table, "importance")
     ax.set_xlim(-0.5 - 0.01 * span, span - 0.5 + 0.01 * span)
     ax.set_ylim(0, 1.05)
@@ -62,7 +63,7 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     layers = sorted(table["layer"].unique())
     size = (14, min(16, 6 + 0.11 * len(layers)))
     title = "Attention sinks: mean attention that each token receives"
-    spaces = {"gap": (0, 0.2), "right": 2.1, "head": 0.4, "sharex": True}
+    spaces: Spaces = {"gap": (0, 0.2), "right": 2.1, "head": 0.4, "sharex": True}
     fig, (above, below) = figure(title, about, size, 2, 1, **spaces)
     first = table.drop_duplicates("position").sort_values("position")
     above.vlines(first["position"], _floor(first), first["mean_received"], color="#7d8894", lw=0.8)
@@ -83,7 +84,7 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
 
 def _floor(first: pd.DataFrame) -> float:
     positive = first.loc[first["mean_received"] > 0, "mean_received"]
-    return positive.min() / 2 if len(positive) else 1e-6
+    return float(positive.min()) / 2 if len(positive) else 1e-6
 
 
 def _sink_map(fig: Figure, ax: Axes, table: pd.DataFrame, layers: list[int]) -> None:
@@ -107,7 +108,7 @@ def _sink_map(fig: Figure, ax: Axes, table: pd.DataFrame, layers: list[int]) -> 
     ax.set_facecolor(MISSING)
     ax.grid(False)
     step = bin_width(len(layers), 20)
-    ax.set_yticks(range(0, len(layers), step), layers[::step])
+    ax.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
     ax.set_xlabel("Token position" + per_bin(width, "maximum"))
     ax.set_ylabel("Layer")
     whole_numbers(ax.xaxis)

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from visualization.style import (
     KINDS,
     NAMES,
+    Look,
+    Spaces,
     beside,
     bin_width,
     figure,
@@ -30,7 +32,7 @@ LINES = ("#9ecae1", "#4292c6", "#2171b5", "#084594", "#041f4a", "#000000")
 def tucker_components(table: pd.DataFrame, about: str) -> Figure:
     """Core, token factor and embedding factor of one layer: keys above, values below."""
     title = f"Tucker components of layer {table['layer'].iloc[0]}"
-    spaces = {"gap": (1.8, 1.0), "right": 1.2}
+    spaces: Spaces = {"gap": (1.8, 1.0), "right": 1.2}
     fig, axes = figure(title, about, (16, 8.5), 2, 3, **spaces)
     for row, kind in zip(axes, KINDS, strict=True):
         for ax, (part, words) in zip(row, PARTS.items(), strict=True):
@@ -54,7 +56,7 @@ def _signed_map(fig: Figure, ax: Axes, rows: pd.DataFrame, part: str) -> None:
         grid = _extremes(grid, width)
     top = max(float(np.quantile(np.abs(grid), 0.98)), 1e-12)
     extent = (-0.5, grid.shape[1] - 0.5, len(grid) * width - 0.5, -0.5)
-    look = {"cmap": SIGNED_MAP, "vmin": -top, "vmax": top, "interpolation": "nearest"}
+    look: Look = {"cmap": SIGNED_MAP, "vmin": -top, "vmax": top, "interpolation": "nearest"}
     image = ax.imshow(grid, aspect="auto", extent=extent, **look)
     for head in range(1, heads):
         ax.axvline(head * n_columns - 0.5, color="black", lw=1)
@@ -107,7 +109,7 @@ def rank_sensitivity(table: pd.DataFrame, about: str) -> Figure:
     title = "Tucker: error and measured cost of other ranks"
     fig, (left, right) = figure(title, about, (13, 6), 1, 2)
     for i, (rank, rows) in enumerate(table.groupby("embedding_rank")):
-        look = {"color": LINES[i % len(LINES)], "marker": "o", "ms": 4}
+        look: Look = {"color": LINES[i % len(LINES)], "marker": "o", "ms": 4}
         left.plot(rows["token_rank"], rows["key_error"], "-", label=f"{rank}: keys", **look)
         left.plot(rows["token_rank"], rows["value_error"], "--", label=f"{rank}: values", **look)
         right.plot(rows["bits_per_value"], rows["kl_mean_nats"], "-", label=str(rank), **look)

@@ -1,0 +1,201 @@
+"""Calibrating `coded`: from gradients on other texts to what is stored once for a model.
+
+One pass over the draws, in bounded memory: per place the second moment of gradients, per group of
+layers the covariance of what was cached, per token the gradients' energy; a few contexts are kept
+to count integers on.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from compression.base import Calibration, Tensors
+from compression.coded import rans
+from compression.coded.method import MIDDLE, quantised, transformed
+from compression.coded.token_weights import Energies, is_watched
+from compression.coded.transform import HIGHEST, LOWEST, read, rows
+from compression.methods.place_by_place import Place
+from config import UsageError
+from data.cache import KINDS, KVCache, wide
+from data.sensitivity import Sensitivity
+
+MOST_LAYERS = 5  # in a group: more gain little and cost the square
+MOST_COLUMNS = 4096  # of a group: the basis is as large as their square
+REGULAR = 0.5  # share of the mean sensitivity that is added in every direction of a place
+SINKS = 4  # first tokens that nothing is learned from: they are like no others
+COUNTED = 3  # contexts that integers are counted on
+PRIOR = 50  # counts that a Laplace distribution of its magnitude adds to each class
+
+
+def calibrate(draws: Iterable[Sensitivity], learned_from: str) -> Calibration:
+    """What `coded` stores once for the model that these draws are of, those on one cache one after
+    the other; `learned_from` says on what in words."""
+    moments = _Moments()
+    kept: deque[KVCache] = deque(maxlen=COUNTED)
+    latest = None
+    for draw in draws:
+        moments.add_gradients(draw)
+        if draw.cache is not latest:
+            moments.add_content(draw.cache)
+            latest = draw.cache
+            kept.append(latest.in_16_bits())
+    tensors = moments.roots() | moments.weights()
+    for g, layers in enumerate(moments.groups):
+        tensors[f"layers.{g}"] = torch.tensor(layers, dtype=torch.int32)
+        tensors[f"basis.{g}"] = moments.basis(layers, tensors)
+    without_tables = Calibration(tensors, learned_from)
+    tables = rans.frequencies(_counts(kept, without_tables) + PRIOR * _laplace())
+    return Calibration(
+        tensors | {"tables": torch.from_numpy(tables.astype(np.int16))}, learned_from
+    )
+
+
+def grouped(cache: KVCache) -> list[tuple[int, ...]]:
+    """The cached layers in groups of neighbours among those of the same kind that hold the same
+    tokens, as many as MOST_LAYERS and MOST_COLUMNS allow."""
+    alike: dict[tuple[str, int], list[int]] = {}
+    for i, layer in enumerate(cache.layers):
+        alike.setdefault((layer.kind, layer.n_tokens), []).append(i)
+    groups = []
+    for layers in alike.values():
+        group: list[int] = []
+        for i in layers:
+            width = sum(_width(cache, j) for j in [*group, i])
+            if group and (len(group) == MOST_LAYERS or width > MOST_COLUMNS):
+                groups.append(tuple(group))
+                group = []
+            group.append(i)
+        groups.append(tuple(group))
+    return sorted(groups)
+
+
+def _width(cache: KVCache, i: int) -> int:
+    layer = cache.layers[i]
+    return layer.n_heads * (layer.keys.shape[2] + layer.values.shape[2])
+
+
+class _Moments:
+    """Sums over draws, of one context each."""
+
+    def __init__(self) -> None:
+        self.groups: list[tuple[int, ...]] = []
+        self.information: dict[Place, torch.Tensor] = {}  # (dim, dim) float64
+        self.covariance: dict[tuple[int, ...], torch.Tensor] = {}  # (width, width) float64
+        self.energies = Energies()
+        self.watched = True
+        self.tokens: dict[Place, int] = {}  # that the information is summed over
+        self.log_scale = 0.0  # of each token's context, summed over tokens
+        self.n_tokens = 0
+
+    def add_gradients(self, draw: Sensitivity) -> None:
+        first = _first(draw.cache)
+        gradients = {
+            (i, kind): wide(pair[kind]).float().cpu()
+            for i, pair in enumerate(draw.gradients)
+            for kind in KINDS
+        }
+        self.watched &= is_watched(draw.cache)
+        weights, scale = self.energies.added(draw.cache, gradients, first)  # (tokens,)
+        for place, g in gradients.items():
+            held = draw.cache.layers[place[0]].positions.cpu()
+            g = (g / weights[held].sqrt()[:, None])[held >= first]
+            gram = (g.T @ g).double() / (draw.n_scored * scale)
+            self.information[place] = _plus(self.information.get(place), gram)
+            self.tokens[place] = self.tokens.get(place, 0) + len(g)
+        self.log_scale += draw.cache.n_tokens * math.log(scale)
+        self.n_tokens += draw.cache.n_tokens
+
+    def add_content(self, cache: KVCache) -> None:
+        if not self.groups:
+            self.groups = grouped(cache)
+        for layers in self.groups:
+            x = rows(cache, [(i, kind) for i in layers for kind in KINDS], 0).cpu()
+            x = x[cache.layers[layers[0]].positions.cpu() >= _first(cache)]
+            x = x - x.mean(0)
+            self.covariance[layers] = _plus(self.covariance.get(layers), (x.T @ x).double())
+
+    def roots(self) -> Tensors:
+        """A = (M + REGULAR tr(M) / dim)^1/2 of each place, and their scales. Contexts count by
+        their tokens and not by how much hangs on them: a few short ones would be all there is."""
+        if not self.n_tokens:
+            raise ValueError("calibration takes at least one draw")
+        usual = math.exp(self.log_scale / self.n_tokens)
+        means = {p: m * usual / max(1, self.tokens[p]) for p, m in self.information.items()}
+        least = 1e-6 * torch.stack([m.trace() / len(m) for m in means.values()]).mean()
+        if not least > 0:
+            raise UsageError(
+                "This model cannot be calibrated", "its predictions do not depend on its cache"
+            )
+        roots: Tensors = {}
+        scales = []
+        for (i, kind), m in means.items():
+            added = REGULAR * torch.maximum(m.trace() / len(m), least)
+            values, vectors = torch.linalg.eigh(m + added * torch.eye(len(m)).double())
+            root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+            scales.append(root.abs().amax())
+            roots[f"roots.{i}.{kind}"] = (root / scales[-1]).half()
+        return roots | {"scales": torch.stack(scales).float()}
+
+    def weights(self) -> Tensors:
+        watched = torch.tensor([self.watched], dtype=torch.uint8)
+        return {"weights": torch.from_numpy(self.energies.fitted()).float(), "watched": watched}
+
+    def basis(self, layers: tuple[int, ...], tensors: Tensors) -> torch.Tensor:
+        """(width, width) float16: eigenvectors of A C A, C the covariance of a group."""
+        places = [(i, kind) for i in layers for kind in KINDS]
+        roots = [
+            tensors[f"roots.{i}.{kind}"].double()
+            * tensors["scales"][len(KINDS) * i + KINDS.index(kind)]
+            for i, kind in places
+        ]
+        a = torch.block_diag(*roots).float()
+        c = self.covariance[layers]
+        seen = a @ (c / c.diagonal().mean().clamp(min=1e-30)).float() @ a
+        seen = seen / seen.diagonal().mean().clamp(min=1e-30)
+        vectors: torch.Tensor = torch.linalg.eigh((seen + seen.T) / 2)[1]
+        return vectors.flip(1).half().contiguous()
+
+
+def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
+    return more if total is None else total + more
+
+
+def _first(cache: KVCache) -> int:
+    """The first position that is learned from."""
+    return min(SINKS, cache.n_tokens // 4)
+
+
+def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
+    """(classes, N_SYMBOLS) how often each integer has occurred in each class, either sign alike;
+    the escape first."""
+    transform = read(calibration)
+    width = 2 * rans.TOP + 3  # with what is beyond on either side
+    counts = np.zeros((HIGHEST - LOWEST + 1) * width)
+    for cache in caches:
+        levels = transform.levels(cache)
+        for group in transform.groups:
+            positions = cache.layers[group.layers[0]].positions[1:].cpu().numpy()
+            if not len(positions):
+                continue
+            coefficients = transformed(cache, group, 1)[1]
+            _, integers, symbol_classes = quantised(coefficients, levels[positions], MIDDLE)
+            entry = symbol_classes.astype(np.int64) * width
+            entry += integers.clip(-rans.TOP - 1, rans.TOP + 1) + (rans.TOP + 1)
+            counts += np.bincount(entry, minlength=len(counts))
+    by_class = counts.reshape(-1, width)
+    by_class += by_class[:, ::-1]
+    return np.concatenate([by_class[:, :1], by_class[:, 1:-1]], axis=1)
+
+
+def _laplace() -> np.ndarray:
+    """(classes, N_SYMBOLS) shares of integers under a Laplace distribution of each magnitude, what
+    is beyond the table first."""
+    octaves = np.arange(LOWEST, HIGHEST + 1) / 4
+    edges = np.arange(0.5, rans.TOP + 1) / (2.0 ** octaves[:, None] / math.sqrt(2))
+    beyond = np.exp(-edges)  # on both sides together
+    half = -np.diff(beyond, axis=1) / 2  # 1 to TOP
+    parts = [beyond[:, -1:], half[:, ::-1], 1 - beyond[:, :1], half]
+    return np.concatenate(parts, axis=1)

@@ -1,0 +1,50 @@
+"""Integers in blocks of one width each, packed without an entropy coder: every block stands at a
+place that its predecessors' widths tell, so that many can be read at once, as accelerators do."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from compression.base import Tensors
+from compression.methods.packing import pack, unpack
+
+BLOCK = 64  # integers of one width
+WIDTH_BITS = 6  # widths of 0 to 32 bits
+PLANE = 8  # bits that are packed at a time, the lowest first
+
+
+def encode(integers: np.ndarray) -> Tensors:
+    """What is stored of (n,) int32 integers: the width of each block, and its bits."""
+    signed = integers.astype(np.int32)
+    folded = ((signed << 1) ^ (signed >> 31)).view(np.uint32)  # 0, -1, 1, -2, ... -> 0, 1, 2, 3
+    blocks = np.pad(folded, (0, -len(folded) % BLOCK)).reshape(-1, BLOCK)
+    widths = np.frexp(blocks.max(1, initial=0).astype(np.float64))[1].astype(np.uint8)
+    stored = {"widths": pack(torch.from_numpy(widths), WIDTH_BITS)}
+    for name, low, bits, alike in _planes(widths):
+        part = (blocks[alike] >> np.uint32(low) & np.uint32(2**bits - 1)).astype(np.uint8)
+        stored[name] = pack(torch.from_numpy(part), bits)
+    return stored
+
+
+def decode(stored: Tensors, n: int) -> np.ndarray:
+    """The (n,) int32 integers that `encode` was given."""
+    n_blocks = -(-n // BLOCK)
+    widths = unpack(stored["widths"], WIDTH_BITS, (n_blocks,)).numpy()
+    blocks = np.zeros((n_blocks, BLOCK), np.uint32)
+    for name, low, bits, alike in _planes(widths):
+        part = unpack(stored[name], bits, (len(alike), BLOCK)).numpy()
+        blocks[alike] |= part.astype(np.uint32) << np.uint32(low)
+    folded = blocks.reshape(-1)[:n]
+    return ((folded >> np.uint32(1)) ^ (np.uint32(0) - (folded & np.uint32(1)))).view(np.int32)
+
+
+def _planes(widths: np.ndarray) -> Iterator[tuple[str, int, int, np.ndarray]]:
+    """Name, lowest bit, bits and blocks of each part: blocks alike in how many bits they have in
+    a plane are packed together."""
+    for low in range(0, 32, PLANE):
+        left = np.clip(widths.astype(np.int64) - low, 0, PLANE)
+        for bits in range(1, PLANE + 1):
+            alike = np.flatnonzero(left == bits)
+            if len(alike):
+                yield f"bits.{low}.{bits}", low, bits, alike

@@ -1,0 +1,264 @@
+"""`coded`: a cache as entropy-coded integers, in a basis in which errors cost nats.
+
+Keys before rotary embedding and values x of a few layers at once, centred on the text's own mean,
+are taken to coefficients c = U^T A (x - mean): A is the root of the Fisher information of the
+model's predictions, so that an error of the same size costs as much in every direction, and U
+decorrelates. One step sets rate and distortion: q = round(c sqrt(w) / step), w the weight of a
+token by the attention that it receives. Each column's root mean square is stored in a byte, as is
+each token's weight; both pick the table that codes q. Transform coding of caches: KVTC (arXiv
+2511.01815); here errors are measured in what the model predicts, tokens have their own precision,
+several layers share a basis, and the coder is per entry.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from compression.base import CacheShape, Calibration, Compressor, LayerShape, Tensors
+from compression.coded import fixed_rate, rans
+from compression.coded.token_weights import is_watched
+from compression.coded.transform import (
+    Group,
+    Transform,
+    classes,
+    is_stored,
+    magnitudes,
+    read,
+    rows,
+    scales,
+)
+from compression.methods.place_by_place import Middles, Place
+from config import UsageError
+from data.cache import KINDS, KVCache, by_head, in_16_bits
+
+FINE, MIDDLE, COARSE = 3.5e-5, 7e-5, 1.4e-4  # steps in sqrt(nats)
+BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
+LARGEST = 2.0**31 - 1  # |integer| that can be coded
+
+
+@dataclass(frozen=True)
+class Coded(Compressor):
+    """step: of the integers, in sqrt(nats) for a token of mean weight; half as large costs about a
+    bit more per coefficient for a quarter of the KL divergence.
+    sink_tokens: the first tokens of each layer, which are stored in 16 bits."""
+
+    name: ClassVar[str] = "coded"
+    step: float = MIDDLE
+    sink_tokens: int = 1
+    # A field here, of the class elsewhere: which it is tells who is calibrated.
+    calibration: Calibration = field(kw_only=True, compare=False, repr=False)  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.step) and self.step > 0):
+            raise UsageError(
+                f"A step of {self.step:g} was given",
+                f"above 0, such as {FINE:g} (fine) to {COARSE:g} (coarse)",
+            )
+        if self.sink_tokens < 0:
+            raise UsageError(f"`sink_tokens` is {self.sink_tokens}", "it takes 0 or more tokens")
+
+    def encode(self, cache: KVCache) -> Tensors:
+        shape = CacheShape.of(cache)
+        transform = self._transform(shape)
+        levels = self._levels(cache, transform)
+        stored = {
+            f"ends.{i}.{kind}": _kept(layer.tensor(kind)[:, : self.sink_tokens])
+            for i, layer in enumerate(cache.layers)
+            for kind in KINDS
+            if self.sink_tokens
+        }
+        codes, integers, symbol_classes = [], [], []
+        for g, group, tokens in self._groups(transform, shape):
+            mean, coefficients = transformed(cache, group, self.sink_tokens)
+            stored[f"means.{g}"] = mean
+            code, q, of_q = quantised(coefficients, levels[tokens], self.step)
+            codes.append(code)
+            integers.append(q)
+            symbol_classes.append(of_q)
+        if codes:
+            stored["levels"] = torch.from_numpy(levels.astype(np.int8))
+            stored["codes"] = torch.from_numpy(np.concatenate(codes))
+            stored |= self.written(
+                np.concatenate(integers), np.concatenate(symbol_classes), transform
+            )
+        return stored
+
+    def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
+        transform = self._transform(shape)
+        middles: Middles = {}
+        if "codes" in stored:
+            levels = stored["levels"].numpy().astype(np.int16)
+            groups = list(self._groups(transform, shape))
+            ends = np.cumsum([len(group.analysis) for _, group, _ in groups])[:-1]
+            codes = np.split(stored["codes"].numpy(), ends)
+            pairs = zip(groups, codes, strict=True)
+            entry_classes = [classes(code, levels[tokens]) for (*_, tokens), code in pairs]
+            integers = self._spread(stored, entry_classes, transform)
+            for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
+                q /= torch.from_numpy(scales(levels[tokens], self.step))
+                mean = stored[f"means.{g}"].float()
+                middles |= _restored(q, code, levels[tokens], mean, group, shape)
+        layers = (
+            layer.filled(*(_joined(stored, middles, i, kind, layer) for kind in KINDS))
+            for i, layer in enumerate(shape.layers)
+        )
+        return shape.filled(tuple(layers))
+
+    def _levels(self, cache: KVCache, transform: Transform) -> np.ndarray:
+        if transform.watched and not is_watched(cache):
+            raise UsageError(
+                f"The attention in the cache of {cache.model} was not measured, and `coded` is as "
+                "precise as tokens are looked at",
+                "prefill with probe=True",
+            )
+        return transform.levels(cache)
+
+    def written(
+        self, integers: np.ndarray, symbol_classes: np.ndarray, transform: Transform
+    ) -> Tensors:
+        """What is stored of (n,) integers whose (n,) classes both encoder and decoder know."""
+        return rans.encode(integers, symbol_classes, transform.tables)
+
+    def read(self, stored: Tensors, symbol_classes: np.ndarray, transform: Transform) -> np.ndarray:
+        """The (n,) integers of these classes."""
+        return rans.decode(stored, symbol_classes, transform.tables)
+
+    def _spread(
+        self, stored: Tensors, entry_classes: list[np.ndarray], transform: Transform
+    ) -> Iterator[torch.Tensor]:
+        """(columns, tokens) float32 of each group whose entries have these classes: the integers,
+        0 where there is no symbol."""
+        coded = [is_stored(each) for each in entry_classes]
+        symbols = [each[is_coded] for each, is_coded in zip(entry_classes, coded, strict=True)]
+        integers = self.read(stored, np.concatenate(symbols), transform)
+        parts = np.split(integers, np.cumsum([len(each) for each in symbols])[:-1])
+        for is_coded, part in zip(coded, parts, strict=True):
+            whole = np.zeros(is_coded.shape, np.float32)
+            whole[is_coded] = part
+            yield torch.from_numpy(whole)
+
+    def _transform(self, shape: CacheShape) -> Transform:
+        """What was learned of this model; raises UsageError where it was of another."""
+        transform = read(self.calibration)
+        dims = {
+            (i, kind): layer.n_heads * layer.dim(kind)
+            for i, layer in enumerate(shape.layers)
+            for kind in KINDS
+        }
+        learned: dict[Place, int] = {}
+        for group in transform.groups:
+            learned |= dict(zip(group.places, group.widths, strict=True))
+        if dims != learned:
+            raise UsageError(
+                f"The calibration ({self.calibration.learned_from}) does not fit the cache of "
+                f"{shape.model}",
+                "calibrate for this model",
+            )
+        spans = [{_span(shape.layers[i]) for i in group.layers} for group in transform.groups]
+        if any(len(of_group) > 1 for of_group in spans):
+            raise UsageError(
+                f"Layers of {shape.model} that were calibrated together hold different tokens of "
+                "this text, for their windows differ",
+                "take a shorter context or another method",
+            )
+        return transform
+
+    def _groups(
+        self, transform: Transform, shape: CacheShape
+    ) -> Iterator[tuple[int, Group, slice]]:
+        """The groups with tokens after the sinks: number, group, their positions in the text."""
+        for g, group in enumerate(transform.groups):
+            start, end = _span(shape.layers[group.layers[0]])
+            if start + self.sink_tokens < end:
+                yield g, group, slice(start + self.sink_tokens, end)
+
+
+def _span(layer: LayerShape) -> tuple[int, int]:
+    return layer.start, layer.start + layer.n_tokens
+
+
+def _kept(x: torch.Tensor) -> torch.Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def transformed(cache: KVCache, group: Group, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean (width,) in 16 bits over the tokens of a group from its token `start` on, and the
+    coefficients (columns, tokens) of what is left."""
+    x = rows(cache, group.places, start)
+    mean = in_16_bits(x.mean(0))
+    return mean, (group.analysis.to(x.device) @ (x - mean.float()).T).cpu()
+
+
+def quantised(
+    coefficients: torch.Tensor, levels: np.ndarray, step: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes of magnitude (columns,) uint8 of (columns, tokens) coefficients, and of those that are
+    stored the integers (n,) int32 and their classes (n,) uint8, column by column."""
+    codes = magnitudes(coefficients, step).numpy()
+    codes[~is_stored(classes(codes, levels.max(keepdims=True)))[:, 0]] = 0
+    live = int(codes.nonzero()[0].max(initial=-1)) + 1
+    entry_classes = classes(codes[:live], levels)
+    coded = is_stored(entry_classes)
+    scaled = coefficients[:live].mul_(torch.from_numpy(scales(levels, step))).round_()
+    symbols = scaled.numpy()[coded]
+    if symbols.size and max(symbols.max(), -symbols.min()) >= LARGEST:
+        raise UsageError(f"A step of {step:g} is too small for this cache", "give a larger one")
+    return codes, symbols.astype(np.int32), entry_classes[coded]
+
+
+def _restored(
+    coefficients: torch.Tensor,
+    codes: np.ndarray,
+    levels: np.ndarray,
+    mean: torch.Tensor,
+    group: Group,
+    shape: CacheShape,
+) -> Middles:
+    """(heads, tokens, dim) of each place of a group from its (columns, tokens) coefficients. They
+    are zero beyond the last column that is stored: early for tokens that weigh little."""
+    coefficients = coefficients.to(mean.device)
+    synthesis = group.synthesis.to(mean.device)
+    x = mean.expand(len(levels), -1).contiguous()
+    order = torch.from_numpy(np.argsort(levels, kind="stable"))
+    for tokens in order.to(mean.device).split(BLOCK):
+        live = is_stored(classes(codes, levels[tokens.cpu()].max(keepdims=True)))[:, 0]
+        n = int(live.nonzero()[0].max(initial=-1)) + 1
+        x.index_add_(0, tokens, coefficients[:n].index_select(1, tokens).T @ synthesis[:n])
+    parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
+    return {(i, kind): by_head(part, shape.layers[i].n_heads) for (i, kind), part in parts}
+
+
+def _joined(
+    stored: Tensors, middles: Middles, i: int, kind: str, layer: LayerShape
+) -> torch.Tensor:
+    """(heads, tokens, dim): the sinks as stored, then what was restored, keys turned again."""
+    name = f"ends.{i}.{kind}"
+    ends, middle = stored.get(name), middles.get((i, kind))
+    if middle is None:
+        return stored[name]
+    if kind == "key" and layer.rotary is not None:
+        middle = layer.rotated(middle, layer.positions[-middle.shape[1] :])
+    middle = middle.to(getattr(torch, layer.dtype))
+    if ends is None:
+        return middle.contiguous()
+    return torch.cat([ends, middle.to(ends.device)], dim=1)
+
+
+@dataclass(frozen=True)
+class CodedFixed(Coded):
+    """The same integers in blocks of one width, bit-packed, with no entropy coder to run through:
+    for an accelerator, at more bytes."""
+
+    name: ClassVar[str] = "coded_fixed"
+
+    def written(
+        self, integers: np.ndarray, symbol_classes: np.ndarray, transform: Transform
+    ) -> Tensors:
+        return fixed_rate.encode(integers)
+
+    def read(self, stored: Tensors, symbol_classes: np.ndarray, transform: Transform) -> np.ndarray:
+        return fixed_rate.decode(stored, len(symbol_classes))

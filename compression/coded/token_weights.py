@@ -1,0 +1,88 @@
+"""How much an error of a token weighs: the more the text's last queries look at it, the more.
+
+What the model will predict next hangs on the tokens that it has just looked at, as eviction has
+found (SnapKV, arXiv 2404.14469), and precision can follow attention where eviction decides once
+(MiKV, arXiv 2402.18096; ZipCache, arXiv 2405.14256). The weight is a power of the attention; where
+a model does not show its attention, of the token's age.
+"""
+
+import numpy as np
+import torch
+
+from compression.methods.place_by_place import Place
+from data.cache import KVCache
+
+LEAST = 1e-6  # of attention: below, it is of rounding
+EXPONENTS = np.arange(0, 2.01, 0.01)
+COMMON_AGES = 512  # what is younger is in nearly all contexts: energies are relative to theirs
+
+
+def is_watched(cache: KVCache) -> bool:
+    """Whether some layer shows what the text's last queries look at."""
+    return any(layer.recent_attention is not None for layer in cache.layers)
+
+
+def traits(cache: KVCache, watched: bool) -> np.ndarray:
+    """(tokens,) log of what weights are a power of: the attention from the last queries, mean over
+    the layers that hold a token and show it and their heads; else 1 / age."""
+    n = cache.n_tokens
+    if not watched:
+        return -np.log(np.arange(n, 0, -1))
+    total, seen = torch.zeros(n).double(), torch.zeros(n).double()
+    for layer in cache.layers:
+        if layer.recent_attention is not None:
+            held = layer.positions.cpu()
+            total[held] += layer.recent_attention.double().mean(0).cpu()
+            seen[held] += 1
+    measured = (total / seen.clamp(min=1))[seen > 0]
+    return torch.where(seen > 0, total / seen, measured.mean()).clamp(min=LEAST).log().numpy()
+
+
+def fitted(traits: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """(2,): log c and b of the weights c exp(b trait) with which tokens that depend on errors by
+    these energies take the fewest bits at an equal loss.
+
+    A token of weight w has errors of 1 / w, so the loss is mean(energy / w), and bits grow with
+    mean(log w) / 2: the product of both means, which is convex in b, is at its smallest.
+    """
+    rate = [np.log(np.mean(energies * np.exp(-b * traits))) + b * traits.mean() for b in EXPONENTS]
+    b = EXPONENTS[np.argmin(rate)]
+    return np.array([np.log(np.mean(energies * np.exp(-b * traits))), b])
+
+
+class Energies:
+    """Energy of gradients by token, relative to what each place has on average in its context."""
+
+    def __init__(self) -> None:
+        self.traits: list[np.ndarray] = []
+        self.energies: list[np.ndarray] = []
+
+    def added(
+        self, cache: KVCache, gradients: dict[Place, torch.Tensor], first: int
+    ) -> tuple[torch.Tensor, float]:
+        """The weights (tokens,) that fit this context alone; and its scale, the energy of a recent
+        token at the usual place. Tokens before `first` are not learned from."""
+        n = cache.n_tokens
+        total, seen = torch.zeros(n).double(), torch.zeros(n).double()
+        log_means = []
+        for (i, _), g in gradients.items():
+            held = cache.layers[i].positions.cpu()
+            energy = g.double().square().sum(1)
+            mean = energy[(held >= first) & (held >= n - COMMON_AGES)].mean()
+            if mean > 0:
+                total[held] += energy / mean
+                seen[held] += 1
+                log_means.append(mean.log())
+        if not log_means:
+            return torch.ones(n), 1.0
+        trait = traits(cache, is_watched(cache))
+        learned = (seen > 0).numpy() & (np.arange(n) >= first)
+        self.traits.append(trait[learned])
+        self.energies.append((total / seen).numpy()[learned])
+        log_c, b = fitted(self.traits[-1], self.energies[-1])
+        scale = float(torch.stack(log_means).mean().exp())
+        return torch.from_numpy(np.exp(log_c + b * trait)).float(), scale
+
+    def fitted(self) -> np.ndarray:
+        """(2,) as `fitted`, to all contexts."""
+        return fitted(np.concatenate(self.traits), np.concatenate(self.energies))

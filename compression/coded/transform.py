@@ -1,0 +1,161 @@
+"""What `coded` has learned of a model, as its encoder and decoder use it.
+
+Tensors of the calibration:
+  roots.<layer>.<kind>  float16 (dim, dim), times `scales`: A, so that |A e|^2 / 2 is the KL
+                        divergence in nats that an error e of one token costs; dim is heads x dim
+  scales                float32 (places,): layer 0's key, layer 0's value, layer 1's key, ...
+  layers.<group>        int32: the cached layers of a group
+  basis.<group>         float16 (width, width): orthonormal directions of all places of the group
+                        after A, by falling variance
+  weights               float32 (2,): log c and b of a token's weight c exp(b trait)
+  watched               uint8 (1,): 1 where the trait is attention, 0 where it is age
+  tables                int16 (classes, symbols): frequencies of integers by expected magnitude
+Both sides must agree on every class: it is computed from stored bytes in integers alone.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+
+from compression.base import Calibration, Tensors
+from compression.coded.rans import Tables
+from compression.coded.token_weights import traits
+from compression.methods.place_by_place import Place, content
+from data.cache import KINDS, KVCache, wide
+
+STEPS_PER_OCTAVE = 8  # of magnitudes that are stored, and of a token's scale sqrt(w)
+ZERO_CODE = 128  # magnitude code of a root mean square of one step; code 0: nothing is stored
+LOWEST, HIGHEST = -24, 40  # classes of magnitude, four an octave: 1/64 of a step to 1024 steps
+SKIPPED = -8  # classes below this, a quarter of a step, hold zeros and no symbols
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Layers of one kind that are transformed together.
+
+    places: (layer, kind) in the order in which their dimensions are joined.
+    basis: (width, columns) float32. roots, inverses: (dim, dim) float32 of each place.
+    """
+
+    places: tuple[Place, ...]
+    basis: torch.Tensor
+    roots: tuple[torch.Tensor, ...]
+    inverses: tuple[torch.Tensor, ...]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(i for i, kind in self.places if kind == KINDS[0])
+
+    @property
+    def widths(self) -> list[int]:
+        return [len(root) for root in self.roots]
+
+    @cached_property
+    def analysis(self) -> torch.Tensor:
+        """(columns, width): U^T A, which takes what was cached to coefficients."""
+        return self._after(self.roots)
+
+    @cached_property
+    def synthesis(self) -> torch.Tensor:
+        """(columns, width): (A^-1 U)^T, which takes coefficients back."""
+        return self._after(self.inverses)
+
+    def _after(self, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        rows = self.basis.split(self.widths)  # (dim, columns) each
+        return torch.cat([b.T @ f for b, f in zip(rows, factors, strict=True)], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """groups: all cached layers, each in one. weights: (2,) log c and b of a token's weight
+    c exp(b trait). watched: whether the trait is attention."""
+
+    groups: tuple[Group, ...]
+    weights: np.ndarray
+    watched: bool
+    frequencies: np.ndarray | None = None
+
+    @cached_property
+    def tables(self) -> Tables:
+        if self.frequencies is None:
+            raise ValueError("this calibration has not counted integers yet")
+        return Tables(self.frequencies)
+
+    def levels(self, cache: KVCache) -> np.ndarray:
+        """(tokens,) int16, -128 to 127: log2 of sqrt(w) of each token, in eighths."""
+        log_weight = self.weights[0] + self.weights[1] * traits(cache, self.watched)
+        levels: np.ndarray = np.rint(log_weight / (2 * np.log(2)) * STEPS_PER_OCTAVE)
+        return levels.clip(-128, 127).astype(np.int16)
+
+
+@lru_cache(maxsize=2)
+def read(calibration: Calibration) -> Transform:
+    """The matrices of a calibration, made once for all caches that are compressed with it."""
+    tensors = calibration.tensors
+    if "scales" not in tensors:
+        raise ValueError("this calibration was not made by compression.coded.calibration")
+    n_groups = sum(name.startswith("basis.") for name in tensors)
+    frequencies = tensors.get("tables")
+    return Transform(
+        tuple(_group(tensors, g) for g in range(n_groups)),
+        tensors["weights"].double().numpy(),
+        bool(tensors["watched"]),
+        None if frequencies is None else frequencies.numpy(),
+    )
+
+
+def _group(tensors: Tensors, g: int) -> Group:
+    places = tuple((i, kind) for i in tensors[f"layers.{g}"].tolist() for kind in KINDS)
+    roots = []
+    for i, kind in places:
+        scale = tensors["scales"][len(KINDS) * i + KINDS.index(kind)]
+        roots.append(tensors[f"roots.{i}.{kind}"].double() * scale)
+    return Group(
+        places,
+        tensors[f"basis.{g}"].float(),
+        tuple(root.float() for root in roots),
+        tuple(torch.linalg.inv(root).float() for root in roots),
+    )
+
+
+def rows(cache: KVCache, places: Iterable[Place], start: int) -> torch.Tensor:
+    """(tokens, width) float32: what these places hold from their token `start` on, side by side,
+    keys before rotary embedding where that is known."""
+    parts = []
+    for i, kind in places:
+        layer = cache.layers[i]
+        x = content(layer, kind, unrotated=layer.rotary is not None)
+        parts.append(wide(x[:, start:]))
+    return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+
+
+def magnitudes(coefficients: torch.Tensor, step: float) -> torch.Tensor:
+    """(columns,) uint8 codes of the root mean square over tokens of (columns, tokens)."""
+    n = max(1, coefficients.shape[1])
+    rms = torch.linalg.vector_norm(coefficients, dim=1).double() / (step * n**0.5)
+    octaves = torch.log2(rms.clamp(min=1e-30))
+    return (STEPS_PER_OCTAVE * octaves + ZERO_CODE).round().clamp(1, 255).to(torch.uint8)
+
+
+def classes(codes: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """(columns, tokens) uint8: the class of each coefficient, 0 for LOWEST, from the (columns,)
+    uint8 codes of magnitude and (tokens,) levels; code 0 is below all that is stored."""
+    halves = codes.astype(np.int16)[:, None] + (levels.astype(np.int16) + (1 - ZERO_CODE))
+    halves >>= 1
+    np.clip(halves, LOWEST, HIGHEST, out=halves)
+    halves -= LOWEST
+    of_entries = halves.astype(np.uint8)
+    of_entries[codes == 0] = 0
+    return of_entries
+
+
+def is_stored(classes: np.ndarray) -> np.ndarray:
+    return classes >= SKIPPED - LOWEST
+
+
+def scales(levels: np.ndarray, step: float) -> np.ndarray:
+    """(tokens,) float32: integers per unit of a coefficient, sqrt(w) / step."""
+    return (2.0 ** (levels / STEPS_PER_OCTAVE) / step).astype(np.float32)

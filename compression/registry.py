@@ -1,0 +1,96 @@
+"""Every method by name, and the one place where methods are made from names and settings.
+
+To add one: its file and a line here; the contract tests run over it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from compression.base import Calibration, Compressor, Uncompressed
+from compression.coded.method import Coded, CodedFixed
+from compression.methods import (
+    dimensions,
+    evictions,
+    low_rank,
+    merging,
+    pruning,
+    quantisers,
+    rotation_quantiser,
+    tucker,
+)
+from compression.methods.composed import Composed
+from config import UsageError
+
+_ALL: tuple[type[Compressor], ...] = (
+    Uncompressed,
+    Coded,
+    CodedFixed,
+    quantisers.FloatQuantiser,
+    quantisers.IntegerQuantiser,
+    quantisers.KIVI,
+    rotation_quantiser.RotationQuantiser,
+    tucker.Tucker,
+    tucker.QuantisedTucker,
+    low_rank.SVD,
+    low_rank.CrossLayerSVD,
+    dimensions.MergedDims,
+    dimensions.DroppedDims,
+    dimensions.EmbeddingFactor,
+    dimensions.PCA,
+    dimensions.CalibratedPCA,
+    *evictions.EVICTIONS,
+    pruning.EvictedParts,
+    pruning.ZeroedEntries,
+    merging.MergedHeads,
+    merging.MergedTokens,
+    Composed,
+)
+METHODS = {method.name: method for method in _ALL}
+
+
+def make(
+    name: str, settings: Mapping[str, Any] | None = None, calibration: Calibration | None = None
+) -> Compressor:
+    """The method of a name with these settings, others at their defaults; one that is calibrated
+    gets what was learned of the model. A setting that is a method itself, as the two of `composed`
+    are, is a mapping of its `name` and settings.
+
+    Raises UsageError for a method or setting that there is not, and for a calibration that lacks.
+    """
+    if name not in METHODS:
+        raise UsageError(f"The method {name} is not known", f"take one of {', '.join(METHODS)}")
+    method = METHODS[name]
+    chosen: dict[str, Any] = {k: _setting(v, calibration) for k, v in (settings or {}).items()}
+    allowed = {field.name for field in fields(method)}
+    if unknown := sorted(set(chosen) - allowed):
+        raise UsageError(
+            f"{name} has no setting {unknown[0]}",
+            f"it takes {', '.join(sorted(allowed - {'calibration'})) or 'none'}",
+        )
+    required = {f.name for f in fields(method) if f.default is f.default_factory is MISSING}
+    if lacking := sorted(required - {"calibration", *chosen}):
+        raise UsageError(f"{name} was given no {lacking[0]}", "it cannot do without")
+    if needs_calibration(name):
+        if calibration is None:
+            raise UsageError(
+                f"{name} has to learn of the model on other texts first", "give its calibration"
+            )
+        chosen["calibration"] = calibration
+    return method(**chosen)
+
+
+def _setting(value: Any, calibration: Calibration | None) -> Any:
+    if isinstance(value, Mapping):
+        settings = dict(value)
+        return make(settings.pop("name", "without a name"), settings, calibration)
+    return value
+
+
+def needs_calibration(name: str, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether a method, or one that it is made of, cannot do without what was learned of the
+    model; False for one that there is not."""
+    if name in METHODS and any(f.name == "calibration" for f in fields(METHODS[name])):
+        return True
+    inner = [v for v in (settings or {}).values() if isinstance(v, Mapping)]
+    return any(needs_calibration(each.get("name", ""), each) for each in inner)

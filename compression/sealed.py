@@ -1,0 +1,46 @@
+"""Tensors and words in a file that vouches for them: safetensors, and in its header a checksum over
+every byte of both. Compressed texts and calibrations are kept so."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from compression.base import Tensors, digest
+from data.writing import whole_or_nothing
+
+CHECKSUM = "sha256"
+
+
+def write(file: Path, tensors: Tensors, header: dict[str, str]) -> None:
+    """Write both, all or nothing; raises OSError where that cannot be."""
+    if CHECKSUM in header:
+        raise ValueError(f"{CHECKSUM} is a name of the seal itself")
+    sealed = header | {CHECKSUM: _checksum(tensors, header)}
+    try:
+        with whole_or_nothing(file) as part:
+            save_file(tensors, part, metadata=sealed)
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written ({error})") from error
+
+
+def read(file: Path) -> tuple[Tensors, dict[str, str]]:
+    """What `write` was given; raises OSError for a file that cannot be read and ValueError, with
+    the reason, for one that is damaged or was not written so."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if header.pop(CHECKSUM, None) != _checksum(tensors, header):
+        raise ValueError("its checksum does not fit")
+    return tensors, header
+
+
+def _checksum(tensors: Tensors, header: dict[str, str]) -> str:
+    return hashlib.sha256(
+        (digest(tensors) + json.dumps(header, sort_keys=True)).encode()
+    ).hexdigest()

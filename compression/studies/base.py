@@ -1,0 +1,143 @@
+"""What every study is: what it was asked for, what it decides on the first text, what it reports.
+
+A study is a frozen dataclass whose fields are its settings, as plain arguments; the command line
+fills them from flags of the same names. `run.py` prefills each text once, lets the study `look` at
+the first, scores the methods of the plan that it gives, and hands the scores to the plan's
+`report`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, TypedDict
+
+import pandas as pd
+
+import config
+from compression.base import Calibration, Compressor
+from compression.evaluate import Judge
+from config import UsageError
+from data.cache import KVCache
+
+Tables = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found out.
+
+    tables: by their file's name without its ending. lines: in sentences. continued: texts that the
+    model goes on with, by what it goes on from. refused: what a person asked for and cannot have,
+    told after all results are written.
+    """
+
+    tables: Tables
+    lines: list[str]
+    continued: dict[str, str] = field(default_factory=dict)
+    refused: UsageError | None = None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned on texts that are not scored: the model's calibration, and the caches of
+    some of them by name; where the study asks for them."""
+
+    calibration: Calibration | None = None
+    caches: tuple[tuple[str, KVCache], ...] = ()
+
+
+class Plan(ABC):
+    """What a study has decided to do with its texts. methods: scored on each of them."""
+
+    methods: list[Compressor]
+
+    @abstractmethod
+    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+        """rows: one per method and text; summary: their means, see `evaluate.summary`; needles: one
+        per method and hidden fact, empty where none were sought."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(ABC):
+    """context_tokens: whose cache is compressed. score_tokens: after them, to score. num_samples:
+    texts that are scored. What is None is as config.py says.
+
+    Making one raises UsageError for settings that cannot work, before any work is done.
+    """
+
+    title: ClassVar[str]
+    probes: ClassVar[bool] = False  # whether caches come with the attention that tokens receive
+    keeps_rows: ClassVar[bool] = False  # whether finished rows are kept for the next run
+    context_tokens: int | None = None
+    score_tokens: int | None = None
+    num_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        refuse_counts(
+            context_tokens=self.context_tokens,
+            score_tokens=self.score_tokens,
+            num_samples=self.num_samples,
+        )
+
+    @property
+    def context(self) -> int:
+        return self.context_tokens or config.CONTEXT_TOKENS
+
+    @property
+    def n_scored(self) -> int:
+        return self.score_tokens or config.SCORE_TOKENS
+
+    @property
+    def n_texts(self) -> int:
+        return self.num_samples or config.NUM_SAMPLES
+
+    @property
+    def n_learned(self) -> int:
+        """How many texts that are not scored it wants to see."""
+        return 0
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it needs the model's calibration."""
+        return False
+
+    @property
+    def seeks(self) -> bool:
+        """Whether facts hidden in the text are to be found as well."""
+        return False
+
+    @property
+    def n_shown(self) -> int:
+        """Tokens to generate after the first text."""
+        return 0
+
+    @abstractmethod
+    def look(self, judge: Judge, learned: Learned) -> Plan:
+        """Look at the first text, and decide what to score."""
+
+
+def refuse_counts(**counts: int | None) -> None:
+    """Raise UsageError for a count that is given and below 1."""
+    for name, given in counts.items():
+        if given is not None and given < 1:
+            raise UsageError(f"`{name}` is {given}", "it takes 1 or more")
+
+
+class Ends(TypedDict):
+    """How many first and most recent tokens stay plain."""
+
+    sink_tokens: int
+    recent_tokens: int
+
+
+def plain_ends(sink_tokens: int | None, recent_tokens: int | None) -> Ends:
+    """How many first and most recent tokens stay plain; as config.py says where not given."""
+    return {
+        "sink_tokens": config.SINK_TOKENS if sink_tokens is None else sink_tokens,
+        "recent_tokens": config.RECENT_TOKENS if recent_tokens is None else recent_tokens,
+    }
+
+
+def spread(row: pd.Series) -> str:
+    """A measured KL with its standard error, where there is one."""
+    error = "" if row["texts"] < 2 else f" ± {row['kl_mean_nats_se']:.4f}"
+    return f"{row['kl_mean_nats']:.4f}{error}"

@@ -1,0 +1,224 @@
+"""`--mode compare`: every way to shrink the cache at true bytes, and what fits a budget."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+
+import config
+from compression.base import Compressor
+from compression.evaluate import Judge
+from compression.methods.evictions import Recent
+from compression.registry import make, needs_calibration
+from compression.studies import comparison_words as words
+from compression.studies import presets
+from compression.studies.base import Learned, Plan, Report, Study
+from compression.studies.frontier import closest, fitting, labelled
+from config import UsageError
+from data.resume import side_by_side
+
+QUICK_TEXTS, QUICK_CONTEXT, QUICK_SCORED = 2, 512, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareStudy(Study):
+    """methods: families of presets.py, all of them where not given. quick: fewer settings, texts
+    and scored tokens. levels: shares of the tokens that evictions keep. max_bits (per value),
+    max_bytes_per_token, max_kl (nats per token): the budget. memory_gib: of a card, on which a
+    context has to fit. show_generation: tokens to generate from the full and the best cache.
+    needles: whether hidden facts are sought, which is not done with quick."""
+
+    title: ClassVar[str] = "Comparison"
+    probes: ClassVar[bool] = True
+    keeps_rows: ClassVar[bool] = True
+    methods: tuple[str, ...] | None = None
+    quick: bool = False
+    levels: tuple[float, ...] | None = None
+    max_bits: float | None = None
+    max_bytes_per_token: float | None = None
+    max_kl: float | None = None
+    memory_gib: float | None = None
+    show_generation: int = 0
+    needles: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context < presets.smallest_context():
+            raise UsageError(
+                f"A context of {self.context} tokens is too short to compare",
+                f"give `context_tokens` {presets.smallest_context()} or more",
+            )
+        if set(self.settings) == {"none"}:
+            raise UsageError(
+                "`methods` none is what others are compared with",
+                "give a method to compare with it, such as coded",
+            )
+        for setting in (one for each in self.settings.values() for one in each.values()):
+            if not needs_calibration(*setting):
+                make(*setting)  # refuses what makes no sense
+
+    @property
+    def context(self) -> int:
+        return self.context_tokens or (QUICK_CONTEXT if self.quick else config.CONTEXT_TOKENS)
+
+    @property
+    def n_scored(self) -> int:
+        return self.score_tokens or (QUICK_SCORED if self.quick else config.SCORE_TOKENS)
+
+    @property
+    def n_texts(self) -> int:
+        return self.num_samples or (QUICK_TEXTS if self.quick else config.NUM_SAMPLES)
+
+    @property
+    def n_shown(self) -> int:
+        return self.show_generation
+
+    @property
+    def calibrates(self) -> bool:
+        settings = [one for each in self.settings.values() for one in each.values()]
+        return any(needs_calibration(*setting) for setting in settings)
+
+    @property
+    def seeks(self) -> bool:
+        return self.needles and not self.quick
+
+    @property
+    def settings(self) -> presets.Families:
+        return presets.chosen(self.methods, self.quick, self.levels)
+
+    @property
+    def budget(self) -> dict[str, float]:
+        limits = {
+            "max_bits": self.max_bits,
+            "max_bytes_per_token": self.max_bytes_per_token,
+            "max_kl": self.max_kl,
+        }
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    def look(self, judge: Judge, learned: Learned) -> "ComparePlan":
+        """Goes on without the settings that can do nothing with such a cache."""
+        labels = {
+            make(*setting, learned.calibration): (family, label)
+            for family, settings in self.settings.items()
+            for label, setting in settings.items()
+        }
+        why = _unfit(judge, labels)
+        left_out = {labels[m][1]: reason for m, reason in why.items()}
+        fit = {m: names for m, names in labels.items() if m not in why}
+        if {family for family, _ in fit.values()} == {"none"}:
+            raise UsageError(
+                f"Of `methods` nothing can be compared on {judge.cache.model} at {self.context} "
+                f"tokens, {words.by_reason(left_out)}",
+                "give others, or where more tokens would help a larger `context_tokens`",
+            )
+        return ComparePlan(self, judge, fit, left_out)
+
+
+def _unfit(judge: Judge, methods: Iterable[Compressor]) -> dict[Compressor, str]:
+    """Those that can do nothing with such a cache, and why."""
+    methods = list(methods)
+    blind = _cannot_hide(judge) if any(presets.evicts(m.name) for m in methods) else None
+    why = {
+        m: blind if blind and presets.evicts(m.name) else presets.unfit(m, judge.cache)
+        for m in methods
+    }
+    return {m: reason for m, reason in why.items() if reason}
+
+
+class ComparePlan(Plan):
+    """judge: of the first text. labels: method -> (family, label). left_out: label -> why."""
+
+    def __init__(
+        self,
+        study: CompareStudy,
+        judge: Judge,
+        labels: dict[Compressor, tuple[str, str]],
+        left_out: dict[str, str],
+    ) -> None:
+        self.study = study
+        self.judge = judge
+        self.labels = labels
+        self.left_out = left_out
+        self.methods = list(labels)
+
+    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+        table = self.labelled(summary)
+        tables = {"compare/pareto": table, "compare/perplexity": table}
+        tables |= {"compare/compare": table, "compare/texts": rows}
+        if len(needles):
+            needles = self._named(needles)
+            tables["compare/needle"] = needles
+        best = self._best(table)
+        lines = [words.frontier(table), words.dominated(table)]
+        lines += [f"Left out: {words.by_reason(self.left_out)}."] if self.left_out else []
+        lines += [*words.checked(table), *words.ahead(table)]
+        learned = {m.calibration.learned_from for m in self.labels if m.calibration is not None}
+        lines += [words.learned_from(said, rows) for said in learned]
+        lines += [words.within_budget(best)] if self.study.budget and best is not None else []
+        if self.study.memory_gib is not None:
+            loaded = self.judge.continuation.loaded
+            card = (self.study.memory_gib, self.study.context, loaded.max_positions)
+            has_budget = bool(self.study.budget)
+            lines.append(words.on_a_card(table, best, loaded.weight_nbytes, *card, has_budget))
+        lines += [words.lost_needles(needles)] if len(needles) else []
+        lines += words.engines(table)
+        return Report(tables, lines, self._continued(best), self._refused(table, best))
+
+    def labelled(self, summary: pd.DataFrame) -> pd.DataFrame:
+        """The summary with family, label, bytes_per_token, pays_from_tokens (the context from which
+        what is stored for the model pays), frontier and dominated_by."""
+        table = labelled(summary, self.labels)
+        table["bytes_per_token"] = table["stored_bytes"] / self.study.context
+        saved = (table["original_bytes"] - table["stored_bytes"]) / self.study.context
+        pays = (table["per_model_bytes"] / saved).where(table["per_model_bytes"] > 0)
+        return table.assign(pays_from_tokens=pays)
+
+    def _named(self, needles: pd.DataFrame) -> pd.DataFrame:
+        """label, depth, settings, right, probability."""
+        labels = {(m.name, m.words()): label for m, (_, label) in self.labels.items()}
+        keys = zip(needles["method"], needles["settings"], strict=True)
+        named = needles.assign(label=[labels[key] for key in keys])
+        return named[["label", "depth", "settings", "right", "probability"]]
+
+    def _best(self, table: pd.DataFrame) -> pd.Series | None:
+        """The setting that fits the budget; without one the smallest that is called cheap."""
+        budget = self.study.budget or {"max_kl": config.ACCEPTABLE_KL}
+        return fitting(_compressed(table), **budget)
+
+    def _refused(self, table: pd.DataFrame, best: pd.Series | None) -> UsageError | None:
+        """That no setting fits the budget; None where one does, or none was given."""
+        budget = self.study.budget
+        if not budget or best is not None:
+            return None
+        near = closest(_compressed(table), **budget)
+        asked = " and ".join(f"`{name}` {value:g}" for name, value in budget.items())
+        return UsageError(
+            f"No setting measured fits {asked}; the closest is {near['label']} with "
+            f"{near['bits_per_value']:.2f} bits per value, {near['bytes_per_token']:.0f} bytes per "
+            f"token, at KL {near['kl_mean_nats']:.4f}. All results were written"
+        )
+
+    def _continued(self, best: pd.Series | None) -> dict[str, str]:
+        """What follows the first text greedily, from the untouched cache and from the best one."""
+        n, judge = self.study.show_generation, self.judge
+        if not n or best is None:
+            return {}
+        method = next(m for m, (_, label) in self.labels.items() if label == best["label"])
+        restored = method.compress(judge.cache).restore()
+        full, other = (judge.continuation.greedy(each, n) for each in (judge.cache, restored))
+        return dict(side_by_side(judge.continuation.loaded, full, other, best["label"]))
+
+
+def _compressed(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["family"] != "none"]
+
+
+def _cannot_hide(judge: Judge) -> str | None:
+    """Why what is evicted of this model's cache cannot be measured; None where it can."""
+    evicted = Recent().compress(judge.cache).restore()
+    try:
+        judge.continuation.log_probabilities(evicted)
+    except UsageError as refusal:
+        return refusal.reason
+    return None

@@ -1,0 +1,143 @@
+"""What the comparison of `--mode compare` says, in sentences, each from its table alone."""
+
+import pandas as pd
+
+import config
+from compression.studies import presets
+from compression.studies.base import spread
+from compression.studies.frontier import bits_by_family
+
+QUANTISERS = ("fp8", "int8", "kivi", "rotated")
+
+
+def within_budget(best: pd.Series) -> str:
+    return (
+        f"Within the budget: {best['label']}, {best['bits_per_value']:.2f} bits per value "
+        f"({best['ratio']:.2f} x), {best['bytes_per_token']:.0f} bytes per token, KL "
+        f"{spread(best)}, perplexity {best['delta_perplexity_percent']:+.2f} %."
+    )
+
+
+def learned_from(said: str, rows: pd.DataFrame) -> str:
+    line = f"Calibrated methods learned from {said}"
+    if any(source in said for source in rows["text_source"].unique()):
+        return line + ", where the scored texts are from too: on other text they cost more."
+    return line + "."
+
+
+def frontier(table: pd.DataFrame) -> str:
+    rows = table[table["frontier"]]
+    named = [f"{r.label} ({r.ratio:.2f} x, KL {r.kl_mean_nats:.4f})" for r in rows.itertuples()]
+    return f"Frontier, smallest first: {', '.join(named)}."
+
+
+def dominated(table: pd.DataFrame) -> str:
+    rows = table[~table["frontier"]]
+    if rows.empty:
+        return "No setting is dominated."
+    named = [f"{row.label} by {row.dominated_by}" for row in rows.itertuples()]
+    return f"Dominated, as large and as costly at least: {', '.join(named)}."
+
+
+def by_reason(left_out: dict[str, str]) -> str:
+    """Labels with the reason that they share, as `a, b (why); c (why)`."""
+    labels: dict[str, list[str]] = {}
+    for label, why in left_out.items():
+        labels.setdefault(why, []).append(label)
+    return "; ".join(f"{', '.join(each)} ({why})" for why, each in labels.items())
+
+
+def checked(table: pd.DataFrame) -> list[str]:
+    """That the path adds nothing of its own, and how much of a KL is chance."""
+    again = table.loc[table["family"] == "none", "kl_mean_nats"].iloc[0]
+    line = f"Check: the untouched cache through the same path costs KL {again:g}."
+    typical = table[table["kl_mean_nats"] > 0].sort_values("kl_mean_nats")
+    if typical.empty:
+        return [line]
+    row = typical.iloc[len(typical) // 2]
+    if row["texts"] < 2:
+        return [line, "Noise: not known from one text; give `num_samples` 2 or more."]
+    share = row["kl_mean_nats_se"] / row["kl_mean_nats"]
+    return [
+        line,
+        f"Noise: over {row['texts']} texts the KL of {row['label']}, the median setting, is "
+        f"{spread(row)}, a standard error of {share:.0%} of itself.",
+    ]
+
+
+def ahead(table: pd.DataFrame) -> list[str]:
+    """How far ahead of the best quantiser `coded` is at the losses of its own settings."""
+    lines = []
+    for loss in (0.003, config.ACCEPTABLE_KL):
+        bits = bits_by_family(table, loss)
+        mine = bits.get("coded")
+        theirs = min((bits[family] for family in QUANTISERS if family in bits), default=None)
+        if mine is not None and theirs is not None:
+            lines.append(
+                f"At KL {loss:g} (between measured settings), coded stores {mine:.2f} bits per "
+                f"value, the best quantiser {theirs:.2f}: {theirs / mine:.1f} times as much."
+            )
+    return lines
+
+
+def lost_needles(table: pd.DataFrame) -> str:
+    shares = table.groupby("label", sort=False)["right"].mean()
+    fewer = shares[shares < shares["none"]]
+    lost = ", ".join(f"{label} ({share:.0%})" for label, share in fewer.items())
+    line = f"Needles: the untouched cache finds {shares['none']:.0%} of them"
+    return f"{line}; fewer are found with {lost}." if lost else f"{line}; no setting finds fewer."
+
+
+def engines(table: pd.DataFrame) -> list[str]:
+    lines = []
+    for family, setting in presets.ENGINES.items():
+        rows = table[table["family"] == family]
+        if len(rows):
+            best = rows.loc[rows["kl_mean_nats"].idxmin()]
+            lines.append(
+                f"Nearest in engines: {setting}: as {best['label']} here, "
+                f"{best['bits_per_value']:.2f} bits per value, KL {spread(best)}."
+            )
+    return lines
+
+
+def on_a_card(
+    table: pd.DataFrame,
+    best: pd.Series | None,
+    weight_nbytes: int,
+    memory_gib: float,
+    context: int,
+    max_positions: int | None,
+    has_budget: bool,
+) -> str:
+    """How long a context could be on a card. best: the setting to take; has_budget: whether it is
+    the one that fits a budget, or else the smallest that is called cheap."""
+    weights = f"{weight_nbytes / 2**30:.2f} GiB"
+    room = memory_gib * 2**30 - weight_nbytes
+    if room <= 0:
+        return (
+            f"A card of {memory_gib:g} GiB does not hold the weights alone, {weights} in 16 bits."
+        )
+    full = table["original_bytes"].iloc[0] / context
+    beside = (
+        f"On {memory_gib:g} GiB, beside the weights in 16 bits ({weights}) and nothing else, "
+        f"{room / full:,.0f} tokens of uncompressed cache"
+    )
+    if best is None:
+        return beside + "."
+    label, once = best["label"], best["per_model_bytes"]
+    if not has_budget:
+        label += f", the smallest that costs at most KL {config.ACCEPTABLE_KL:g},"
+    if room <= once:
+        return (
+            f"{beside}; what {label} stores once for the model, {once / 2**20:.1f} MiB, does not "
+            "fit beside the weights."
+        )
+    tokens = (room - once) / best["bytes_per_token"]
+    several = ""
+    if max_positions is not None and tokens > max_positions:
+        several = f"; of several texts, since the model has {max_positions} positions"
+    return (
+        f"{beside}; with {label} {tokens:,.0f} (bytes per token as measured at {context} "
+        f"tokens{several})."
+    )

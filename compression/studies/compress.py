@@ -1,0 +1,156 @@
+"""`--mode compress`: smaller embedding dimensions, each way at several kept shares."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+
+import config
+from compression.base import Compressor, Uncompressed
+from compression.evaluate import Judge
+from compression.methods.dim_groups import dimension_groups
+from compression.methods.dimensions import (
+    PCA,
+    CalibratedPCA,
+    DroppedDims,
+    EmbeddingFactor,
+    MergedDims,
+    Projection,
+    fitted_bases,
+)
+from compression.studies.base import Ends, Learned, Plan, Report, Study, plain_ends, spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressStudy(Study):
+    """levels: shares of the dimensions that are kept. sink_tokens, recent_tokens: first and most
+    recent tokens that stay plain. unrotated_keys: compress keys as they were before rotary
+    embedding as well."""
+
+    title: ClassVar[str] = "Embedding compression"
+    levels: tuple[float, ...] | None = None
+    sink_tokens: int | None = None
+    recent_tokens: int | None = None
+    unrotated_keys: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        PCA(**self._ends)  # refuses what makes no sense
+        for level in self._levels:
+            MergedDims(level, largest=config.LARGEST_DIM_GROUP)  # refuses what it cannot reach
+
+    @property
+    def n_learned(self) -> int:
+        return config.CALIBRATION_TEXTS
+
+    @property
+    def _ends(self) -> Ends:
+        return plain_ends(self.sink_tokens, self.recent_tokens)
+
+    @property
+    def _levels(self) -> list[float]:
+        return sorted(self.levels or config.LEVELS, reverse=True)
+
+    def look(self, judge: Judge, learned: Learned) -> "CompressPlan":
+        PCA(**self._ends, unrotated_keys=self.unrotated_keys).refuse_idle(judge.cache)
+        groups = dimension_groups(judge.cache, config.DIM_SIMILARITY, config.LARGEST_DIM_GROUP)
+        methods: list[Compressor] = [Uncompressed()]
+        for unrotated in (False, True) if self.unrotated_keys else (False,):
+            methods += self._methods(learned, unrotated)
+        return CompressPlan(methods, self._levels, self.context, groups)
+
+    def _methods(self, learned: Learned, unrotated: bool) -> list[Compressor]:
+        names, caches = zip(*learned.caches, strict=True)
+        bases = fitted_bases(caches, unrotated, "; ".join(names))
+        ends, largest = self._ends, config.LARGEST_DIM_GROUP
+        natural = MergedDims(
+            1.0,
+            **ends,
+            unrotated_keys=unrotated,
+            similarity=config.DIM_SIMILARITY,
+            largest=largest,
+        )
+        methods: list[Compressor] = [natural]
+        for keep in self._levels:
+            methods += [
+                MergedDims(keep, **ends, unrotated_keys=unrotated, largest=largest),
+                DroppedDims(
+                    keep,
+                    **ends,
+                    unrotated_keys=unrotated,
+                    percentage=config.SPARSITY_THRESHOLD_PERCENTAGE,
+                ),
+                EmbeddingFactor(keep, **ends, unrotated_keys=unrotated),
+                PCA(keep, **ends, unrotated_keys=unrotated),
+                CalibratedPCA(keep, **ends, unrotated_keys=unrotated, calibration=bases),
+            ]
+        return methods
+
+
+class CompressPlan(Plan):
+    """levels: kept shares, the largest first. groups: which dimensions of the first text go
+    together."""
+
+    def __init__(
+        self, methods: list[Compressor], levels: list[float], context: int, groups: pd.DataFrame
+    ) -> None:
+        self.methods = methods
+        self.levels = levels
+        self.context = context
+        self.groups = groups
+
+    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+        by_way = self.by_way(summary)
+        tables = {
+            "embeddings/dimension_compression": by_way,
+            "embeddings/dimension_compression_texts": rows,
+            "similarity/embedding_dimension_groups": self.groups,
+        }
+        return Report(tables, self._lines(by_way))
+
+    def by_way(self, summary: pd.DataFrame) -> pd.DataFrame:
+        """The summary's rows but for the untouched cache, with columns keep and unrotated_keys, and
+        the context from which storing a basis for the model pays: pays_from_tokens."""
+        ways = {(m.name, m.words()): m for m in self.methods if isinstance(m, Projection)}
+        table = summary[summary["method"] != "none"].copy()
+        methods = [ways[key] for key in zip(table["method"], table["settings"], strict=True)]
+        table.insert(2, "keep", [method.keep for method in methods])
+        table.insert(3, "unrotated_keys", [method.unrotated_keys for method in methods])
+        saved_per_token = (table["original_bytes"] - table["stored_bytes"]) / self.context
+        table["pays_from_tokens"] = (table["per_model_bytes"] / saved_per_token).round()
+        return table
+
+    def _lines(self, table: pd.DataFrame) -> list[str]:
+        lines = [_cheapest(table[table["keep"] == keep]) for keep in self.levels]
+        natural = table[table["settings"].str.contains("similarity=")].iloc[0]
+        lines.append(
+            f"Merging what goes together (|cosine| from {config.DIM_SIMILARITY:g}) stores "
+            f"{natural['bits_per_value']:.2f} of 16 bits per value at KL {spread(natural)}."
+        )
+        cheap = table[(table["kl_mean_nats"] <= config.ACCEPTABLE_KL) & (table["ratio"] > 1)]
+        if cheap.empty:
+            return [*lines, f"No way costs less than {config.ACCEPTABLE_KL:g} nats of KL."]
+        best = cheap.loc[cheap["ratio"].idxmax()]
+        return [
+            *lines,
+            f"Smallest within {config.ACCEPTABLE_KL:g} nats: {_named(best)}, {best['keep']:.0%} of "
+            f"the dimensions, {best['ratio']:.2f} x at KL {spread(best)}.",
+        ]
+
+
+def _named(row: pd.Series) -> str:
+    return f"{row['method']}{' of unrotated keys' if row['unrotated_keys'] else ''}"
+
+
+def _cheapest(rows: pd.DataFrame) -> str:
+    """Of the ways that keep one share, that which costs least, and the others' costs."""
+    rows = rows[~rows["settings"].str.contains("similarity=")].sort_values("kl_mean_nats")
+    best, rest = rows.iloc[0], rows.iloc[1:]
+    others = ", ".join(f"{_named(row)} {row['kl_mean_nats']:.3f}" for _, row in rest.iterrows())
+    basis = ""
+    if best["per_model_bytes"]:
+        basis = f" (and {best['per_model_bytes'] / 2**20:.1f} MiB once per model)"
+    return (
+        f"{best['keep']:.0%} of the dimensions: {_named(best)} costs least, KL {spread(best)} "
+        f"nats at {best['ratio']:.2f} x{basis}; the others: {others}."
+    )

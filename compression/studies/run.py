@@ -1,0 +1,184 @@
+"""The run that all studies share, for the command line, a benchmark or a notebook alike: prefill
+each text once, score the study's methods on it, and report. Nothing here prints or draws."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from compression.base import Compressor
+from compression.coded.kept_calibrations import calibration_of, leak
+from compression.evaluate import Judge, as_records, summary
+from compression.studies.base import Learned, Plan, Report, Study
+from compression.studies.needle import Needle, needles
+from compression.studies.rows import Rows
+from data import extraction, scored_texts
+from data.models import LoadedModel
+from data.scored_texts import Text
+from data.scoring import Continuation
+from data.texts import Sample
+
+Phase = Callable[[str], AbstractContextManager[None]]  # entered for as long as a phase lasts
+
+
+def untimed(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives: the report, and what it rests on.
+
+    rows: one per method and text. summary: their means. samples: the texts that were scored;
+    learned_on: names of those that were only learned from.
+    """
+
+    report: Report
+    rows: pd.DataFrame
+    summary: pd.DataFrame
+    samples: tuple[Sample, ...]
+    learned_on: tuple[str, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {
+            "texts": [sample.name for sample in self.samples],
+            "calibration_texts": list(self.learned_on),
+            "verdict": self.report.lines,
+            "summary": as_records(self.summary),
+        }
+
+
+def run(
+    study: Study,
+    loaded: LoadedModel,
+    candidates: Sequence[Sample],
+    continuation: str | None = None,
+    phase: Phase = untimed,
+) -> Outcome:
+    """Carry a study out on the first of the candidates that are long enough.
+
+    continuation: what is scored after each context instead of its own text.
+    """
+    with phase("text"):
+        texts = scored_texts.long_enough(
+            loaded,
+            candidates,
+            study.context,
+            study.n_scored,
+            study.n_texts,
+            continuation,
+            study.n_shown,
+        )
+        samples = tuple(sample for sample, _ in texts)
+        others = scored_texts.others(loaded, samples, study.context, study.n_learned)
+        too_good = leak(samples) if study.calibrates else []
+    with phase("calibration"):
+        learned = _learned(study, loaded, others)
+    plan, scored = _scored(study, loaded, texts, learned, phase)
+    sought = _sought(study, loaded, texts[0], plan, phase)
+    rows = pd.DataFrame(scored)
+    report = plan.report(rows, summary(rows), sought)
+    return Outcome(
+        Report(report.tables, [*too_good, *report.lines], report.continued, report.refused),
+        rows,
+        summary(rows),
+        samples,
+        tuple(sample.name for sample, _ in others),
+    )
+
+
+def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
+    caches = (
+        (sample.name, extraction.prefill(loaded, ids).cache.in_16_bits()) for sample, ids in others
+    )
+    return Learned(calibration_of(loaded) if study.calibrates else None, tuple(caches))
+
+
+def _scored(
+    study: Study, loaded: LoadedModel, texts: list[Text], learned: Learned, phase: Phase
+) -> tuple[Plan, list[dict[str, Any]]]:
+    """The plan that the study makes on the first text, and the rows of all texts."""
+    plan: Plan | None = None
+    methods: list[Compressor] = []
+    rows: list[dict[str, Any]] = []
+    n = study.context
+    for sample, ids in texts:
+        named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
+        kept = Rows(loaded, ids, n) if study.keeps_rows else None
+        if plan is not None and kept is not None and kept.complete(methods):
+            rows += [named | row for row in kept.all(methods)]
+            continue
+        judge = _judge(study, loaded, ids[:n], ids[n:], phase)
+        with phase("scoring"):
+            if plan is None:
+                plan = study.look(judge, learned)
+                methods = list(dict.fromkeys(plan.methods))
+            rows += [named | row for row in scores(judge, methods, kept)]
+    if plan is None:
+        raise ValueError("a run takes at least one text")
+    return plan, rows
+
+
+def _judge(
+    study: Study, loaded: LoadedModel, context: torch.Tensor, follows: torch.Tensor, phase: Phase
+) -> Judge:
+    with phase("prefill"):
+        start = extraction.prefill(loaded, context, probe=study.probes)
+    with phase("scoring"):
+        return Judge(start.cache, Continuation(loaded, start.past, follows))
+
+
+def scores(
+    judge: Judge, methods: Iterable[Compressor], kept: Rows | None = None
+) -> list[dict[str, Any]]:
+    """The rows of several methods on one text, each once; those `kept` from an earlier run are
+    taken, and new ones are kept."""
+    bar = tqdm(dict.fromkeys(methods), desc="Score", unit="method", leave=False)
+    return [_once(kept, method, judge.score) for method in bar]
+
+
+def _once(
+    kept: Rows | None, method: Compressor, measure: Callable[[Compressor], dict[str, Any]]
+) -> dict[str, Any]:
+    """A row that was kept, or else is measured now and kept."""
+    row = None if kept is None else kept.get(method)
+    if row is None:
+        row = measure(method)
+        if kept is not None:
+            kept.put(method, row)
+    return row
+
+
+def _sought(
+    study: Study, loaded: LoadedModel, text: Text, plan: Plan, phase: Phase
+) -> pd.DataFrame:
+    """method, settings, depth, right, probability: whether each fact is still found through each
+    method."""
+    hidden = needles(loaded, text[1], study.context) if study.seeks else []
+    rows = [row for each in hidden for row in _recalled(study, loaded, each, plan, phase)]
+    return pd.DataFrame(rows, columns=["method", "settings", "depth", "right", "probability"])
+
+
+def _recalled(
+    study: Study, loaded: LoadedModel, needle: Needle, plan: Plan, phase: Phase
+) -> list[dict[str, Any]]:
+    ids = torch.cat([needle.context, needle.follows])
+    kept = Rows(loaded, ids, len(needle.context), "needle") if study.keeps_rows else None
+    if kept is not None and kept.complete(plan.methods):
+        return kept.all(plan.methods)
+    judge = _judge(study, loaded, needle.context, needle.follows, phase)
+
+    def recall(method: Compressor) -> dict[str, Any]:
+        restored = method.compress(judge.cache).restore()
+        right, probability = judge.recall(restored, needle.n_answer)
+        named = {"method": method.name, "settings": method.words(), "depth": needle.depth}
+        return named | {"right": right, "probability": probability}
+
+    with phase("scoring"):
+        return [_once(kept, method, recall) for method in plan.methods]

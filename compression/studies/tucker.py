@@ -1,0 +1,232 @@
+"""`--mode tucker`: what a Tucker setting does to one text, in tables: errors by layer, the
+measured cost of each layer's part, other ranks, and the decomposition itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import config
+from compression.base import Uncompressed
+from compression.evaluate import Judge, relative_errors
+from compression.methods.tucker import Tucker
+from compression.studies.base import Learned, Plan, Report, Study, plain_ends, spread
+from config import UsageError
+from data.cache import KINDS, KVCache
+
+MORE_BYTES = 1.1  # what counts as about the same bytes
+
+
+def layer_sensitivity(judge: Judge, method: Tucker, measured: bool = True) -> pd.DataFrame:
+    """layer, kind, relative_error, kl_mean_nats.
+
+    kl_mean_nats: measured with this layer's keys (or values) restored from the decomposition and
+    all the rest untouched; empty where not `measured`.
+    """
+    restored = method.compress(judge.cache).restore()
+    table = relative_errors(judge.cache, restored)[["layer", "kind", "relative_error"]]
+    table["kl_mean_nats"] = float("nan")
+    if measured:
+        parts = [(i, kind) for i in range(judge.cache.n_layers) for kind in KINDS]
+        table["kl_mean_nats"] = [
+            judge.verdict(_with_part(judge.cache, restored, i, kind))["kl_mean_nats"]
+            for i, kind in tqdm(parts, desc="Layer sensitivity", unit="part", leave=False)
+        ]
+    return table
+
+
+def _with_part(cache: KVCache, restored: KVCache, i: int, kind: str) -> KVCache:
+    """`cache` with the keys or the values of its i-th layer taken from `restored`."""
+    changed = cache.layers[i].with_tensor(kind, restored.layers[i].tensor(kind))
+    return replace(cache, layers=(*cache.layers[:i], changed, *cache.layers[i + 1 :]))
+
+
+def rank_sensitivity(
+    judge: Judge, method: Tucker, token_ranks: Sequence[int], embedding_ranks: Sequence[int]
+) -> pd.DataFrame:
+    """token_rank, embedding_rank, ratio, bits_per_value, key_error, value_error, kl_mean_nats,
+    delta_perplexity_percent; ranks that a layer does not have are left out."""
+    columns = ["ratio", "bits_per_value", "key_error", "value_error"]
+    columns += ["kl_mean_nats", "delta_perplexity_percent"]
+    rows = []
+    pairs = [(t, e) for t in token_ranks for e in embedding_ranks]
+    for token_rank, embedding_rank in tqdm(pairs, desc="Ranks", unit="setting", leave=False):
+        other = replace(
+            method,
+            token_rank=token_rank,
+            embedding_rank=embedding_rank,
+            energy=None,
+            target_ratio=None,
+        )
+        try:
+            row = judge.score(other)
+        except UsageError:
+            continue
+        rows.append(
+            {"token_rank": token_rank, "embedding_rank": embedding_rank}
+            | {name: row[name] for name in columns}
+        )
+    return pd.DataFrame(rows, columns=["token_rank", "embedding_rank", *columns])
+
+
+def components(method: Tucker, cache: KVCache, i: int) -> pd.DataFrame:
+    """kind, part, head, row, column, value: core (heads, r_t, r_e), token factor (tokens, r_t) and
+    embedding factor (dim, r_e) of the i-th layer; `head` is empty for factors."""
+    stored = method.compress(cache).stored
+    tables = []
+    for kind in KINDS:
+        for part in ("core", "tokens", "dims"):
+            tensor = stored.get(f"{i}.{kind}.{part}")
+            if tensor is not None:
+                tables.append(_long(tensor.float(), kind, part))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _long(tensor: torch.Tensor, kind: str, part: str) -> pd.DataFrame:
+    heads = len(tensor) if tensor.ndim == 3 else 1
+    head, row, column = torch.meshgrid(
+        torch.arange(heads),
+        torch.arange(tensor.shape[-2]),
+        torch.arange(tensor.shape[-1]),
+        indexing="ij",
+    )
+    return pd.DataFrame(
+        {
+            "kind": kind,
+            "part": part,
+            "head": head.flatten().numpy() if tensor.ndim == 3 else float("nan"),
+            "row": row.flatten().numpy(),
+            "column": column.flatten().numpy(),
+            "value": tensor.flatten().numpy(),
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuckerStudy(Study):
+    """`--mode tucker`: one setting, its keys as stored and, if asked for, before rotary embedding;
+    a close look at the first text. Settings are those of `Tucker`.
+
+    no_sensitivity: skip the measured cost of each layer, the longest part.
+    """
+
+    title: ClassVar[str] = "Tucker"
+    token_rank: int | None = None
+    embedding_rank: int | None = None
+    energy: float | None = None
+    target_ratio: float | None = None
+    sink_tokens: int | None = None
+    recent_tokens: int | None = None
+    unrotated_keys: bool = False
+    no_sensitivity: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.method  # noqa: B018 (refuses what cannot work)
+
+    @property
+    def context(self) -> int:
+        return self.context_tokens or config.TUCKER_SEQUENCE_LENGTH
+
+    @property
+    def method(self) -> Tucker:
+        token_rank, embedding_rank = (
+            usual if rank is None else rank
+            for rank, usual in (
+                (self.token_rank, config.TOKEN_RANK),
+                (self.embedding_rank, config.EMBEDDING_RANK),
+            )
+        )
+        chooses = self.energy is not None or self.target_ratio is not None
+        return Tucker(
+            token_rank=None if chooses else token_rank,
+            embedding_rank=None if chooses else embedding_rank,
+            energy=self.energy,
+            target_ratio=self.target_ratio,
+            unrotated_keys=self.unrotated_keys,
+            **plain_ends(self.sink_tokens, self.recent_tokens),
+        )
+
+    def look(self, judge: Judge, learned: Learned) -> "TuckerPlan":
+        """Each layer, other ranks, and the components of the layer that costs most, or where that
+        is not measured, errs most."""
+        method = self.method
+        method.refuse_idle(judge.cache)
+        measured = not self.no_sensitivity
+        layers = layer_sensitivity(judge, method, measured)
+        cost = "kl_mean_nats" if measured else "relative_error"
+        dearest = layers["layer"][layers[cost].idxmax()]
+        place = [layer.index for layer in judge.cache.layers].index(dearest)
+        parts = components(method, judge.cache, place).assign(layer=dearest)
+        ranks = rank_sensitivity(judge, method, config.TOKEN_RANKS, config.EMBEDDING_RANKS)
+        return TuckerPlan(method, layers, ranks, parts)
+
+
+class TuckerPlan(Plan):
+    """layers, ranks, components: what was seen on the first text, see the functions above."""
+
+    def __init__(
+        self, method: Tucker, layers: pd.DataFrame, ranks: pd.DataFrame, components: pd.DataFrame
+    ) -> None:
+        self.method = method
+        self.methods = [Uncompressed(), replace(method, unrotated_keys=False), method]
+        self.layers = layers
+        self.ranks = ranks
+        self.components = components
+
+    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+        tables = {
+            "tucker/tucker_components": self.components,
+            "tucker/layer_sensitivity": self.layers,
+            "tucker/rank_sensitivity": self.ranks,
+            "tucker/texts": rows,
+            "tucker/summary": summary,
+        }
+        first = rows[rows["settings"] == self.method.words()].iloc[0]
+        lines = _stored_and_lost(summary[summary["method"] == Tucker.name])
+        if self.layers["kl_mean_nats"].notna().any():
+            dear = self.layers.nlargest(3, "kl_mean_nats")
+            named = [f"layer {r.layer} {r.kind}s ({r.kl_mean_nats:.4f})" for r in dear.itertuples()]
+            lines.append(f"Dearest alone, in nats of measured KL: {', '.join(named)}.")
+        return Report(tables, [*lines, _better_ranks(self.ranks, first)])
+
+
+def _stored_and_lost(rows: pd.DataFrame) -> list[str]:
+    """The last row is the setting asked for; one before it is that with rotated keys."""
+    row = rows.iloc[-1]
+    lines = [
+        f"Stored: {row['stored_bytes'] / 2**20:.2f} MiB, {row['bits_per_value']:.2f} bits per "
+        f"value, {row['ratio']:.2f} x smaller than 16 bits, factors and plain tokens included.",
+        f"Restored: relative error {row['key_error']:.3f} of keys, {row['value_error']:.3f} of "
+        "values.",
+        f"Measured over {row['texts']:.0f} text(s): KL {spread(row)} nats per "
+        f"token, perplexity {row['perplexity_full']:.2f} -> {row['perplexity']:.2f} "
+        f"({row['delta_perplexity_percent']:+.1f} %), same top token {row['top1_agreement']:.1%}.",
+    ]
+    if len(rows) > 1:
+        other = rows.iloc[0]
+        lines.append(
+            f"Keys were decomposed before rotary embedding; as they are stored, after it, the same "
+            f"setting errs by {other['key_error']:.3f} on keys and costs KL "
+            f"{other['kl_mean_nats']:.4f}."
+        )
+    return lines
+
+
+def _better_ranks(ranks: pd.DataFrame, own: pd.Series) -> str:
+    """Of the ranks tried on the first text, those that cost less there than the run's `own`
+    setting did, at about its bytes."""
+    fits = ranks[ranks["bits_per_value"] <= MORE_BYTES * own["bits_per_value"]]
+    better = fits[fits["kl_mean_nats"] < own["kl_mean_nats"]]
+    if better.empty:
+        return "No other ranks tried cost less at about these bytes."
+    best = better.loc[better["kl_mean_nats"].idxmin()]
+    return (
+        f"Better at about these bytes, on the first text: token rank {best['token_rank']:.0f} with "
+        f"embedding rank {best['embedding_rank']:.0f}, KL {best['kl_mean_nats']:.4f} instead of "
+        f"{own['kl_mean_nats']:.4f}, {best['bits_per_value']:.2f} bits per value instead of "
+        f"{own['bits_per_value']:.2f}."
+    )

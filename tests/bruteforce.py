@@ -1,0 +1,60 @@
+"""What is measured and chosen, again from its definition: slow, one entry after the other."""
+
+import math
+
+import numpy as np
+import torch
+
+from data.cache import LayerKV
+
+
+def hoyer(x: np.ndarray) -> float:
+    """Hoyer sparsity of all entries."""
+    if x.size == 1:
+        return math.nan
+    root = math.sqrt(x.size)
+    return (root - np.abs(x).sum() / np.linalg.norm(x)) / (root - 1)
+
+
+def kurtosis(x: np.ndarray) -> float:
+    return ((x - x.mean()) ** 4).mean() / x.var() ** 2
+
+
+def entries(layer: LayerKV, kind: str, positions: torch.Tensor) -> np.ndarray:
+    """(kv_heads, positions, dim), one position at a time."""
+    places = [layer.positions.tolist().index(p) for p in positions.tolist()]
+    x = layer.unrotated_keys() if kind == "unrotated_key" else layer.tensor(kind)
+    return x.double().numpy()[:, places]
+
+
+def joined(x: np.ndarray) -> np.ndarray:
+    """(positions, kv_heads x dim)"""
+    return np.concatenate(list(x), axis=1)
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    if x.shape != y.shape:
+        return math.nan
+    return (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
+
+
+def cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Linear CKA of (tokens, width) each."""
+    if len(x) == 1:
+        return math.nan
+    x, y = x - x.mean(0), y - y.mean(0)
+    return cosine(x @ x.T, y @ y.T)
+
+
+def kept(scores: list, n_kept: int, sinks: int, recent: int) -> set[int]:
+    """The places that stay: first ones, then recent ones, then those of the highest scores; of
+    equal scores the more recent one."""
+    n = len(scores)
+    must = [*range(sinks), *range(n - 1, n - 1 - recent, -1)]
+    by_score = sorted(range(n), key=lambda place: (scores[place], place), reverse=True)
+    return set(list(dict.fromkeys(must + by_score))[:n_kept])
+
+
+def places(keep: torch.Tensor) -> list[set[int]]:
+    """Of each head the places that (kv_heads, tokens) is True at."""
+    return [{place for place, stays in enumerate(row) if stays} for row in keep.tolist()]

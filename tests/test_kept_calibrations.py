@@ -1,0 +1,91 @@
+"""What `coded` learns from and what it must not, and how a calibration is kept."""
+
+import logging
+
+import pytest
+
+from compression.coded import kept_calibrations
+from compression.coded.kept_calibrations import calibration_of, earlier_calibration
+from compression.coded.method import Coded
+from config import UsageError
+from data import sensitivity
+from data.extraction import prefill
+from data.texts import reference_samples
+from tests import families
+
+
+@pytest.fixture
+def tiny(empty_cache, monkeypatch):
+    monkeypatch.setattr(sensitivity, "CONTEXTS", (60, 40))
+    monkeypatch.setattr(sensitivity, "SCORED", 8)
+    return families.loaded("llama_gqa")
+
+
+def test_nothing_that_is_left_for_scoring_is_learned_from():
+    known = kept_calibrations.calibration_text()
+    assert len(known) > 100_000  # characters: contexts enough
+    for sample in reference_samples()[: kept_calibrations.FIRST_SAMPLE]:
+        long = [
+            p
+            for p in kept_calibrations.paragraphs(sample.text)
+            if len(p) >= kept_calibrations.TELLING
+        ]
+        assert long and not any(p in known for p in long)
+
+
+def test_whoever_scores_what_was_learned_from_is_told_of_each_text(caplog):
+    samples = reference_samples()
+    assert kept_calibrations.leak(samples[: kept_calibrations.FIRST_SAMPLE]) == []
+    late = [s for s in samples[kept_calibrations.FIRST_SAMPLE :] if kept_calibrations.leaked([s])]
+    assert len(late) > 5
+    (said,) = kept_calibrations.leak([samples[0], *late[:2]])
+    assert caplog.messages == [said]
+    assert late[0].name in said and late[1].name in said and samples[0].name not in said
+
+
+def test_a_calibration_is_kept_until_its_text_or_code_changes(tiny, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
+    first = calibration_of(tiny)
+    again = calibration_of(tiny)
+    assert again.identity == first.identity and len(caplog.messages) == 1
+    monkeypatch.setattr(kept_calibrations, "_recipe", lambda: "another")
+    calibration_of(tiny)
+    assert "Calibrating" in caplog.messages[1]
+
+
+def test_a_damaged_calibration_is_made_anew_and_said_so(tiny, empty_cache, caplog):
+    first = calibration_of(tiny)
+    (file,) = (empty_cache / "calibrations").glob("*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    caplog.clear()
+    assert calibration_of(tiny).tensors.keys() == first.tensors.keys()
+    assert "damaged" in caplog.messages[0] and "calibrating anew" in caplog.messages[0]
+
+
+def test_what_was_compressed_needs_the_calibration_it_was_compressed_with(tiny, monkeypatch):
+    first = calibration_of(tiny)
+    monkeypatch.setattr(kept_calibrations, "_recipe", lambda: "another")
+    monkeypatch.setattr(sensitivity, "CONTEXTS", (40, 60))
+    assert calibration_of(tiny).identity != first.identity
+    assert earlier_calibration(tiny, first.identity).identity == first.identity
+    with pytest.raises(UsageError, match="copy that folder"):
+        earlier_calibration(tiny, "0" * 64)
+
+
+def test_what_is_learned_is_what_coded_works_with(tiny):
+    calibration = calibration_of(tiny)
+    assert calibration.learned_from.startswith(
+        "2 stretches of up to 60 tokens from #8 on of the Python"
+    )
+    cache = prefill(tiny, families.token_ids(50), probe=True).cache.in_16_bits()
+    assert 0 < Coded(calibration=calibration).compress(cache).nbytes < cache.nbytes
+
+
+def test_where_it_cannot_be_kept_a_run_goes_on_but_not_one_that_is_for_keeping(tiny, caplog):
+    folder = kept_calibrations._folder(tiny)
+    folder.parent.parent.mkdir(parents=True)
+    folder.parent.write_text("a file in the way")
+    assert calibration_of(tiny).tensors
+    assert any("is not kept" in said for said in caplog.messages)
+    with pytest.raises(UsageError, match="KV_CACHE_HOME"):
+        calibration_of(tiny, must_keep=True)

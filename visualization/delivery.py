@@ -1,0 +1,119 @@
+"""One run of the command line from its tables to its files: pictures are drawn while the model
+works, the phases are timed, and all results take their names together at the end."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from data.texts import Sample
+from visualization.catalogue import PICTURES
+from visualization.drawing import Drawing
+from visualization.output import OutputFolder
+from visualization.terminal.flags import as_flags
+from visualization.terminal.record import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Model(Protocol):
+    """What is told of the model of a run: data.models.LoadedModel."""
+
+    @property
+    def facts(self) -> dict[str, str]: ...
+    @property
+    def device_peak_nbytes(self) -> int: ...
+
+
+class Delivery:
+    """A context for one run; what was not committed when it ends is dropped."""
+
+    def __init__(self, settings: Mapping[str, Any], started: float, workers: int = 0) -> None:
+        """settings: the flags of the run. started: see `RunRecord`. workers: see `Drawing`."""
+        self.settings = settings
+        self.output = OutputFolder(settings["output_dir"])
+        self.record = RunRecord(started)
+        self._drawing = Drawing(workers)
+        self._contexts = ExitStack()
+
+    def __enter__(self) -> "Delivery":
+        with ExitStack() as contexts:
+            for context in (self.record, self.output, self._drawing):
+                contexts.enter_context(context)
+            self._contexts = contexts.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._contexts.__exit__(kind, error, trace)
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return self.record.phase(name)
+
+    def draw(
+        self,
+        model: str,
+        tables: "Mapping[str, pd.DataFrame]",
+        samples: Sequence[Sample],
+        n_tokens: int,
+    ) -> None:
+        """Write tables, and have the pictures drawn that they feed; each names the model and the
+        text, the first of the samples."""
+        more = "" if len(samples) < 2 else f" (first of {len(samples)} texts)"
+        about = f"{model} · {samples[0].name}{more} · {n_tokens} tokens"
+        names = {"model": model, "text_source": samples[0].source}
+        with self.phase("drawing"):
+            for stem, table in tables.items():
+                if stem in PICTURES and not len(table):
+                    continue
+                if stem in PICTURES:
+                    self.output.draw(self._drawing, stem, table, about)
+                named = {k: v for k, v in names.items() if k not in table}
+                self.output.table(stem, table.assign(**named))
+
+    def commit(
+        self,
+        model: Model,
+        sample: Sample,
+        n_tokens: int,
+        facts: Mapping[str, Any],
+    ) -> list[str]:
+        """Wait for the pictures, then give all files their names, the manifest last; returns the
+        paths. facts: of the manifest, beside those that `RunRecord.manifest` knows."""
+        with self.phase("drawing"):
+            self.output.wait_for(self._drawing)
+        self.record.close()
+        self.record.device_peak_nbytes = model.device_peak_nbytes
+        mode = self.settings["mode"]
+        manifest = self.record.manifest(mode, self.settings, model.facts, sample, n_tokens)
+        return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)})
+
+    def told(
+        self,
+        said: Mapping[str, Sequence[str]],
+        files: Sequence[str],
+        generated: Mapping[str, str] | None = None,
+    ) -> str:
+        """What a run has to say, by headings, then what the model itself says, files and times."""
+        lines = []
+        for title, sentences in said.items():
+            lines += [f"{title}:", *(f"  - {as_flags(line)}" for line in sentences), ""]
+        for title, text in (generated or {}).items():
+            lines += [f"{title}:", f"  {text}", ""]
+        lines += ["Files:", *(f"  - {file}" for file in files), ""]
+        return "\n".join([*lines, self.record.timing_line()])
+
+
+def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts with the sentences among them as a person at the command line reads them."""
+    return {
+        name: [as_flags(x) if isinstance(x, str) else x for x in fact]
+        if isinstance(fact, list)
+        else fact
+        for name, fact in facts.items()
+    }
