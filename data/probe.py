@@ -7,12 +7,11 @@ weights (eager ones) are run on blocks of queries, which may round the last bit 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from data.attention import Attend, Output, wrapped_attention
+from data.attention import AttentionCall, Output, wrapped_attention
 
 BLOCK_SCORES = 2**20  # attention scores held at a time (4 MB): never tokens x tokens
 RECENT_QUERIES = 32  # the last ones, whose attention is measured apart as well
@@ -81,42 +80,33 @@ class AttentionProbe:
             means = {layer: (None, recent) for layer, (_, recent) in means.items()}
         return means
 
-    def _attend(
-        self,
-        attend: Attend,
-        name: str,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> Output:
-        """Stands in for an attention function; shapes as in `wrapped_attention`."""
+    def _attend(self, call: AttentionCall) -> Output:
+        """Stands in for an attention function."""
+        query, key, mask = call.query, call.key, call.mask
         last = slice(-RECENT_QUERIES, None)
-        few = attention_mask if attention_mask is None else attention_mask[:, :, last]
-        if name == "eager":  # returns its weights
-            output, sums = _in_blocks(attend, module, query, key, value, attention_mask, kwargs)
+        few = mask if mask is None else mask[:, :, last]
+        if call.name == "eager":  # returns its weights
+            output, sums = _in_blocks(call)
             some = query[:, :, last] if few is not None and few.shape[2] > 1 else query
-            _, recent = _in_blocks(attend, module, some, key, value, few, kwargs)
+            _, recent = _in_blocks(replace(call, query=some, mask=few))
         else:
-            output = attend(module, query, key, value, attention_mask, **kwargs)
-            if any(kwargs.get(name) is not None for name in BENDS_WEIGHTS):
+            output = call.run()
+            if any(call.options.get(name) is not None for name in BENDS_WEIGHTS):
                 return output
-            scaling = kwargs.get("scaling")
+            scaling = call.options.get("scaling")
             recent = softmax_sums(query[0][:, last], key[0], few, scaling)
             if self.recent_only:
                 sums = torch.zeros_like(recent)
             else:
-                sums = softmax_sums(query[0], key[0], attention_mask, scaling)
+                sums = softmax_sums(query[0], key[0], mask, scaling)
         n_keys = key.shape[-2]
         pad = (self.n_tokens - n_keys, 0)  # keys end where the sequence ends
-        seen = _seen_by(attention_mask, query.shape[-2], n_keys, key.device)
+        seen = _seen_by(mask, query.shape[-2], n_keys, key.device)
         n_last = min(RECENT_QUERIES, query.shape[-2])
         seen_lately = _seen_by(few, n_last, n_keys, key.device)
         self._calls.append(
             _Call(
-                getattr(module, "layer_idx", None),
+                call.layer,
                 key.data_ptr(),
                 *(torch.nn.functional.pad(x, pad) for x in (sums, seen, recent, seen_lately)),
             )
@@ -136,29 +126,23 @@ def _blocks(n_queries: int, scores_per_query: int) -> list[slice]:
     return [slice(start, min(start + size, n_queries)) for start in range(0, n_queries, size)]
 
 
-def _in_blocks(
-    attend: Attend,
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    kwargs: dict[str, Any],
-) -> tuple[Output, torch.Tensor]:
+def _in_blocks(call: AttentionCall) -> tuple[Output, torch.Tensor]:
     """An attention function that returns its weights, run on blocks of queries.
 
     Rows of attention do not know of each other, so the output is the same and the weights of a
     long text are never held at once. Returns its output and the weight sums (key_heads, keys).
     """
+    query, mask = call.query, call.mask
     n_heads, n_queries = query.shape[1:3]
-    n_key_heads, n_keys = key.shape[1:3]
+    n_key_heads, n_keys = call.key.shape[1:3]
     blocks = [slice(None)]
-    if mask is not None and mask.shape[-2] == n_queries and kwargs.get("position_bias") is None:
+    is_biased = call.options.get("position_bias") is not None
+    if mask is not None and mask.shape[-2] == n_queries and not is_biased:
         blocks = _blocks(n_queries, n_heads * n_keys)
     outputs, sums = [], torch.zeros(n_key_heads, n_keys, device=query.device)
     for rows in blocks:
         visible = mask if mask is None else mask[:, :, rows]
-        output, weights = attend(module, query[:, :, rows], key, value, visible, **kwargs)
+        output, weights = replace(call, query=query[:, :, rows], mask=visible).run()
         assert weights is not None, "eager attention returns its weights"
         per_head = weights[0, :, :, :n_keys].float().sum(-2)  # (heads, keys)
         sums += per_head.unflatten(0, (n_key_heads, -1)).mean(1)

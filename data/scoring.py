@@ -3,13 +3,12 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from config import UsageError
-from data.attention import Attend, Output, wrapped_attention
+from data.attention import AttentionCall, Output, wrapped_attention
 from data.cache import KVCache, LayerKV, Past
 from data.models import LoadedModel
 from data.resume import greedy
@@ -75,36 +74,29 @@ def filled(past: Past, cache: KVCache, dtype: torch.dtype) -> Past:
 @contextmanager
 def _evicted_hidden(loaded: LoadedModel, cache: KVCache) -> Iterator[None]:
     """While entered, no query of the model sees an entry that was evicted."""
-    layers = {layer.index: layer for layer in cache.layers if layer.keep is not None}
+    layers: dict[int | None, LayerKV] = {
+        layer.index: layer for layer in cache.layers if layer.keep is not None
+    }
     cached = {layer.index for layer in cache.layers}
     reached = set()
     # address of the keys that a layer attended to last -> the layer
     owners: dict[int, LayerKV | None] = {}
 
-    def attend(
-        attend: Attend,
-        name: str,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> Output:
-        index = getattr(module, "layer_idx", None)
+    def hidden(call: AttentionCall) -> Output:
         # A layer without a cache of its own reads the keys of one that has.
-        layer = layers.get(index) if index in cached else owners.get(key.data_ptr())
-        if index in cached:
-            owners[key.data_ptr()] = layer
-        if layer is not None:
-            reached.add(layer.index)
-            attention_mask = _with_evictions(attention_mask, layer, query, key, name)
-        return attend(module, query, key, value, attention_mask, **kwargs)
+        address, has_own = call.key.data_ptr(), call.layer in cached
+        layer = layers.get(call.layer) if has_own else owners.get(address)
+        if has_own:
+            owners[address] = layer
+        if layer is None:
+            return call.run()
+        reached.add(layer.index)
+        return replace(call, mask=_with_evictions(call, layer)).run()
 
     if not layers:
         yield
         return
-    with wrapped_attention(loaded.model, attend):
+    with wrapped_attention(loaded.model, hidden):
         yield
     if reached != set(layers):
         raise UsageError(
@@ -114,12 +106,11 @@ def _evicted_hidden(loaded: LoadedModel, cache: KVCache) -> Iterator[None]:
         )
 
 
-def _with_evictions(
-    mask: torch.Tensor | None, layer: LayerKV, query: torch.Tensor, key: torch.Tensor, name: str
-) -> torch.Tensor:
-    """The mask (1, 1 or heads, queries, keys) with the layer's evicted entries hidden: the cached
-    tokens are the first keys, the queries' own the last."""
-    n_queries, n_keys = query.shape[-2], key.shape[-2]
+def _with_evictions(call: AttentionCall, layer: LayerKV) -> torch.Tensor:
+    """The call's mask (1, 1 or heads, queries, keys) with the layer's evicted entries hidden: the
+    cached tokens are the first keys, the queries' own the last."""
+    query, mask = call.query, call.mask
+    n_queries, n_keys = query.shape[-2], call.key.shape[-2]
     kept = torch.ones(layer.n_heads, n_keys, dtype=torch.bool, device=query.device)
     if layer.keep is not None:
         kept[:, : layer.n_tokens] = layer.keep
@@ -131,7 +122,7 @@ def _with_evictions(
         visible = mask & kept
     else:
         return mask.masked_fill(~kept, torch.finfo(mask.dtype).min)
-    if name == "eager":  # which adds its mask
+    if call.name == "eager":  # which adds its mask
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
         return zero.masked_fill(~visible, torch.finfo(query.dtype).min)
     return visible
