@@ -19,8 +19,6 @@ import torch
 from compression.base import Compressor
 from config import UsageError
 from data.cache import KINDS, KVCache
-from data.extraction import prefill
-from data.models import LoadedModel
 from data.resume import printable
 from data.scoring import Continuation
 
@@ -64,15 +62,6 @@ def relative_errors(cache: KVCache, restored: KVCache) -> pd.DataFrame:
 
 class Judge:
     """Scores methods on one text: the cache of its context, and the text that follows."""
-
-    @classmethod
-    def of(
-        cls, loaded: LoadedModel, ids: torch.Tensor, context_tokens: int, probe: bool = True
-    ) -> "Judge":
-        """Prefills the first `context_tokens` of (tokens,) token ids; those after the next one are
-        scored, at least one. probe: whether the attention that tokens receive is measured."""
-        start = prefill(loaded, ids[:context_tokens], probe=probe)
-        return cls(start.cache, Continuation(loaded, start.past, ids[context_tokens:]))
 
     def __init__(self, cache: KVCache, continuation: Continuation) -> None:
         self.cache = cache.in_16_bits()

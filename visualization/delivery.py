@@ -3,7 +3,6 @@ works, the phases are timed, and all results take their names together at the en
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.texts import Sample
@@ -44,13 +43,8 @@ class Delivery:
             self._contexts = contexts.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._contexts.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._contexts.close()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         return self.record.phase(name)

@@ -120,13 +120,12 @@ class Drawing:
 
 def _worker() -> subprocess.Popen[bytes]:
     """A process that finds the same modules, and that no Ctrl-C reaches: its end is ours to say."""
-    path = [str(ROOT), *sys.path]
-    code = f"import sys; sys.path[:] = {path!r}; from visualization import drawing; drawing.serve()"
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", "from visualization import drawing; drawing.serve()"],
+        cwd=ROOT,  # where a command line of code finds the toolkit's own packages
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=sys.platform != "win32",

@@ -10,6 +10,7 @@ from compression.coded.kept_calibrations import calibration_of
 from compression.evaluate import Judge
 from compression.studies import analyze
 from compression.studies.base import Tables, refuse_counts
+from compression.studies.run import judge_of
 from data import scored_texts
 from data.models import LoadedModel, load
 from data.texts import Sample, reference_samples
@@ -32,7 +33,7 @@ def read(
     n_scored = score_tokens or config.SCORE_TOKENS
     candidates = given or reference_samples()
     (_, ids), *_ = scored_texts.long_enough(loaded, candidates, context, n_scored, 1)
-    return Judge.of(loaded, ids, context)
+    return judge_of(loaded, ids, context)
 
 
 def look(judge: Judge, focus: str = "all") -> Tables:

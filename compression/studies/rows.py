@@ -64,13 +64,15 @@ class Rows:
         except (OSError, ValueError):
             return None
 
-    def all(self, methods: Iterable[Compressor]) -> list[dict[str, Any]]:
-        """The kept rows of these methods, of those that have one."""
-        return [row for method in methods if (row := self.get(method)) is not None]
-
-    def complete(self, methods: Iterable[Compressor]) -> bool:
-        """Whether every method has its row already."""
-        return all(self.get(method) is not None for method in methods)
+    def all(self, methods: Iterable[Compressor]) -> list[dict[str, Any]] | None:
+        """The kept rows of these methods; None where one of them has none."""
+        rows = []
+        for method in methods:
+            row = self.get(method)
+            if row is None:
+                return None
+            rows.append(row)
+        return rows
 
     def put(self, method: Compressor, row: dict[str, Any]) -> None:
         """Keep a row, whole or not at all. A folder that cannot be written keeps none."""

@@ -111,10 +111,11 @@ def _scored(
     for sample, ids in texts:
         named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
         kept = Rows(loaded, ids, n) if study.keeps_rows else None
-        if plan is not None and kept is not None and kept.complete(methods):
-            rows += [named | row for row in kept.all(methods)]
+        before = kept.all(methods) if plan is not None and kept is not None else None
+        if before is not None:
+            rows += [named | row for row in before]
             continue
-        judge = _judge(study, loaded, ids[:n], ids[n:], phase)
+        judge = judge_of(loaded, ids, n, study.probes, phase)
         with phase("scoring"):
             if plan is None:
                 plan = study.look(judge, learned)
@@ -125,13 +126,19 @@ def _scored(
     return plan, rows
 
 
-def _judge(
-    study: Study, loaded: LoadedModel, context: torch.Tensor, follows: torch.Tensor, phase: Phase
+def judge_of(
+    loaded: LoadedModel,
+    ids: torch.Tensor,
+    context_tokens: int,
+    probe: bool = True,
+    phase: Phase = untimed,
 ) -> Judge:
+    """Prefills the first `context_tokens` of (tokens,) token ids; those after the next one are
+    scored, at least one. probe: whether the attention that tokens receive is measured."""
     with phase("prefill"):
-        start = extraction.prefill(loaded, context, probe=study.probes)
+        start = extraction.prefill(loaded, ids[:context_tokens], probe=probe)
     with phase("scoring"):
-        return Judge(start.cache, Continuation(loaded, start.past, follows))
+        return Judge(start.cache, Continuation(loaded, start.past, ids[context_tokens:]))
 
 
 def scores(
@@ -168,11 +175,12 @@ def _sought(
 def _recalled(
     study: Study, loaded: LoadedModel, needle: Needle, plan: Plan, phase: Phase
 ) -> list[dict[str, Any]]:
-    ids = torch.cat([needle.context, needle.follows])
-    kept = Rows(loaded, ids, len(needle.context), "needle") if study.keeps_rows else None
-    if kept is not None and kept.complete(plan.methods):
-        return kept.all(plan.methods)
-    judge = _judge(study, loaded, needle.context, needle.follows, phase)
+    ids, n = torch.cat([needle.context, needle.follows]), len(needle.context)
+    kept = Rows(loaded, ids, n, "needle") if study.keeps_rows else None
+    before = None if kept is None else kept.all(plan.methods)
+    if before is not None:
+        return before
+    judge = judge_of(loaded, ids, n, study.probes, phase)
 
     def recall(method: Compressor) -> dict[str, Any]:
         restored = method.compress(judge.cache).restore()
