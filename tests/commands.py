@@ -65,3 +65,8 @@ def modules_after(code: str) -> set[str]:
 
 def files_below(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def both(*stems: str) -> set[str]:
+    """The pictures of these names and their tables."""
+    return {f"{stem}.{ending}" for stem in stems for ending in ("png", "csv")}

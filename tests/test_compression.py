@@ -5,7 +5,6 @@ from functools import cache as once
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from compression import files
 from compression.coded.calibration import calibrate
@@ -223,79 +222,6 @@ def test_bytes_count_kv_heads_not_query_heads():
     assert make("none").compress(of_family("llama_gqa")()).nbytes == 2 * 2 * 2 * 24 * 16 * 2
 
 
-def test_a_method_that_there_is_not_is_refused():
-    with pytest.raises(UsageError, match="The method zip is not known: take one of none, coded, "):
-        make("zip")
-    with pytest.raises(UsageError, match="The method zip is not known"):
-        make("composed", {"eviction": {"name": "recent"}, "then": {"name": "zip"}})
-    with pytest.raises(UsageError, match="The method without a name is not known"):
-        make("composed", {"eviction": {"keep": 0.5}, "then": {"name": "int8"}})
-
-
-def test_a_setting_that_there_is_not_is_refused():
-    with pytest.raises(UsageError) as refusal:
-        make("recent", {"keep": 0.5, "score": "loud"})
-    expected = "recent has no setting score: it takes keep, recent_tokens, sink_tokens."
-    assert str(refusal.value) == expected
-    with pytest.raises(UsageError, match=r"^none has no setting bits: it takes none\.$"):
-        make("none", {"bits": 4})
-    with pytest.raises(UsageError, match="int8 has no setting bits"):
-        make("composed", {"eviction": {"name": "recent"}, "then": {"name": "int8", "bits": 4}})
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if needs_calibration(name)])
-def test_a_method_that_has_learned_nothing_is_refused(name):
-    says = f"^{name} has to learn of the model on other texts first: give its calibration.$"
-    with pytest.raises(UsageError, match=says):
-        make(name)
-    composed = {"eviction": {"name": "recent"}, "then": {"name": name}}
-    assert needs_calibration("composed", composed)
-    with pytest.raises(UsageError, match=says):
-        make("composed", composed)
-
-
-def small_file(file, **facts):
-    one = caches.cache(caches.layer(0, 1, 2, (2, 2)))
-    files.save(make("none").compress(one), file, **facts)
-    return file.read_bytes()
-
-
-def test_a_file_of_another_format_is_refused(tmp_path):
-    from compression import sealed
-
-    file = tmp_path / "a.safetensors"
-    sealed.write(file, {"a": torch.zeros(1)}, {"format": "compressed cache 1"})
-    with pytest.raises(UsageError, match="has format compressed cache 1, not compressed cache 2"):
-        files.load(file)
-    save_file({"a": torch.zeros(1)}, file, metadata={"format": files.FORMAT})
-    with pytest.raises(UsageError, match="is damaged, of an older version or no compressed cache"):
-        files.load(file)
-
-
-def test_a_damaged_file_is_refused_and_no_fact_of_it_is_believed(tmp_path):
-    file = tmp_path / "cache.safetensors"
-    content = small_file(file, model="of these weights")
-    assert files.read_facts(file) == {"model": "of these weights", "method": "none"}
-    model = content.index(b"of these weights")
-    for at in (0, 9, model, len(content) - 1):  # every byte: test_sealed.py
-        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        for read in (files.load, files.read_facts):
-            with pytest.raises(UsageError, match="is damaged"):
-                read(file)
-    file.write_bytes(content[:-1])
-    with pytest.raises(UsageError, match="is damaged"):
-        files.load(file)
-    with pytest.raises(UsageError, match="cannot be read as a compressed cache"):
-        files.load(tmp_path / "nothing")
-
-
-def test_a_file_of_a_method_that_there_is_no_more_is_refused(tmp_path, monkeypatch):
-    small_file(tmp_path / "a")
-    monkeypatch.delitem(METHODS, "none")
-    with pytest.raises(UsageError, match=r"cannot be restored \(The method none is not known\)"):
-        files.load(tmp_path / "a")
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_16_bits_are_what_a_cache_is_served_in(dtype):
     cache = caches.alike(dtype=dtype).in_16_bits()
@@ -304,21 +230,3 @@ def test_16_bits_are_what_a_cache_is_served_in(dtype):
     large = caches.alike()
     large.layers[0].keys[0, 0, 0] = 1e5  # beyond float16
     assert large.in_16_bits().layers[0].keys.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"eviction": {"name": "snapkv"}}, "composed was given no then"),
-        ({"eviction": "snapkv", "then": "kivi"}, "snapkv followed by kivi was asked for"),
-        ({"eviction": {"keep": 0.5}, "then": {"name": "kivi"}}, "The method without a name"),
-    ],
-)
-def test_half_a_composition_is_refused_in_a_sentence(settings, says):
-    assert not needs_calibration("composed", settings)
-    with pytest.raises(UsageError, match=says):
-        make("composed", settings)
-
-
-def test_nothing_is_needed_of_a_method_that_there_is_not():
-    assert not needs_calibration("zip")

@@ -1,21 +1,17 @@
 """The modes that compress: what each measures and says, by library and by command line."""
 
-from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import config
 from analysis.measures import sweep
-from compression.methods.merging import MergedHeads
 from compression.registry import make
 from compression.studies import choices
 from compression.studies.analyze import Analysis
-from compression.studies.base import Learned, Study
+from compression.studies.base import Study
 from compression.studies.compare import CompareStudy
 from compression.studies.compress import CompressStudy
 from compression.studies.prune import CLEARLY, PruneStudy
@@ -24,10 +20,9 @@ from compression.studies.run import run as carried_out
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
-from data.cache import KVCache
 from data.texts import reference_samples
 from tests import caches, families
-from tests.commands import PROMPT, done, run
+from tests.commands import PROMPT, both, done, run
 
 LENGTHS = ["--context_tokens", "80", "--score_tokens", "8"]
 TWO = ["--num_samples", "2", *LENGTHS]
@@ -38,10 +33,6 @@ LOWER = {"context_tokens": 80, "score_tokens": 8, "num_samples": 1}
 def outcome(study: Study, continuation: str | None = None) -> Outcome:
     """A study on a tiny model and the offline corpus."""
     return carried_out(study, families.loaded("llama_gqa"), reference_samples(), continuation)
-
-
-def both(*stems: str) -> set[str]:
-    return {f"{stem}.{ending}" for stem in stems for ending in ("png", "csv")}
 
 
 @pytest.fixture(scope="module")
@@ -163,59 +154,6 @@ def test_a_given_continuation_is_what_is_scored():
     rows = outcome(PruneStudy(prune_layers=(1,), **LOWER), "And so on, for ever.").rows
     assert (rows["scored_tokens"] == len("And so on, for ever.")).all()
     assert (rows["context_tokens"] == 80).all()
-
-
-SIMILARITY = [
-    "layer_similarity_matrix",
-    "head_similarity_matrix",
-    "token_similarity_matrix",
-    "token_kv_similarity_matrices",
-    "token_embedding_patterns",
-    "embedding_dimension_correlations",
-    "embedding_dimension_groups",
-]
-
-
-def test_similarity_merges_what_it_finds_or_the_nearest_pair(ended):
-    found = ended("analyze_similarity", *TWO)
-    tables = {f"similarity/{name}.csv" for name in ("texts", "potential_savings")}
-    assert found.files == tables | {"analyze_similarity.json"} | both(
-        *(f"similarity/{name}" for name in SIMILARITY)
-    )
-    savings = found.table("similarity/potential_savings").set_index("level")
-    assert list(savings.index) == ["layers", "heads", "tokens", "dimensions"]
-    assert savings["kl_mean_nats"].notna().all()
-    saved = savings["original_bytes"] - savings["stored_bytes"]
-    np.testing.assert_allclose(savings["saved_bytes"], saved)
-    said = found.manifest("analyze_similarity")["verdict"]
-    assert "none pass |cosine| 0.8; nearest by keys: layers 0 and 1" in said[0]
-    for line, (_, row) in zip(said, savings.iterrows(), strict=False):
-        assert f"({row['saved_share']:.1%}) and costs KL {row['kl_mean_nats']:.4f} ±" in line
-
-
-def with_windows(pairs: int) -> KVCache:
-    """Layers of which each two hold the same keys and values, the second of the first pair in a
-    window."""
-    layers = [caches.layer(i // 2, 3, 40, (8, 8)) for i in range(2 * pairs)]
-    layers = [replace(layer, index=i) for i, layer in enumerate(layers)]
-    recent = {name: getattr(layers[1], name)[:, 30:] for name in ("keys", "values")}
-    layers[1] = replace(layers[1], **recent, positions=torch.arange(30, 40), kind="sliding")
-    return caches.cache(*layers)
-
-
-@pytest.mark.parametrize(("pairs", "merged"), [(1, []), (2, [(2, 3)]), (3, [(2, 3), (4, 5)])])
-def test_groups_are_counted_as_they_are_merged(pairs, merged):
-    plan = SimilarityStudy().look(SimpleNamespace(cache=with_windows(pairs)), Learned())
-    layers, heads = plan.parts
-    counted = f"{len(merged)} groups of keys and {len(merged)} groups of values"
-    assert (layers.level, layers.counts) == ("layers", counted)
-    assert ("layers" in plan.merges) == layers.passed == bool(merged)
-    if merged:
-        groups = tuple(tuple((i, head) for i in pair) for pair in merged for head in range(3))
-        assert plan.merges["layers"] == MergedHeads(groups, groups)
-        assert plan.merges["heads"] == MergedHeads(groups, groups)
-        n = len(groups)
-        assert heads.counts == f"{n} groups of keys and {n} groups of values"
 
 
 def test_analyze_can_measure_its_recommendations(flags, tmp_path):
