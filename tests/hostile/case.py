@@ -12,24 +12,24 @@ import pytest
 Prepare: TypeAlias = Callable[[Path, pytest.MonkeyPatch], object]
 
 TEXT, SCORED = "no-use_wikitext", {"score_tokens": "10", "num_samples": "1"}
-READ = {TEXT: None, "context_tokens": "60"}
+READ = {TEXT: None, "context_tokens": "100"}
 MODEL = {"model": "./model", "device": "cpu"}
 OUT = {"output_dir": "out"}
 STUDY = {**MODEL, **READ, **SCORED, **OUT}
 # The flags of a small run that works, by mode; paths are those of the sandbox.
 USUAL: dict[str, dict[str, str | None]] = {
-    "analyze": {**MODEL, **READ, **OUT, "new_tokens": "3", "analysis_focus": "layers"},
+    "analyze": {**MODEL, **READ, **OUT, "analysis_focus": "layers"},
     "analyze_generation": {**MODEL, **READ, **OUT, "new_tokens": "3"},
     "analyze_similarity": STUDY,
     "tucker": {**STUDY, "token_rank": "8", "embedding_rank": "8", "no_sensitivity": None},
     "compress": {**STUDY, "levels": "0.5"},
     "prune": STUDY,
-    "compare": {**STUDY, "context_tokens": "100", "methods": "int8"},
+    "compare": {**STUDY, "methods": "int8"},
     "calibrate": MODEL,
     "store": MODEL,
     "list_samples": {"model": "./model", TEXT: None},
 }
-SAVES = {TEXT: None, "context_tokens": "60", "methods": "int8"}
+SAVES = {**READ, "methods": "int8"}
 # What a case gives on its own account takes the place of these.
 INSTEAD = {
     "prompt": {TEXT, "num_samples"},
@@ -44,8 +44,8 @@ INSTEAD = {
 
 @dataclass(frozen=True)
 class Case:
-    """flags: as they are typed, beside the usual ones of the mode. says: what the sentence holds;
-    empty where there is nobody to say it to. what: what is wrong beside the flags. early: it is
+    """flags: as they are typed, beside the usual ones of the mode. says: what the sentence holds,
+    a|b for either; empty where there is nobody to say it to. what: what is wrong beside the flags. early: it is
     refused before a model is loaded. changes: patterns of files that may change, none by itself.
     notes: whether notes above the sentence are due. redirection: of a shell, sent: a signal; either
     makes it a process of its own, and so does script: the file of it."""
@@ -81,9 +81,10 @@ class Case:
         return [*mode, *self._usual(), *self.flags]
 
     def _usual(self) -> list[str]:
-        given = {flag.removeprefix("--").split("=")[0] for flag in self.flags}
+        named = [flag for flag in self.flags if flag.startswith("--")]
+        given = {flag.removeprefix("--").split("=")[0] for flag in named}
         usual = dict(USUAL.get(self.mode, {}))
-        if "save_compressed" in given:
+        if self.mode == "store" and "save_compressed" in given:
             usual |= SAVES
         replaced = given | {name for flag in given for name in INSTEAD.get(flag, ())}
         kept = {name: value for name, value in usual.items() if name not in replaced}

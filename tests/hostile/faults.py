@@ -81,8 +81,8 @@ SCRIPTS = (
     Case("", ("--help",), ("No space left",), redirection=">/dev/full", script=SCRIPT),
 )
 SIGNALS = (
-    Case("tucker", (), (), sent=signal.SIGTERM, code=143),
-    Case("analyze", (), ("interrupted",), sent=signal.SIGINT, code=130),
+    Case("analyze", (), (), what="SIGTERM", sent=signal.SIGTERM, code=143),
+    Case("analyze", (), ("interrupted",), what="Ctrl-C", sent=signal.SIGINT, code=130),
     Case("tucker", (), (), what="SIGTERM", sent=signal.SIGTERM, code=143, script=SCRIPT),
     Case("tucker", (), ("interrupted",), what="Ctrl-C", sent=signal.SIGINT, code=130,
          script=SCRIPT),

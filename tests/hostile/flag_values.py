@@ -70,23 +70,21 @@ VALUES = (
     early("store", f"{SAVE} --methods int8,kivi", "--methods", "int8", "kivi"),
 )
 BEYOND = (  # what the model, the text or its cache does not have
-    late("analyze", f"--context_tokens {FAR}", "--context_tokens", "256"),
-    late("analyze", f"--new_tokens {FAR}", "--new_tokens", "256"),
-    late("analyze_generation", f"--prompt Hello --new_tokens {FAR}", "--new_tokens", "256"),
+    late("analyze", f"--context_tokens {FAR}", "256", "positions", notes=True),
+    late("analyze", f"--analysis_focus tokens --new_tokens {FAR}", "--new_tokens", "256"),
+    late("analyze_generation", f"--new_tokens {FAR}", "--new_tokens", "256"),
     late("analyze", "--measure --score_tokens 250", "--score_tokens", "256"),
     *(late(mode, f"--score_tokens {FAR}", "--score_tokens", "256") for mode in STUDIES),
     *(late(mode, f"--wikitext_index {FAR}", "--wikitext_index", FAR) for mode in STUDIES),
-    late("list_samples", "--model ./model/config.json", "config.json"),
     late("tucker", "--target_ratio 1000000", "--target_ratio"),
     late("tucker", "--token_rank 8 --embedding_rank 8 --sink_tokens 60", "--sink_tokens"),
     late("prune", "--prune_layers 99", "--prune_layers", "99"),
-    late("prune", "--prune_layers 0,0", "--prune_layers"),
     late("prune", "--prune_layers 0,1", "--prune_layers"),
     late("prune", "--prune_heads 9", "--prune_heads", "9"),
     late("prune", "--prune_heads 99:0", "--prune_heads", "99"),
     late("prune", "--prune_heads 0,1", "--prune_heads"),
     late("compare", f"--show_generation {FAR}", "--show_generation", "256"),
-    late("store", f"{SAVE} --context_tokens {FAR}", "--context_tokens", "256"),
+    late("store", f"{SAVE} --context_tokens {FAR}", "256", "positions", notes=True),
     late("store", f"--load_compressed prompt.kv --new_tokens {FAR}", "--new_tokens", "256"),
 )
 

@@ -40,12 +40,16 @@ class Outcome:
         lines = [line for line in self.said.split("\n") if line.strip()]
         return lines[-1] if lines else ""
 
+    def _says(self, words: str) -> bool:
+        """Whether the sentence holds these words, or those after a |."""
+        return any(word.lower() in self.sentence.lower() for word in words.split("|"))
+
     def broken(self, case: Case) -> list[str]:
         """The laws that it breaks, in words."""
         lines = [line for line in self.said.split("\n") if line.strip()]
         notes = [line for line in lines if line.startswith("note: ")]
         sentences = [line for line in lines if line not in notes]
-        lacking = [words for words in case.says if words.lower() not in self.sentence.lower()]
+        lacking = [words for words in case.says if not self._says(words)]
         files = [f for f in self.changes if not any(fnmatch(f, p) for p in case.changes)]
         laws = {
             f"exit code {self.code}, not {case.code}": self.code in case.codes,

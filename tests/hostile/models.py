@@ -136,7 +136,7 @@ CONFIGS = (
     _model("an encoder-decoder", _only(**T5), "./model", "encoder-decoder"),
     _model("no language model", _only(model_type="vit"), "./model"),
     _model("code of its own", _only(model_type="my", auto_map=OWN_CODE), "trust_remote_code"),
-    _model("no layers", _set(num_hidden_layers=0), "./model"),
+    _model("no layers", _set(num_hidden_layers=0), "model"),
     _model("words for a number of layers", _set(num_hidden_layers="two"), "./model"),
     _model("a negative number of heads", _set(num_attention_heads=-4), "./model"),
     _model("more layers than weights", _set(num_hidden_layers=3), "./model", "lacks"),
@@ -180,13 +180,13 @@ FILES = (
 STUDIES = ("tucker", "compress", "prune", "compare", "analyze_similarity")
 FEW_IDS = partial(_family, name="llama_gqa", vocab_size=90)
 NUMBERS = (
-    *(_model("NaN in a layer", _filled("1.self_attn.k_proj", math.nan), "NaN", mode=m)
+    *(_model("NaN in a layer", _filled("1.self_attn.k_proj", math.nan), "NaN|not finite", mode=m)
       for m in ("analyze", "analyze_generation", *STUDIES)),
-    *(_model("NaN in the LM head", _filled("lm_head", math.nan), "NaN", mode=m)
+    *(_model("NaN in the LM head", _filled("lm_head", math.nan), "NaN|not finite", mode=m)
       for m in ("analyze", "analyze_generation", *STUDIES)),
-    _model("NaN in a layer", _filled("1.self_attn.k_proj", math.nan), "NaN", mode="store",
+    _model("NaN in a layer", _filled("1.self_attn.k_proj", math.nan), "NaN|not finite", mode="store",
            flags=SAVE),
-    _model("NaN in the LM head", _filled("lm_head", math.nan), "NaN", mode="store", flags=SAVE),
+    _model("NaN in the LM head", _filled("lm_head", math.nan), "NaN|not finite", mode="store", flags=SAVE),
     _model("Inf in a layer", _filled("0.self_attn.v_proj", math.inf), "Inf"),
     _model("all zero", _filled("", 0.0), "zero", mode="tucker", flags="--energy 0.9"),
     _model("all zero", _filled("", 0.0), "zero", mode="tucker", flags="--target_ratio 4"),

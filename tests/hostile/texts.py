@@ -101,6 +101,6 @@ PROMPTS = (
     *(late(mode, "--prompt Hello", "tokens") for mode in READERS[2:]),
     late("analyze_similarity", "--prompt Hello", "tokens"),
     late("analyze", "--measure --prompt Hello", "tokens"),
-    late("store", "--save_compressed new.kv --prompt a", "one token"),
+    late("store", "--save_compressed new.kv --prompt a", "one token", notes=True),
 )
 CASES = (*FILES, *NAMES, *PROMPTS)
