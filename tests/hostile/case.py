@@ -45,10 +45,10 @@ INSTEAD = {
 @dataclass(frozen=True)
 class Case:
     """flags: as they are typed, beside the usual ones of the mode. says: what the sentence holds,
-    a|b for either; empty where there is nobody to say it to. what: what is wrong beside the flags. early: it is
-    refused before a model is loaded. changes: patterns of files that may change, none by itself.
-    notes: whether notes above the sentence are due. redirection: of a shell, sent: a signal; either
-    makes it a process of its own, and so does script: the file of it."""
+    a|b for either of them; empty where there is nobody to say it to. what: what is wrong beside
+    the flags. early: it is refused before a model is loaded. changes: patterns of files that may
+    change, none by itself. notes: whether notes above the sentence are due. redirection: of a
+    shell, sent: a signal; either makes it a process of its own, and so does script: its file."""
 
     mode: str
     flags: tuple[str, ...]

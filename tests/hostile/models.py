@@ -179,19 +179,26 @@ FILES = (
 )
 STUDIES = ("tucker", "compress", "prune", "compare", "analyze_similarity")
 FEW_IDS = partial(_family, name="llama_gqa", vocab_size=90)
+NAN_IN_A_LAYER = _filled("1.self_attn.k_proj", math.nan)
+NAN_IN_THE_HEAD = _filled("lm_head", math.nan)
 NUMBERS = (
-    *(_model("NaN in a layer", _filled("1.self_attn.k_proj", math.nan), "NaN|not finite", mode=m)
-      for m in ("analyze", "analyze_generation", *STUDIES)),
-    *(_model("NaN in the LM head", _filled("lm_head", math.nan), "NaN|not finite", mode=m)
-      for m in ("analyze", "analyze_generation", *STUDIES)),
-    _model("NaN in a layer", _filled("1.self_attn.k_proj", math.nan), "NaN|not finite", mode="store",
-           flags=SAVE),
-    _model("NaN in the LM head", _filled("lm_head", math.nan), "NaN|not finite", mode="store", flags=SAVE),
+    *(
+        _model(what, prepare, "NaN|not finite", mode=mode, flags=flags)
+        for what, prepare in (
+            ("NaN in a layer", NAN_IN_A_LAYER),
+            ("NaN in the LM head", NAN_IN_THE_HEAD),
+        )
+        for mode, flags in (
+            *((mode, "") for mode in ("analyze", "analyze_generation", *STUDIES)),
+            ("store", SAVE),
+        )
+    ),
     _model("Inf in a layer", _filled("0.self_attn.v_proj", math.inf), "Inf"),
     _model("all zero", _filled("", 0.0), "zero", mode="tucker", flags="--energy 0.9"),
     _model("all zero", _filled("", 0.0), "zero", mode="tucker", flags="--target_ratio 4"),
-    *(_model("token ids beyond its vocabulary", FEW_IDS, "vocabulary", mode=m)
-      for m in ("analyze", "tucker", "compare")),
-    _model("token ids beyond its vocabulary", FEW_IDS, "vocabulary", mode="store", flags=SAVE),
-)  # fmt: skip
+    *(
+        _model("token ids beyond its vocabulary", FEW_IDS, "vocabulary", mode=mode, flags=flags)
+        for mode, flags in (("analyze", ""), ("tucker", ""), ("compare", ""), ("store", SAVE))
+    ),
+)
 CASES = (*NAMES, *CONFIGS, *FILES, *NUMBERS)
