@@ -21,6 +21,13 @@ def test_a_bad_input_is_refused_in_one_sentence_and_nothing_is_lost(case: Case, 
     assert came.broken(case) == [], f"{came.code}: {came.said}"
 
 
+@pytest.mark.parametrize("mode", [mode for mode in USUAL if mode != "calibrate"])
+def test_what_is_refused_is_not_the_rest_of_the_command(mode, sandbox):
+    flags = ("--save_compressed", "new.kv") if mode == "store" else ()
+    came = outcome(Case(mode, flags, (), code=0), sandbox)
+    assert came.code == 0 and came.said == "" and "Traceback" not in came.printed
+
+
 def test_there_are_enough_of_every_mode():
     assert len(CASES) >= 100 and len({case.name for case in CASES}) == len(CASES)
     of_mode = Counter(case.mode for case in CASES)

@@ -24,7 +24,7 @@ USUAL: dict[str, dict[str, str | None]] = {
     "tucker": {**STUDY, "token_rank": "8", "embedding_rank": "8", "no_sensitivity": None},
     "compress": {**STUDY, "levels": "0.5"},
     "prune": STUDY,
-    "compare": {**STUDY, "methods": "int8"},
+    "compare": {**STUDY, "methods": "kivi"},
     "calibrate": MODEL,
     "store": MODEL,
     "list_samples": {"model": "./model", TEXT: None},

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,8 +195,14 @@ NUMBERS = (
         )
     ),
     _model("Inf in a layer", _filled("0.self_attn.v_proj", math.inf), "Inf"),
-    _model("all zero", _filled("", 0.0), "zero", mode="tucker", flags="--energy 0.9"),
-    _model("all zero", _filled("", 0.0), "zero", mode="tucker", flags="--target_ratio 4"),
+    *(
+        replace(
+            _model("all zero", _filled("", 0.0), mode="tucker", flags=f"--quiet {ranks}"),
+            code=0,
+            changes=("out/tucker*",),
+        )
+        for ranks in ("--energy 0.9", "--target_ratio 4")
+    ),
     *(
         _model("token ids beyond its vocabulary", FEW_IDS, "vocabulary", mode=mode, flags=flags)
         for mode, flags in (("analyze", ""), ("tucker", ""), ("compare", ""), ("store", SAVE))

@@ -177,12 +177,17 @@ LOADS = (
 BUDGETS = tuple(
     late(
         "compare",
-        f"--quiet {budget}",
+        f"--quiet {budget} --methods {method}",
         budget.split()[0],
         what="nothing fits; the results are written",
         changes=("out/compar*", "home/*"),
     )
-    for budget in ("--max_bits 0.01", "--max_bytes_per_token 0.5", "--max_kl 1e-30 --max_bits 0.01")
+    for budget, method in (
+        ("--max_bits 0.01", "kivi"),
+        ("--max_bytes_per_token 0.5", "kivi"),
+        ("--max_kl 1e-30 --max_bits 0.01", "kivi"),
+        ("--max_bits 0.01", "int8"),  # that costs nothing here: no cost is above 0
+    )
 )
 
 
@@ -190,13 +195,16 @@ def _file_for_home(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("KV_CACHE_HOME", str(folder / "text.txt"))
 
 
+def _nobodys_home(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("KV_CACHE_HOME", "~nobody-here/x")
+
+
+A_FILE = {"what": "a file for a cache folder", "prepare": _file_for_home}
+NOBODYS = {"what": "a cache folder of nobody's", "prepare": _nobodys_home}
 HOMES = (
-    late("calibrate", "", "text.txt", "KV_CACHE_HOME", what="a file for a cache folder",
-         prepare=_file_for_home),
-    late("calibrate", "--model smollm2-135m", "text.txt", "KV_CACHE_HOME",
-         what="a file for a cache folder", prepare=_file_for_home),
-    late("calibrate", "--model smollm2-135m", "KV_CACHE_HOME", what="NUL in KV_CACHE_HOME",
-         prepare=lambda folder, patch: patch.setattr("config.CACHE_FOLDER", "~nobody-here/x")
-         or patch.delenv("KV_CACHE_HOME")),
-)  # fmt: skip
+    late("calibrate", "", "text.txt", "KV_CACHE_HOME", **A_FILE, notes=True),
+    late("calibrate", "--model smollm2-135m", "text.txt", "KV_CACHE_HOME", **A_FILE),
+    late("calibrate", "--model smollm2-135m", "cache folder", "~nobody-here/x", **NOBODYS),
+    late("compare", "", "cache folder", "~nobody-here/x", **NOBODYS),
+)
 CASES = (*LOADS, *BUDGETS, *HOMES)

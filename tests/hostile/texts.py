@@ -4,7 +4,6 @@ import json
 import os
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,13 +75,6 @@ FILES = (
         "loop.txt",
         what="a link to itself",
         prepare=lambda folder, patch: (folder / "loop.txt").symlink_to("loop.txt"),
-    ),
-    late(
-        "analyze",
-        "--text_file pipe.txt",
-        "pipe.txt",
-        what="a pipe without a writer",
-        prepare=partial(pipe, name="pipe.txt"),
     ),
 )
 ODD_NAMES = ("a\0b.txt", f"a{LONE}.txt", "a\x1b[31m.txt", "a\nb.txt", "a\u202egnp.txt")
