@@ -54,7 +54,8 @@ LEVELS = (0.75, 0.5, 0.25)  # shares of the embedding dimensions that `compress`
 DIM_SIMILARITY = 0.9  # |cosine over tokens| from which dimensions of a head are merged ...
 LARGEST_DIM_GROUP = 8  # ... into groups of at most this many
 CALIBRATION_TEXTS = 2  # other texts that a basis is fitted on once per model
-KEEP_TOKENS = 0.5  # share of the tokens that pruning by token keeps
+KEEP_TOKENS = 0.5  # share of the tokens that pruning by token keeps ...
+TOKEN_SCORES = ("key_norm", "attention", "recent", "random")  # ... by each of these scores
 PRUNED_LAYERS = 3  # how many the heuristics may name
 CONTROLS = 3  # random choices of the same size that a recommendation has to beat
 TRIAL_NOISE = 0.3  # relative error of the noise that the trial of heuristics adds
@@ -73,13 +74,6 @@ SUBSPACE_RANK = 16  # leading directions of which principal angles are taken
 OUTPUT_DIR = "graphs"  # relative to the folder the command is run in
 FIGURE_DPI = 120  # dots per inch of the PNG files
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-FOCUSES = ("all", "layers", "heads", "tokens", "embeddings")
-PRUNE_METHODS = ("layer", "head", "dimension", "threshold", "token")
-TOKEN_SCORES = ("key_norm", "attention", "recent", "random")  # that pruning by token tries
-EVICTIONS = (*TOKEN_SCORES, "importance", "heavy_hitter", "snapkv", "key_diff")
-
 
 class UsageError(Exception):
     """What a person did cannot work: one sentence of what was given and why it will not do, and
@@ -96,7 +90,10 @@ class UsageError(Exception):
 
 
 def user_path(path: str, name: str) -> Path:
-    """A path that a person gave as `name`, with ~ written out."""
+    """A path that a person gave as `name`, with ~ written out. Raises UsageError for one that no
+    system takes, or that no table or manifest could name."""
+    if "\0" in path or any("\ud800" <= c <= "\udfff" for c in path):
+        raise UsageError(f"{name} is {path!r}", "a path is text in UTF-8 and without a zero byte")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -9,8 +9,9 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from visualization.terminal import config_check, endings, flags, notices
+from visualization.terminal import command_line, endings, flags, notices, streams
 from visualization.terminal.flags import Given, arguments_of
+from visualization.terminal.streams import tell
 
 if TYPE_CHECKING:
     from data.models import LoadedModel
@@ -30,10 +31,10 @@ def analyze(given: Given, workers: int) -> None:
         analysis = Analysis(**arguments_of(Analysis, given))
         loaded, candidates = _model_and_texts(given, delivery)
         draw = partial(delivery.draw, loaded.name)
-        looked = analysis.run(loaded, candidates, given["continuation"], delivery.phase, draw)
+        looked = analysis.run(loaded, candidates, given.get("continuation"), delivery.phase, draw)
         files = delivery.commit(loaded, looked.sample, looked.n_tokens, looked.facts)
     if not given["quiet"]:
-        print(delivery.told(looked.said(loaded.name), files))
+        tell(delivery.told(looked.said(loaded.name), files))
 
 
 def analyze_generation(given: Given, workers: int) -> None:
@@ -57,7 +58,7 @@ def study(name: str, given: Given, workers: int) -> None:
         files = delivery.commit(loaded, sample, asked.context, outcome.facts)
     if not given["quiet"]:
         title = f"{asked.title} on {loaded.name}, {sample.source}"
-        print(delivery.told({title: report.lines}, files, report.continued))
+        tell(delivery.told({title: report.lines}, files, report.continued))
     if report.refused is not None:
         raise report.refused
 
@@ -69,7 +70,7 @@ def calibrate(given: Given, workers: int) -> None:
     loaded = _loaded(given)
     calibration = calibration_of(loaded, must_keep=True)
     if not given["quiet"]:
-        print(f"{loaded.name} is calibrated, on {calibration.learned_from}.")
+        tell(f"{loaded.name} is calibrated, on {calibration.learned_from}.")
 
 
 def store(given: Given, workers: int) -> None:
@@ -80,12 +81,12 @@ def store(given: Given, workers: int) -> None:
     prompts.refuse(**arguments_of(prompts.refuse, given))
     loaded = _loaded(given)
     if given["load_compressed"] is not None:
-        print(prompts.go_on(loaded, given["load_compressed"], given["new_tokens"]))
+        tell(prompts.go_on(loaded, given["load_compressed"], given["new_tokens"]))
         return
     sample = texts.candidates(**arguments_of(texts.candidates, given))[0]
     said = prompts.save(loaded, sample, **arguments_of(prompts.save, given))
     if not given["quiet"]:
-        print(flags.as_flags("\n".join(said)))
+        tell(flags.as_flags("\n".join(said)))
 
 
 def list_samples(given: Given, workers: int) -> None:
@@ -93,7 +94,7 @@ def list_samples(given: Given, workers: int) -> None:
     from visualization.terminal.listing import listing
 
     for line in listing(**arguments_of(listing, given)):
-        print(line)
+        tell(line)
 
 
 def _loaded(given: Given) -> "LoadedModel":
@@ -135,16 +136,15 @@ def main(arguments: Sequence[str] | None = None, workers: int = 1) -> int:
     works, 0 to draw in this one."""
 
     def command() -> None:
-        config_check.check()
-        given = flags.parse(MODES, arguments)
-        notices.start(given["quiet"])
+        given = command_line.parse(arguments)
+        notices.start(given.get("quiet", False))
         MODES[given["mode"]](given, workers)
 
-    return endings.exit_code(command)
+    return endings.exit_code(command, debug="--debug" in (arguments or sys.argv))
 
 
 if __name__ == "__main__":
     gc.disable()  # until all is imported, for nothing of that is garbage: a quarter of its time
-    notices.usable_streams()
+    streams.usable()
     endings.clean_up_when_killed()
     sys.exit(main())

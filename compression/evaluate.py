@@ -19,8 +19,8 @@ import torch
 from compression.base import Compressor
 from config import UsageError
 from data.cache import KINDS, KVCache
-from data.resume import printable
 from data.scoring import Continuation
+from data.texts import printable
 
 MEASURES = (
     "original_bytes",

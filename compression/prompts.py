@@ -9,11 +9,11 @@ from compression.coded.kept_calibrations import calibration_of, earlier_calibrat
 from compression.registry import make, needs_calibration
 from compression.studies import presets
 from config import UsageError, user_path
-from data import extraction
+from data import extraction, memory
 from data.cache import KVCache
 from data.models import LoadedModel
-from data.resume import as_past, greedy, printable, refuse_states
-from data.texts import Sample
+from data.resume import as_past, greedy, refuse_states
+from data.texts import Sample, printable
 from data.writing import unfinished
 
 USUAL = "coded 3.5e-05"
@@ -89,8 +89,9 @@ def save(
     name, settings = chosen(methods)
     calibration = calibration_of(loaded, True) if needs_calibration(name, settings) else None
     method = make(name, settings, calibration)
-    cache = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True).cache
-    compressed = method.compress(cache)
+    with memory.told(loaded.model, len(ids)):
+        cache = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True).cache
+        compressed = method.compress(cache)
     as_past(loaded, compressed.restore())  # refuses what could not be gone on from
     file = _target(save_compressed)
     facts = {"model": loaded.identity, "model_name": loaded.name, "text": sample.name}

@@ -7,6 +7,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from config import UsageError
 from data.cache import KVCache, Past
 from data.models import LoadedModel
+from data.texts import printable
 
 
 def as_past(loaded: LoadedModel, cache: KVCache) -> DynamicCache:
@@ -61,11 +62,6 @@ def side_by_side(
         return printable(parts[0] + (" >> " + parts[1] if parts[1] else ""))
 
     return [("From the untouched cache", text(full)), (f"From {name}, {ends}", text(other))]
-
-
-def printable(text: str) -> str:
-    """On one line, with control and other unprintable characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @torch.no_grad()

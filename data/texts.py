@@ -52,10 +52,12 @@ def visible(text: str) -> str:
     Text from models and files is data: shown this way it can neither move a terminal's cursor
     nor break a row of a table.
     """
-    return "".join(
-        "␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text
-    )
+    return printable(text).replace(" ", "␣")
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control and other unprintable characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _articles(lines: Iterable[str]) -> list[tuple[str, str]]:

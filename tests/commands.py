@@ -22,6 +22,20 @@ def run(*arguments: str) -> int:
     return main.main([*arguments], workers=0)
 
 
+def of_mode(mode: str, model: object, out: Path, *flags: str) -> list[str]:
+    """The arguments of a run on the CPU: where nothing is given to read, of the offline corpus,
+    and into a folder where the mode has pictures."""
+    arguments = ["--mode", mode, "--model", str(model)]
+    if mode != "list_samples":
+        arguments += ["--device", "cpu"]
+    if mode not in ("list_samples", "calibrate", "store"):
+        arguments += ["--output_dir", str(out)]
+    given = {"--prompt", "--text_file", "--load_compressed", "--use_wikitext"}
+    if mode != "calibrate" and not given & set(flags):
+        arguments.append("--no-use_wikitext")
+    return [*arguments, *flags]
+
+
 @dataclass(frozen=True)
 class Done:
     """A run that several tests may read: exit code, output folder, and what it wrote to streams."""
@@ -43,10 +57,10 @@ class Done:
 
 
 def done(out: Path, *arguments: str) -> Done:
-    """Run into the folder `out`, which no other run has used."""
+    """What a run gives that writes into the folder `out`, which no other has used."""
     printed, said = io.StringIO(), io.StringIO()
     with redirect_stdout(printed), redirect_stderr(said):
-        code = run(*arguments, "--output_dir", str(out))
+        code = run(*arguments)
     return Done(code, out, printed.getvalue(), said.getvalue())
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests import families
-from tests.commands import PROMPT, Done, done, run
+from tests.commands import PROMPT, Done, done, of_mode, run
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def tiny_model(tmp_path_factory):
 def flags(tiny_model, tmp_path):
     """Flags of a run on the tiny model, into an empty folder."""
     where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
-    return [*where, "--prompt", PROMPT, "--sequence_length", "60", "--new_tokens", "5"]
+    return [*where, "--prompt", PROMPT, "--sequence_length", "60"]
 
 
 @pytest.fixture
@@ -74,10 +74,9 @@ def ended(tiny_model, tmp_path_factory, shared_cache) -> Callable[..., Done]:
     kept: dict[tuple[str, ...], Done] = {}
 
     def go(name: str, *flags: str) -> Done:
-        where = ["--model", str(tiny_model), "--device", "cpu", "--no-use_wikitext"]
         if (name, *flags) not in kept:
             out = tmp_path_factory.mktemp(name) / "out"
-            kept[name, *flags] = done(out, "--mode", name, *where, *flags)
+            kept[name, *flags] = done(out, *of_mode(name, tiny_model, out, *flags))
         return kept[name, *flags]
 
     return go
@@ -88,8 +87,6 @@ def mode(tiny_model, tmp_path, empty_cache):
     """Runs a mode on the tiny model and the offline corpus, into an empty folder."""
 
     def go(name: str, *flags: str) -> int:
-        out = ["--output_dir", str(tmp_path / "out")]
-        where = ["--model", str(tiny_model), "--device", "cpu", "--no-use_wikitext"]
-        return run("--mode", name, *where, *out, *flags)
+        return run(*of_mode(name, tiny_model, tmp_path / "out", *flags))
 
     return go

@@ -16,16 +16,21 @@ OURS = {"config", "main", "data", "analysis", "compression", "visualization", "b
 HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "seaborn", "scipy"}
 PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
-LIGHT_DATA = {"data.texts", "data.sources", "data.writing"}
+LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", "data.writing"}
 SEALED = {"config", "compression.base", "compression.sealed"}
 PARTS = {"data.cache", "data.rotary"}
-RUNNING = {f"data.{name}" for name in ("models", "extraction", "scoring", "resume", "texts")}
+RUNNING = {
+    f"data.{name}"
+    for name in ("memory", "models", "extraction", "scoring", "resume", "texts", "vocabulary")
+}
 THREADS = "data.threads"  # settled by any room before it brings in torch
 # Room -> (what it may import of ours beside itself, which libraries it does not know).
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "config": (set(), HEAVY),
+    "data.vocabulary": (set(), HEAVY),
     "data.threads": (set(), HEAVY - {"torch"}),  # where torch is there already, it is settled too
     "data.writing": (set(), HEAVY),
+    "data.memory": ({"config"}, HEAVY - {"torch"}),
     "data.hub": ({"config"}, HEAVY),
     "data.texts": ({"config", "data.hub"}, HEAVY - {"datasets"}),
     "data.default_model": ({"config", "data.writing"}, PICTURES | {"pandas"}),
@@ -192,8 +197,8 @@ def test_what_starts_a_run_and_what_writes_for_it_is_light():
         from compression import run_tucker_analysis
         from data import sources, texts, writing
         from visualization import delivery
-        from visualization.terminal import config_check, flags, listing, notices, record
-        flags.parser(main.MODES).format_help()
+        from visualization.terminal import command_line, listing, notices, record
+        main.main(["--help"])
     """
     assert not HEAVY & modules_after(code)
 

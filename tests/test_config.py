@@ -1,66 +1,31 @@
-import inspect
 import math
 import pickle
 
 import pytest
 
 import config
-from compression.coded import kept_calibrations
 from compression.methods.evictions import EVICTIONS
-from compression.prompts import refuse, save
 from compression.registry import METHODS
-from compression.studies.analyze import Analysis
+from compression.studies import presets
 from compression.studies.compare import CompareStudy
 from compression.studies.compress import CompressStudy
 from compression.studies.prune import PruneStudy
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
-from data import models, texts
-from visualization.terminal import config_check, flags, listing
+from data import vocabulary
+from tests.commands import modules_after
+from visualization.terminal import command_line, config_check
+from visualization.terminal.modes import MODES
 
-MODES = ("analyze", "prune")
+STRANGE = [
+    *(None, True, -1, 0, 1, 10**400, 10**5000, 1e400, math.nan, "x", b"x", "\udcff"),
+    *([], (), [1], {}, {1}, [[1]], {"key": math.nan}, set, object(), lambda: 0),
+]
 
 
 def test_the_defaults_are_in_order():
     assert config_check.check() is None
-
-
-def test_a_flag_that_is_not_given_is_as_config_says_now(monkeypatch):
-    given = flags.parse(MODES, [])
-    assert given["mode"] == "analyze"
-    constants = {f.name: f.default for f in flags.FLAGS if str(f.default).isupper()}
-    assert len(constants) > 10
-    assert {name: given[name] for name in constants} == {
-        name: getattr(config, constant) for name, constant in constants.items()
-    }
-    monkeypatch.setattr(config, "WIKITEXT_INDEX", 3)
-    monkeypatch.setattr(config, "LEVELS", (0.9,))
-    given = flags.parse(MODES, [])
-    assert (given["wikitext_index"], given["levels"]) == (3, (0.9,))
-
-
-def test_every_flag_is_an_argument_of_what_a_mode_calls():
-    takers = [Analysis, CompareStudy, CompressStudy, PruneStudy, SimilarityStudy, TuckerStudy]
-    takers += [models.load, texts.candidates, kept_calibrations.calibration_of]
-    takers += [refuse, save, listing.listing]
-    taken = {name for each in takers for name in inspect.signature(each).parameters}
-    # main.py itself reads these
-    taken |= {"sequence_length", "analysis_focus", "continuation", "output_dir", "quiet"}
-    assert {flag.name for flag in flags.FLAGS} <= taken
-
-
-def test_a_function_is_handed_the_flags_of_its_arguments():
-    given = flags.parse(MODES, ["--prune_heads", "4:0,2", "--prompt", "a", "--levels", "0.5,1"])
-    found = flags.arguments_of(PruneStudy, given)
-    assert found["prune_heads"] == ((4, 0), (None, 2)) and found["levels"] == (0.5, 1.0)
-    assert "prompt" not in found and "needles" not in flags.arguments_of(CompareStudy, given)
-    assert flags.arguments_of(texts.candidates, given)["prompt"] == "a"
-
-
-def test_arguments_are_shown_as_the_flags_that_they_came_from():
-    said = flags.as_flags("`prompt` and `text_file`; `--mode store`, `keep` and `a b` are no flags")
-    assert said == "--prompt and --text_file; `--mode store`, `keep` and `a b` are no flags"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +59,11 @@ def test_arguments_are_shown_as_the_flags_that_they_came_from():
         ("SINK_TOKENS", -1),
         ("OUTPUT_DIR", " "),
         ("FIGURE_DPI", math.nan),
+        ("OUTPUT_DIR", "a\0b"),
+        ("CACHE_FOLDER", "a\udcffb"),
+        ("DEVICE", ["cpu"]),
+        ("LEVELS", {0.5}),
+        ("TOKEN_SCORES", ("loud",)),
     ],
 )
 def test_edited_nonsense_is_named(monkeypatch, name, nonsense):
@@ -102,44 +72,63 @@ def test_edited_nonsense_is_named(monkeypatch, name, nonsense):
         config_check.check()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--sequence_length", "0"], "`sequence_length` is 0: it takes 1 or more"),
-        (["--sequence_length", "-5"], "`sequence_length` is -5"),
-        (["--context_tokens", "0"], "`context_tokens` is 0"),
-        (["--sequence_length", "9", "--context_tokens", "9"], "were both given"),
-        (["--score_tokens", "0"], "`score_tokens` is 0"),
-        (["--new_tokens", "0"], "`new_tokens` is 0"),
-        (["--new_tokens", "many"], "--new_tokens: invalid int value"),
-        (["--wikitext_index", "-1"], "`wikitext_index` is -1"),
-        (["--keep_tokens", "0"], "`keep_tokens` is 0: it takes a share above 0"),
-        (["--levels", "1.5"], "`levels` is 1.5: it takes shares above 0"),
-        (["--levels", "0.5,zero"], "'0.5,zero' was given: it takes shares such as"),
-        (["--prune_layers", "a"], "'a' was given: it takes layers such as"),
-        (["--max_bits", "-1"], "`max_bits` is -1: it takes a number above 0"),
-        (["--max_kl", "nan"], "`max_kl` is nan"),
-        (["--memory_gib", "inf"], "`memory_gib` is inf"),
-        (["--show_generation", "-1"], "`show_generation` is -1"),
-        (["--output_dir", " "], "`output_dir` is empty"),
-        (["--mode", "compress_all"], "invalid choice: 'compress_all'"),
-        (["--analysis_focus", "neurons"], "invalid choice: 'neurons'"),
-        (["--device", "tpu"], "invalid choice: 'tpu'"),
-        (["--token_score", "loud"], "invalid choice: 'loud'"),
-        (["--seq", "5"], "unrecognized arguments"),
-    ],
-)
-def test_flags_that_cannot_work_are_refused(arguments, says):
-    with pytest.raises(UsageError) as refusal:
-        flags.parse(MODES, arguments)
-    assert says in str(refusal.value)
+@pytest.mark.parametrize("name", config_check.RULES)
+def test_any_value_of_a_constant_is_taken_or_refused_in_a_sentence(monkeypatch, name):
+    refused = 0
+    for value in STRANGE:
+        monkeypatch.setattr(config, name, value)
+        try:
+            config_check.check()
+        except UsageError as refusal:
+            refused += 1
+            named = (name, "DENSE_DIM_SHARE") if name == "SPARSE_DIM_SHARE" else (name,)
+            assert str(refusal).startswith(tuple(f"config.py: {each} is " for each in named))
+            assert len(str(refusal)) < 300
+    assert refused > 10
 
 
-def test_the_evictions_of_the_flags_are_those_of_the_registry():
-    assert set(config.EVICTIONS) == {eviction.name for eviction in EVICTIONS}
+@pytest.mark.parametrize("name", config_check.RULES)
+def test_a_missing_constant_is_named(monkeypatch, name):
+    monkeypatch.delattr(config, name)
+    with pytest.raises(UsageError, match=rf"config\.py: {name} is missing: it takes "):
+        command_line.parse(["--mode", "list_samples"])
+
+
+def test_a_misspelt_constant_is_named_with_what_it_may_mean(monkeypatch):
+    monkeypatch.setattr(config, "TOKEN_RNKS", (1,), raising=False)
+    with pytest.raises(UsageError, match=r"TOKEN_RNKS is no .*: perhaps TOKEN_RANKS is meant"):
+        command_line.parse([])
+
+
+def test_no_module_reads_a_constant_before_it_is_checked():
+    """A constant that is missing is told of by the check, and not by whoever is brought in."""
+    code = """if True:
+        import config
+        for name in [name for name in vars(config) if name.isupper()]:
+            delattr(config, name)
+        import main
+        assert main.main(["--mode", "compare", "--prompt", "x"]) == 2
+        from compression import prompts, run_tucker_analysis
+        from compression.studies import compare, compress, prune, similarity, tucker
+        from visualization import catalogue, delivery
+    """
+    assert "torch" in modules_after(code)
+
+
+@pytest.mark.parametrize("name", ["LEVELS", "TOKEN_RANKS", "EMBEDDING_RANKS", "TOKEN_SCORES"])
+def test_a_list_is_as_good_as_a_tuple(monkeypatch, name):
+    monkeypatch.setattr(config, name, list(getattr(config, name)))
+    for mode in MODES:
+        command_line.parse(["--mode", mode])
+    for study in (CompareStudy, CompressStudy, PruneStudy, SimilarityStudy, TuckerStudy):
+        study()
+
+
+def test_the_words_that_flags_take_are_those_of_the_library():
+    assert set(vocabulary.EVICTIONS) == {eviction.name for eviction in EVICTIONS}
     assert all(METHODS[eviction.name] is eviction for eviction in EVICTIONS)
-    assert set(config.TOKEN_SCORES) <= set(config.EVICTIONS)
-    assert len(set(config.EVICTIONS)) == len(config.EVICTIONS)
+    assert len(set(vocabulary.EVICTIONS)) == len(vocabulary.EVICTIONS)
+    assert tuple(presets.families()) == vocabulary.FAMILIES
 
 
 @pytest.mark.parametrize("advice", ["", "take another"])

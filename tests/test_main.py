@@ -14,7 +14,7 @@ import config
 from compression.studies.analyze import Analysis
 from data.texts import Sample, visible
 from tests import families
-from tests.commands import PROMPT, ROOT, done, files_below, in_a_process, run
+from tests.commands import PROMPT, ROOT, done, files_below, in_a_process, of_mode, run
 
 PICTURES = {
     "layers": ["layers/layer_statistics", "layers/layer_pruning_potential"],
@@ -185,7 +185,7 @@ def test_the_documented_tucker_commands(tiny_model, tmp_path, start):
     where = ["--model", str(tiny_model), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     command = [sys.executable, *start, *where, "--prompt", PROMPT, *RANKS, *SCORED]
     refused = subprocess.run([*command, "--energy", "x"], cwd=ROOT, capture_output=True)
-    assert refused.returncode == 2 and b"--energy: invalid float value" in refused.stderr
+    assert refused.returncode == 2 and b"--energy is x: it takes a share" in refused.stderr
     if "-m" not in start:  # what it does then is the same
         short = ["--context_tokens", "40", "--score_tokens", "5", "--no_sensitivity"]
         ended = subprocess.run([*command, *short], cwd=ROOT, capture_output=True)
@@ -209,14 +209,15 @@ def test_awkward_caches_have_every_table(name):
 
 
 def test_every_picture_of_an_awkward_cache(folder_of, tmp_path):
-    found = done(tmp_path / "out", "--model", folder_of("gemma4"), "--device", "cpu", *SHORT)
+    out = tmp_path / "out"
+    found = done(out, *of_mode("analyze", folder_of("gemma4"), out, *SHORT))
     assert found.code == 0
     assert {f"{stem}.png" for stem in PICTURES["all"]} <= found.files
 
 
 def test_without_the_probe_there_is_no_sink_picture_and_the_run_says_so(folder_of, tmp_path):
-    where = ["--model", folder_of("falcon"), "--device", "cpu", "--analysis_focus", "tokens"]
-    found = done(tmp_path / "out", *where, *SHORT)
+    out, focus = tmp_path / "out", ["--analysis_focus", "tokens"]
+    found = done(out, *of_mode("analyze", folder_of("falcon"), out, *focus, *SHORT))
     assert found.code == 0 and "attention columns are empty" in found.said
     assert "tokens/attention_sinks.png" not in found.files
     table = found.table("tokens/token_position_importance")
@@ -227,9 +228,9 @@ def test_the_documented_wikitext_command_falls_back_loudly_and_names_the_source(
     tiny_model, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    where = ["--model", str(tiny_model), "--device", "cpu", "--analysis_focus", "layers"]
+    out, focus = tmp_path / "out", ["--analysis_focus", "layers"]
     text = ["--use_wikitext", "--wikitext_index", "2", "--sequence_length", "100"]
-    found = done(tmp_path / "out", *where, *text)
+    found = done(out, *of_mode("analyze", tiny_model, out, *focus, *text))
     assert found.code == 0 and found.said.count("using the offline corpus") == 1
     manifest = found.manifest("analyze")
     assert manifest["text"]["source"] == "Python language reference (offline)"

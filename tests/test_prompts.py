@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from compression import files, prompts, sealed
 from config import UsageError
 from data.models import load
-from data.resume import printable
+from data.texts import printable
 
 TEXT = "The cache of a model holds keys and values. "
 
@@ -150,7 +150,7 @@ SAVE = ["--save_compressed", "x.kv"]
         ([*SAVE, "--methods", "snapkv"], "snapkv evicts tokens"),
         ([*SAVE, "--methods", "recent 0.5"], "recent 0.5 evicts tokens"),
         ([*SAVE, "--methods", "composed"], "composed evicts tokens"),
-        (["--save_compressed", ""], "is no file: give a name"),
+        (["--save_compressed", ""], "is empty: it takes a file"),
         (["--save_compressed", "."], "is no file: give a name"),
         (["--save_compressed", "/"], "is no file: give a name"),
         (["--save_compressed", "/dev/null"], "is no file: give a name"),

@@ -17,16 +17,20 @@ from tests.commands import PROMPT, ROOT, files_below, in_a_process, run
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--mode", "compress_all"], "invalid choice: 'compress_all'"),
+        (["--mode", "compress_all"], "--mode is 'compress_all': it takes one of analyze, "),
         (["--sequence_length", "-3"], "--sequence_length is -3"),
         (["--sequence_length", "300", "--prompt", "x" * 300], "beyond the 256 positions"),
         (["--text_file", "nowhere.txt"], "--prompt and --text_file were both given"),
-        (["--mode", "list_samples", "--text_file", "x.txt"], "--prompt and --text_file were both"),
+        (["--mode", "list_samples"], "and --mode list_samples does not take it"),
+        (["--mode", "tucker", "--mode", "prune"], "--mode was given as tucker and prune: keep one"),
         (["--model", "./nowhere"], "does not exist"),
-        (["--mode", "analyze_generation", "--measure"], "--measure was given, and the stages of"),
+        (
+            ["--mode", "analyze_generation", "--measure"],
+            "--measure was given, and --mode analyze_generation does not take it",
+        ),
         (["--mode", "tucker", "--sink_tokens", "-1"], "--sink_tokens is -1"),
         (["--mode", "tucker", "--score_tokens", "120"], "need a text of 181 tokens"),
-        (["--mode", "tucker", "--energy", "2"], "--energy is 2.0"),
+        (["--mode", "tucker", "--energy", "2"], "--energy is 2: it takes a share"),
         (["--mode", "tucker", "--energy", ".5", "--target_ratio", "2"], "both given"),
     ],
 )

@@ -21,6 +21,7 @@ from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data.texts import reference_samples
+from data.vocabulary import EVICTIONS
 from tests import caches, families
 from tests.commands import PROMPT, both, done, run
 
@@ -251,7 +252,6 @@ def test_what_a_cache_does_not_have_cannot_be_pruned(settings, says):
     ("arguments", "says"),
     [
         (["compress", "--sink_tokens", "40", "--recent_tokens", "40"], "leave none of the 80"),
-        (["prune", "--continuation", ""], "--continuation has no tokens"),
         (["prune", "--score_tokens", "90"], "need a text of 171 tokens"),
     ],
 )
@@ -302,7 +302,7 @@ def test_rows_of_a_report_are_those_of_its_texts():
     )
 
 
-@pytest.mark.parametrize("score", config.EVICTIONS)
+@pytest.mark.parametrize("score", EVICTIONS)
 def test_an_eviction_is_the_same_method_in_prune_as_in_compare(score):
     choice = choices.tokens(0.5, score, "as asked")
     assert choice.method == make(score, {"keep": 0.5, "sink_tokens": config.SINK_TOKENS})

@@ -18,13 +18,14 @@ from compression.studies.base import Learned, Tables, refuse_counts
 from compression.studies.prune import PruneStudy
 from compression.studies.run import Phase, scores, untimed
 from config import UsageError
-from data import extraction, scored_texts, texts
+from data import extraction, memory, scored_texts, texts
 from data.cache import KVCache
 from data.extraction import Prefill
 from data.models import LoadedModel
 from data.scored_texts import Text
 from data.scoring import Continuation
 from data.texts import Sample
+from data.vocabulary import FOCUSES
 
 STAGES = "tokens/generation_stages_comparison"
 Made = Callable[[Tables, list[Sample], int], None]  # tables, their text and its tokens read
@@ -83,7 +84,7 @@ class Analysis:
             new_tokens=self.new_tokens,
             score_tokens=self.score_tokens,
         )
-        focuses = (*config.FOCUSES, "generation")
+        focuses = (*FOCUSES, "generation")
         if self.analysis_focus not in focuses:
             raise UsageError(
                 f"`analysis_focus` is {self.analysis_focus}",
@@ -120,8 +121,13 @@ class Analysis:
         """Prefill, measure, generate. made: is given tables as soon as there are some; those of
         what was generated come last."""
         with phase("text"):
-            sample, ids = self._text(loaded, candidates, continuation)
-            read = ids[: self.n_read]
+            text = self._text(loaded, candidates, continuation)
+        with memory.told(loaded.model, len(text[1])):
+            return self._findings(loaded, text, phase, made)
+
+    def _findings(self, loaded: LoadedModel, text: Text, phase: Phase, made: Made) -> Findings:
+        sample, ids = text
+        read = ids[: self.n_read]
         with phase("prefill"):
             probes = self.measure or self.analysis_focus in ("all", "tokens")
             start = extraction.prefill(loaded, read, probe=probes)

@@ -18,6 +18,7 @@ from compression.methods.pruning import EvictedParts, ZeroedEntries
 from compression.registry import make
 from config import UsageError
 from data.cache import KVCache
+from data.vocabulary import EVICTIONS
 
 T = TypeVar("T")
 
@@ -150,9 +151,7 @@ def tokens(keep: float, score: str, why: str, **ends: int) -> Choice:
     ones in any case; of these as many as the eviction has where `recent_tokens` is not given."""
     method = make(score, {"keep": keep, "sink_tokens": config.SINK_TOKENS, **ends})
     if not isinstance(method, TokenEviction):
-        raise UsageError(
-            f"`token_score` is {score}", f"it takes one of {', '.join(config.EVICTIONS)}"
-        )
+        raise UsageError(f"`token_score` is {score}", f"it takes one of {', '.join(EVICTIONS)}")
     seeds = range(1, 1 + config.CONTROLS) if score != RandomTokens.name else ()
     controls = tuple(
         RandomTokens(keep, method.sink_tokens, method.recent_tokens, seed) for seed in seeds

@@ -49,6 +49,12 @@ class CompareStudy(Study):
                 f"A context of {self.context} tokens is too short to compare",
                 f"give `context_tokens` {presets.smallest_context()} or more",
             )
+        if self.levels is not None and not set(self.settings) & set(presets.COMPARED_EVICTIONS):
+            raise UsageError(
+                "`levels` are shares of the tokens that evictions keep, and there is none among "
+                "`methods`",
+                f"add one of {', '.join(presets.COMPARED_EVICTIONS)}, or leave `levels` out",
+            )
         if set(self.settings) == {"none"}:
             raise UsageError(
                 "`methods` none is what others are compared with",

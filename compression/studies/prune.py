@@ -15,6 +15,7 @@ from compression.studies.base import Learned, Plan, Report, Study, spread
 from compression.studies.choices import Choice, recommended
 from config import UsageError
 from data.cache import KVCache
+from data.vocabulary import PRUNE_METHODS
 
 CLEARLY = 1.1  # times as much
 
@@ -41,14 +42,23 @@ class PruneStudy(Study):
         super().__post_init__()
         layers, heads = self.prune_layers is not None, self.prune_heads is not None
         method, goes_with = self.prune_method, {"layer", "head", None}
-        if method not in (None, *config.PRUNE_METHODS):
+        if method not in (None, *PRUNE_METHODS):
             raise UsageError(
-                f"`prune_method` is {method}", f"it takes one of {', '.join(config.PRUNE_METHODS)}"
+                f"`prune_method` is {method}", f"it takes one of {', '.join(PRUNE_METHODS)}"
             )
         if layers and method not in goes_with:
             raise UsageError(f"`prune_layers` does not go with `prune_method` {method}", "keep one")
         if heads and method not in goes_with - {"layer"}:
             raise UsageError(f"`prune_heads` does not go with `prune_method` {method}", "keep one")
+        named = [f"{layer}:{head}" for layer, head in self.prune_heads or () if layer is not None]
+        if layers and named:
+            raise UsageError(
+                f"`prune_layers` says where lone heads of `prune_heads` are pruned, and {named[0]} "
+                "names its own layer",
+                "give only one of the two",
+            )
+        if self.levels is not None and method != "dimension":
+            raise UsageError("`levels` goes with `prune_method` dimension", "leave one out")
         if layers and method == "head" and not heads:
             raise UsageError("`prune_method` head takes `prune_heads`, and may take `prune_layers`")
         tokens = self.keep_tokens is not None or self.token_score is not None

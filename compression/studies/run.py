@@ -16,7 +16,7 @@ from compression.evaluate import Judge, as_records, summary
 from compression.studies.base import Learned, Plan, Report, Study
 from compression.studies.needle import Needle, needles
 from compression.studies.rows import Rows
-from data import extraction, scored_texts
+from data import extraction, memory, scored_texts
 from data.models import LoadedModel
 from data.scored_texts import Text
 from data.scoring import Continuation
@@ -78,12 +78,13 @@ def run(
         samples = tuple(sample for sample, _ in texts)
         others = scored_texts.others(loaded, samples, study.context, study.n_learned)
         too_good = leak(samples) if study.calibrates else []
-    with phase("calibration"):
-        learned = _learned(study, loaded, others)
-    plan, scored = _scored(study, loaded, texts, learned, phase)
-    sought = _sought(study, loaded, texts[0], plan, phase)
-    rows = pd.DataFrame(scored)
-    report = plan.report(rows, summary(rows), sought)
+    with memory.told(loaded.model, study.context + study.n_scored):
+        with phase("calibration"):
+            learned = _learned(study, loaded, others)
+        plan, scored = _scored(study, loaded, texts, learned, phase)
+        sought = _sought(study, loaded, texts[0], plan, phase)
+        rows = pd.DataFrame(scored)
+        report = plan.report(rows, summary(rows), sought)
     return Outcome(
         Report(report.tables, [*too_good, *report.lines], report.continued, report.refused),
         rows,

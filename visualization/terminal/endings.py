@@ -1,42 +1,69 @@
 """How a command ends: its exit code, and one sentence where it could not do what was asked."""
 
-import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from config import UsageError
+from data import memory
 from visualization.terminal.flags import as_flags
+from visualization.terminal.streams import ReaderGone, complain
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NO_MEMORY = (
+    "Memory ran out: read fewer tokens (--context_tokens), take --dtype bfloat16, which needs half "
+    "as much as float32, or give a smaller model"
+)
 
 
-def exit_code(command: Callable[[], None]) -> int:
-    """Run a command: 0, 2 for what a person can mend, 130 for Ctrl-C."""
+def exit_code(command: Callable[[], None], debug: bool = False) -> int:
+    """Run a command: 0, 2 for what a person can mend, 1 for a fault of the program, 130 for Ctrl-C.
+
+    debug: the traceback of whatever went wrong is shown before its sentence.
+    """
     try:
         command()
-        sys.stdout.flush()
-    except UsageError as error:
-        return _said(as_flags(str(error)), 2)
+    except ReaderGone:
+        return 0
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return _said("interrupted; earlier results were kept.", 130)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        _mute()
-        return 0
-    except OSError as error:  # output that cannot be written, and whatever else the system refuses
-        _mute()
-        return _said(str(error), 2)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, UsageError):
+            return _said(as_flags(str(error)), 2)
+        if memory.is_lack(error):
+            return _said(f"{NO_MEMORY}.", 2)
+        return _said(_fault(error, debug), 1)
     return 0
 
 
 def _said(sentence: str, code: int) -> int:
-    print(f"main.py: {sentence}", file=sys.stderr)
+    complain(sentence)
     return code
 
 
-def _mute() -> None:
-    """What is still to be printed goes nowhere: at its end Python would try again."""
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+def _fault(error: Exception, debug: bool) -> str:
+    """That it is the program's, what it is, and where."""
+    said = " ".join(str(error).split()) or "without a message"
+    advice = "" if debug else "; --debug shows the traceback"
+    return (
+        f"{type(error).__name__} ({said[:200]}) in {_place(error)}: this is a fault of the "
+        f"program, which should have told you what to do{advice}."
+    )
+
+
+def _place(error: Exception) -> str:
+    """The last line of ours that was reached: compression/files.py, line 31."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if Path(f.filename).is_relative_to(ROOT)]
+    ours = [f for f in ours if ".venv" not in Path(f.filename).parts]
+    if not ours:
+        return "a library"
+    return f"{Path(ours[-1].filename).relative_to(ROOT)}, line {ours[-1].lineno}"
 
 
 def clean_up_when_killed() -> None:

@@ -1,11 +1,10 @@
-"""What a person sees while a command runs: notices above bars, on streams that may be gone."""
+"""What a person is told while a command runs: notices above bars."""
 
-import io
 import logging
 import os
 import sys
-from pathlib import Path
 
+from data.texts import printable
 from visualization.terminal.flags import as_flags
 
 
@@ -15,7 +14,7 @@ class _Notices(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(f"note: {as_flags(record.getMessage())}", file=sys.stderr)
+        tqdm.write(f"note: {printable(as_flags(record.getMessage()))}", file=sys.stderr)
 
 
 def start(quiet: bool) -> None:
@@ -25,12 +24,3 @@ def start(quiet: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for package in ("data", "analysis", "compression", "visualization"):
         logging.getLogger(package).handlers = [_Notices()]
-
-
-def usable_streams() -> None:
-    """A closed stream swallows what is written; one that lacks a character shows its escape."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        if isinstance(getattr(sys, name), io.TextIOWrapper):
-            getattr(sys, name).reconfigure(errors="backslashreplace")

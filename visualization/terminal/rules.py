@@ -1,10 +1,24 @@
-"""Which values make sense, for flags and for constants of config.py alike."""
+"""What a value may be: the same rules for flags and for constants of config.py."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and which values do
+import config
+
+MOST = 10**9  # of anything that is counted: more is a slip of the finger
+
+
+@dataclass(frozen=True)
+class Rule:
+    """holds: whether a value will do. words: which values do. read: a value from what is typed;
+    raises ValueError. shown: what stands for it in a line of help."""
+
+    holds: Callable[[Any], bool]
+    words: str
+    read: Callable[[str], Any] = str
+    shown: str = "TEXT"
 
 
 def is_number(value: object, low: float, high: float) -> bool:
@@ -13,33 +27,76 @@ def is_number(value: object, low: float, high: float) -> bool:
     return low <= value <= high and value != math.inf  # false of NaN, and any integer will do
 
 
-def number(low: float, high: float, words: str) -> Rule:
-    return (lambda value: is_number(value, low, high)), words
+def number(low: float, high: float, words: str, shown: str = "NUMBER") -> Rule:
+    return Rule(lambda value: is_number(value, low, high), words, float, shown)
 
 
-def count(low: int, high: float = math.inf) -> Rule:
-    """A whole number in this range."""
-    words = f"a whole number from {low}" if high == math.inf else f"{low} to {high}"
-    return (lambda value: isinstance(value, int) and is_number(value, low, high)), words
+def above_zero(words: str, shown: str) -> Rule:
+    return Rule(lambda value: is_number(value, 0, math.inf) and value > 0, words, float, shown)
 
 
-def above_zero(words: str) -> Rule:
-    return (lambda value: is_number(value, 0, math.inf) and value > 0), words
+def count(low: int, of: str = "", high: int = MOST, shown: str = "") -> Rule:
+    """A whole number in this range, `of` something."""
+    words = f"{low} or more" if high == MOST else f"{low} to {high}"
+    return Rule(
+        lambda value: isinstance(value, int) and is_number(value, low, high),
+        f"{words} {of}".strip() + (" (a billion at most)" if high == MOST else ""),
+        int,
+        shown or of.upper() or "N",
+    )
 
 
-def several(rule: Rule, words: str) -> Rule:
-    holds, _ = rule
-    return (lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(map(holds, v))), words
+def several(rule: Rule, words: str, shown: str = "") -> Rule:
+    """A tuple or list, typed with commas, of values that each follow a rule."""
+    return Rule(
+        lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(map(rule.holds, v)),
+        words,
+        lambda text: tuple(rule.read(part) for part in text.split(",")),
+        shown or f"{rule.shown},...",
+    )
 
 
-def one_of(*allowed: object) -> Rule:
-    return (lambda value: value in allowed), f"one of {', '.join(map(str, allowed))}"
+def one_of(*allowed: str) -> Rule:
+    shown = f"{{{','.join(allowed)}}}"
+    return Rule(lambda value: value in allowed, f"one of {', '.join(allowed)}", shown=shown)
 
 
 def is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    """Whether it says something, in characters that are whole."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-SWITCH: Rule = ((lambda value: isinstance(value, bool)), "True or False")
-SHARE = number(0, 1, "a share between 0 and 1")
-SOME: Rule = ((lambda value: is_number(value, 0, 1) and value > 0), "a share above 0, at most 1")
+def _is_path(value: object) -> bool:
+    if not isinstance(value, str) or not is_text(value):
+        return False
+    try:
+        config.user_path(value, "")
+    except config.UsageError:
+        return False
+    return True
+
+
+def path(words: str, shown: str) -> Rule:
+    return Rule(_is_path, f"{words}, in UTF-8 and without a zero byte", shown=shown)
+
+
+def optional(rule: Rule, words: str) -> Rule:
+    """The same, or None."""
+    return Rule(lambda value: value is None or rule.holds(value), words, rule.read, rule.shown)
+
+
+SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
+WORDS = Rule(is_text, "some text in UTF-8")
+SHARE = number(0, 1, "a share between 0 and 1", "SHARE")
+SOME = Rule(
+    lambda value: is_number(value, 0, 1) and value > 0,
+    "a share above 0, at most 1",
+    float,
+    "SHARE",
+)

@@ -1,0 +1,36 @@
+"""The words that settings take, known before what they name is brought in."""
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+FOCUSES = ("all", "layers", "heads", "tokens", "embeddings")
+PRUNE_METHODS = ("layer", "head", "dimension", "threshold", "token")
+EVICTIONS = (
+    "key_norm",
+    "attention",
+    "recent",
+    "random",
+    "importance",
+    "heavy_hitter",
+    "snapkv",
+    "key_diff",
+)
+FAMILIES = (  # of methods that `compare` sets beside each other
+    "none",
+    "coded",
+    "coded_fixed",
+    "fp8",
+    "int8",
+    "kivi",
+    "rotated",
+    "svd",
+    "cross_layer_svd",
+    "tucker",
+    "tucker_quantised",
+    "recent",
+    "key_norm",
+    "random",
+    "heavy_hitter",
+    "snapkv",
+    "key_diff",
+    "composed",
+)

@@ -1,0 +1,47 @@
+"""What is written to a terminal: text, whatever it holds, on streams that may be gone."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+from config import UsageError
+from data.texts import printable
+
+
+class ReaderGone(Exception):
+    """Whoever read our output has seen enough."""
+
+
+def tell(text: str) -> None:
+    """Print lines, at once. What characters could do to a terminal is shown and not done."""
+    try:
+        print("\n".join(map(printable, text.split("\n"))), flush=True)
+    except BrokenPipeError:
+        mute()
+        raise ReaderGone from None
+    except OSError as error:
+        mute()
+        raise UsageError(
+            f"Standard output cannot be written ({error.strerror or error})",
+            "send it elsewhere; files that the run has written are there",
+        ) from None
+
+
+def complain(sentence: str) -> None:
+    """One line to stderr."""
+    print(f"main.py: {printable(sentence)}", file=sys.stderr)
+
+
+def mute() -> None:
+    """What is still to be printed goes nowhere: at its end Python would try again."""
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+
+
+def usable() -> None:
+    """A closed stream swallows what is written; one that lacks a character shows its escape."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        if isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
