@@ -84,7 +84,7 @@ class Case:
         named = [flag for flag in self.flags if flag.startswith("--")]
         given = {flag.removeprefix("--").split("=")[0] for flag in named}
         usual = dict(USUAL.get(self.mode, {}))
-        if self.mode == "store" and "save_compressed" in given:
+        if self.mode == "store" and "load_compressed" not in given:
             usual |= SAVES
         replaced = given | {name for flag in given for name in INSTEAD.get(flag, ())}
         kept = {name: value for name, value in usual.items() if name not in replaced}

@@ -109,7 +109,7 @@ def _config(name: str, value: Any) -> Case:
 EDITED = (
     *(_config(name, {"x": 1}) for name in CONSTANTS),
     *(_config(name, 9) for name in ("SPARSITY_TRESHOLD_PERCENTAGE", "LEVEL", "Z")),
-    *(_config(name, [0.5]) for name in ("LEVELS", "TOKEN_RANKS", "SINK_TOKENS", "OUTPUT_DIR")),
+    *(_config(name, [0.5]) for name in ("TOKEN_RANKS", "SINK_TOKENS", "OUTPUT_DIR", "DEVICE")),
     *(_config("OUTPUT_DIR", x) for x in ("", "x\0y", "x\udcff")),
     *(_config("CACHE_FOLDER", x) for x in ("x\0y", 3)),
     *(_config("DEFAULT_MODEL", x) for x in ("", "x\0y", None)),
@@ -131,4 +131,20 @@ EDITED = (
         for name in CONSTANTS
     ),
 )
-CASES = (*SYNTAX, *VALUES, *BEYOND, *EDITED)
+LISTS = tuple(  # where config.py has tuples, lists will do
+    late(
+        mode,
+        f"--quiet {flags}",
+        what=f"config.py: {name} = {value!r}",
+        code=0,
+        prepare=partial(_edited, name=name, value=value),
+        changes=("out/*", "home/*"),
+    )
+    for mode, flags, name, value in (
+        ("prune", "--prune_method dimension", "LEVELS", [0.5]),
+        ("compare", "--methods recent", "LEVELS", [0.5]),
+        ("tucker", "", "TOKEN_RANKS", [4, 8]),
+        ("tucker", "", "EMBEDDING_RANKS", [4, 8]),
+    )
+)
+CASES = (*SYNTAX, *VALUES, *BEYOND, *EDITED, *LISTS)

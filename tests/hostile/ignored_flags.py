@@ -7,15 +7,16 @@ from tests.hostile.case import USUAL, Case, early
 LOADS = "model device dtype trust_remote_code"
 READS = "prompt text_file use_wikitext wikitext_index context_tokens sequence_length"
 STUDIES = f"{LOADS} {READS} score_tokens num_samples continuation output_dir quiet"
+ENDS = "sink_tokens recent_tokens"
 # Mode -> the flags that it takes, written down a second time on purpose.
 TAKES = {
     "analyze": f"{LOADS} {READS} analysis_focus measure score_tokens continuation new_tokens "
     "output_dir quiet",
     "analyze_generation": f"{LOADS} {READS} new_tokens output_dir quiet",
-    "analyze_similarity": STUDIES,
-    "tucker": f"{STUDIES} token_rank embedding_rank energy target_ratio sink_tokens recent_tokens "
-    "unrotated_keys no_sensitivity",
-    "compress": f"{STUDIES} levels sink_tokens recent_tokens unrotated_keys",
+    "analyze_similarity": f"{STUDIES} {ENDS}",
+    "tucker": f"{STUDIES} {ENDS} token_rank embedding_rank energy target_ratio unrotated_keys "
+    "no_sensitivity",
+    "compress": f"{STUDIES} {ENDS} levels unrotated_keys",
     "prune": f"{STUDIES} prune_layers prune_heads prune_method levels keep_tokens token_score "
     "trial",
     "compare": f"{STUDIES} methods quick levels max_bits max_bytes_per_token max_kl memory_gib "
@@ -137,6 +138,6 @@ BESIDE = (
     early("store", f"{LOAD} --context_tokens 60", "--context_tokens", "--load_compressed"),
     early("store", f"{LOAD} --sequence_length 60", "--sequence_length", "--load_compressed"),
     early("store", f"{LOAD} --methods int8", "--methods", "--load_compressed"),
-    early("store", "--save_compressed new.kv --new_tokens 5", "--new_tokens", "--save_compressed"),
+    early("store", "--save_compressed new.kv --new_tokens 5", "--new_tokens", "--load_compressed"),
 )
 CASES = (*_ignored(), *_beside(), *BESIDE)
