@@ -67,7 +67,7 @@ class Case:
     def name(self) -> str:
         script = f"{Path(self.script).name} " if self.script else ""
         mode = "" if self.script or not self.mode else f"--mode {self.mode} "
-        typed = " ".join(map(shlex.quote, self.flags))
+        typed = " ".join(shlex.quote(_short(part)) for part in self.flags)
         with_what = f" [{self.what}]" if self.what else ""
         return f"{script}{mode}{typed} {self.redirection}".strip() + with_what
 
@@ -89,6 +89,10 @@ class Case:
         replaced = given | {name for flag in given for name in INSTEAD.get(flag, ())}
         kept = {name: value for name, value in usual.items() if name not in replaced}
         return [part for name, value in kept.items() for part in _typed(name, value)]
+
+
+def _short(part: str) -> str:
+    return part if len(part) <= 60 else f"{part[:20]}... {len(part)} characters"
 
 
 def _typed(name: str, value: str | None) -> list[str]:

@@ -142,9 +142,7 @@ LISTS = tuple(  # where config.py has tuples, lists will do
     )
     for mode, flags, name, value in (
         ("prune", "--prune_method dimension", "LEVELS", [0.5]),
-        ("compare", "--methods recent", "LEVELS", [0.5]),
         ("tucker", "", "TOKEN_RANKS", [4, 8]),
-        ("tucker", "", "EMBEDDING_RANKS", [4, 8]),
     )
 )
 CASES = (*SYNTAX, *VALUES, *BEYOND, *EDITED, *LISTS)
