@@ -119,6 +119,7 @@ NAMES = (
     _model(
         "a damaged model with escape characters in its name",
         partial(_renamed, name="mo\x1b[31mdel"),
+        "--model",
         mode="calibrate",
         flags="--model ./mo\x1b[31mdel",
     ),
