@@ -21,7 +21,11 @@ def test_a_bad_input_is_refused_in_one_sentence_and_nothing_is_lost(case: Case, 
     assert came.broken(case) == [], f"{came.code}: {came.said}"
 
 
-@pytest.mark.parametrize("mode", [mode for mode in USUAL if mode != "calibrate"])
+# Of the others there are cases that come as far as their results.
+WORKING = ("analyze_generation", "analyze_similarity", "compress", "store", "list_samples")
+
+
+@pytest.mark.parametrize("mode", WORKING)
 def test_what_is_refused_is_not_the_rest_of_the_command(mode, sandbox):
     flags = ("--save_compressed", "new.kv") if mode == "store" else ()
     came = outcome(Case(mode, flags, (), code=0), sandbox)

@@ -84,7 +84,5 @@ SIGNALS = (
     Case("analyze", (), (), what="SIGTERM", sent=signal.SIGTERM, code=143),
     Case("analyze", (), ("interrupted",), what="Ctrl-C", sent=signal.SIGINT, code=130),
     Case("tucker", (), (), what="SIGTERM", sent=signal.SIGTERM, code=143, script=SCRIPT),
-    Case("tucker", (), ("interrupted",), what="Ctrl-C", sent=signal.SIGINT, code=130,
-         script=SCRIPT),
 )  # fmt: skip
 CASES = (*_raised(), *_streams(), *SCRIPTS, *SIGNALS)

@@ -63,7 +63,6 @@ TARGETS = (
             prepare=partial(_in_the_way, name=name),
         )
         for mode, name in (
-            ("analyze", "layers/layer_statistics.csv"),
             ("analyze", "analyze.json"),
             ("tucker", "tucker/texts.csv"),
             ("compress", "compress.json"),
