@@ -97,6 +97,8 @@ class UsageError(Exception):
 
 def user_path(path: str, name: str) -> Path:
     """A path that a person gave as `name`, with ~ written out."""
+    if "\0" in path or path != path.encode(errors="replace").decode():
+        raise UsageError(f"{name} is {path!r}", "a path takes valid characters, and no zero byte")
     try:
         return Path(path).expanduser()
     except RuntimeError:
