@@ -108,6 +108,15 @@ def replace_all(made: Path, final: Path, files: Sequence[str]) -> None:
 
     Raises OSError where they cannot be moved, with everything as it was before, or
     HalfReplacedError where that cannot be said."""
+    try:
+        _replace_all(made, final, files)
+    except HalfReplacedError:
+        with suppress(OSError):
+            (final / files[-1]).unlink()  # what it tells is true of some others only
+        raise
+
+
+def _replace_all(made: Path, final: Path, files: Sequence[str]) -> None:
     earlier = made / ".earlier"
     *others, last = files
     with ExitStack() as undo:
