@@ -72,7 +72,8 @@ def _remove_if_left(stage: Path) -> None:
         if lock is not None:
             shutil.rmtree(stage, ignore_errors=True)
             lock.release()
-            shutil.rmtree(stage, ignore_errors=True)  # Windows removes nothing that is locked
+            # Windows has kept what is locked. Only an empty one: another may have just made it.
+            stage.rmdir()
 
 
 @contextmanager
