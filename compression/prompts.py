@@ -1,9 +1,8 @@
 """A prompt whose compressed cache is kept in a file, and gone on from later."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from compression import files
+from compression import files, prompt_file
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
 from compression.registry import make, needs_calibration
@@ -14,7 +13,6 @@ from data.cache import KVCache
 from data.models import LoadedModel
 from data.resume import as_past, greedy, refuse_states
 from data.texts import Sample, printable
-from data.writing import unfinished
 
 USUAL = "coded 3.5e-05"
 
@@ -38,7 +36,11 @@ def chosen(methods: Sequence[str] | None) -> presets.Setting:
 
 
 def refuse(
-    save_compressed: str | None, load_compressed: str | None, methods: Sequence[str] | None
+    save_compressed: str | None,
+    load_compressed: str | None,
+    methods: Sequence[str] | None,
+    text_file: str | None = None,
+    model: str | None = None,
 ) -> None:
     """Raise UsageError for what cannot work, before any work is done."""
     if (save_compressed is None) == (load_compressed is None):
@@ -46,28 +48,7 @@ def refuse(
                          "and `load_compressed` FILE")  # fmt: skip
     chosen(methods)
     if save_compressed is not None:
-        _refuse_unwritable(_target(save_compressed))
-
-
-def _target(save_compressed: str) -> Path:
-    return user_path(save_compressed, "`save_compressed`")
-
-
-def _refuse_unwritable(file: Path) -> None:
-    if not file.name or (file.exists() and not file.is_file()):
-        raise UsageError(f"`save_compressed` {file} is no file", "give a name such as prompt.kv")
-    try:
-        with unfinished(file) as part:
-            part.touch()
-    except OSError as error:
-        raise _not_written(file, error.strerror) from None
-
-
-def _not_written(file: Path, reason: object) -> UsageError:
-    return UsageError(
-        f"`save_compressed` {file} cannot be written ({reason})",
-        "give a file in a folder that exists and has room",
-    )
+        prompt_file.to_write(save_compressed, text_file, model)
 
 
 def save(
@@ -82,6 +63,7 @@ def save(
 
     The last token is not cached but kept beside: it is what generation goes on with.
     """
+    prompt_file.to_write(save_compressed)
     refuse_states(loaded)
     ids = extraction.tokenise(loaded, sample, context_tokens)
     if len(ids) < 2:
@@ -93,13 +75,13 @@ def save(
         cache = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True).cache
         compressed = method.compress(cache)
     as_past(loaded, compressed.restore())  # refuses what could not be gone on from
-    file = _target(save_compressed)
+    file = prompt_file.to_write(save_compressed)  # again: it was free before the work
     facts = {"model": loaded.identity, "model_name": loaded.name, "text": sample.name}
     facts |= {"cached": str(cache.n_tokens), "last": str(int(ids[-1]))}
     try:
         files.save(compressed, file, **facts)
     except OSError as error:
-        raise _not_written(file, error) from None
+        raise prompt_file.not_written(file, error) from None
     said = (
         f"{len(ids)} tokens of {sample.name}: {compressed.nbytes:,} bytes as {method.name}, "
         f"{compressed.ratio:.2f} x smaller than {cache.nbytes:,} in 16 bits, in {file}."

@@ -3,10 +3,11 @@
     python compression/run_tucker_analysis.py --sequence_length 512 --embedding_rank 32
     python -m compression.run_tucker_analysis --sequence_length 512 --embedding_rank 32
 
-Starts main.py in a process of its own: run as a script, this folder would stand first on the
-module path, where the toolkit's own packages are not.
+Becomes main.py: run as a script, this folder would stand first on the module path, where the
+toolkit's own packages are not.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ MAIN = Path(__file__).resolve().parent.parent / "main.py"
 
 def main() -> int:
     command = [sys.executable, str(MAIN), "--mode", "tucker", *sys.argv[1:]]
-    child = subprocess.Popen(command)
+    if sys.platform != "win32":
+        os.execv(sys.executable, command)  # the same process: whoever ends it ends the run
+    child = subprocess.Popen(command)  # Windows knows no such thing
     while True:
         try:
             return child.wait()

@@ -9,20 +9,18 @@ import json
 import logging
 import mmap
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import config
 from config import UsageError
+from data.locks import only_run
 from data.writing import unfinished, whole_or_nothing
 
 NAME = "smollm2-135m"
@@ -49,7 +47,8 @@ def prepare() -> Path:
         return folder()
     try:
         config.cache_folder().mkdir(parents=True, exist_ok=True)
-        with _only_run(config.cache_folder() / f"{NAME}.lock"):
+        waiting = "Another run is preparing the default model: waiting for it."
+        with only_run(config.cache_folder() / f"{NAME}.lock", waiting):
             if is_sound(folder()):  # another run made it meanwhile
                 return folder()
             _make_anew()
@@ -82,29 +81,11 @@ def _crc32(file: Path) -> int:
         return zlib.crc32(data)
 
 
-@contextmanager
-def _only_run(lock_file: Path) -> Iterator[None]:
-    """Two runs at a time may need the model; one makes it, the other waits and says so."""
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("Another run is preparing the default model: waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _make_anew() -> None:
     """Download, convert, and only then take the final name. Called by one run at a time."""
     if folder().exists():
         log.warning("The default model in %s is damaged: making it anew.", folder())
-    for left in config.cache_folder().glob(f".unfinished-{NAME}.*"):  # by an interrupted run
-        shutil.rmtree(left, ignore_errors=True)
     with unfinished(folder()) as stage, whole_or_nothing(folder()) as made:
-        stage.mkdir()
         _convert(_unpack(_download(stage), stage), made)
         receipt = {"revision": REVISION, "files": _checksums(made)}
         (made / RECEIPT).write_text(json.dumps(receipt, indent=1))

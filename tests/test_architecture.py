@@ -16,7 +16,8 @@ OURS = {"config", "main", "data", "analysis", "compression", "visualization", "b
 HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "seaborn", "scipy"}
 PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
-LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", "data.writing"}
+WRITING = {"data.locks", "data.writing"}
+LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
 SEALED = {"config", "compression.base", "compression.sealed"}
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {
@@ -29,11 +30,12 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "config": (set(), HEAVY),
     "data.vocabulary": (set(), HEAVY),
     "data.threads": (set(), HEAVY - {"torch"}),  # where torch is there already, it is settled too
-    "data.writing": (set(), HEAVY),
+    "data.locks": (set(), HEAVY),
+    "data.writing": ({"data.locks"}, HEAVY),
     "data.memory": ({"config"}, HEAVY - {"torch"}),
     "data.hub": ({"config"}, HEAVY),
     "data.texts": ({"config", "data.hub"}, HEAVY - {"datasets"}),
-    "data.default_model": ({"config", "data.writing"}, PICTURES | {"pandas"}),
+    "data.default_model": ({"config", *WRITING}, PICTURES | {"pandas"}),
     "data.sources": ({"config", "data.hub", "data.default_model"}, HEAVY),
     "data.rotary": (set(), HEAVY - {"torch"}),
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
@@ -82,17 +84,18 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         MODELS | PICTURES,
     ),
+    "compression.prompt_file": ({"config", "data.writing"}, HEAVY),
     "compression.prompts": (
         {
             "config",
             "compression.base",
             "compression.files",
+            "compression.prompt_file",
             "compression.registry",
             "compression.coded.kept_calibrations",
             "compression.studies.presets",
             *RUNNING,
             "data.cache",
-            "data.writing",
         },
         HEAVY,
     ),
@@ -104,7 +107,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", *MODELS},
     ),
     "visualization.output": (
-        {"config", "visualization.drawing", "visualization.style", "data.writing"},
+        {"config", "visualization.drawing", "visualization.style", *WRITING},
         {"torch", "numpy", *MODELS},
     ),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),

@@ -1,6 +1,7 @@
 """Pictures of another process are those of this one, its errors are ours, and it ends with us."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -119,17 +120,20 @@ def test_a_run_that_is_interrupted_leaves_no_process_and_no_file(usual, tmp_path
 
 
 @posix
-def test_a_worker_ends_when_its_run_is_killed():
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_ends_when_its_run_is_killed(sent):
     script = """if True:
         import time
         from visualization.drawing import Drawing
+        from visualization.terminal import endings
+        endings.clean_up_when_killed()
         with Drawing(workers=1) as drawing:
             print(drawing._processes[0].pid, flush=True)
             time.sleep(60)
     """
     run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
     worker = int(run.stdout.readline())
-    run.kill()
+    run.send_signal(sent)
     run.wait()
     run.stdout.close()
     ends = time.monotonic() + 60
@@ -146,6 +150,57 @@ def test_no_ctrl_c_of_a_run_reaches_a_worker_and_one_that_is_killed_is_told_of(u
         drawing.submit(STEM, usual[STEM], ABOUT, tmp_path / "a.png")
         with pytest.raises(UsageError, match=r"has ended \(code -9\)"):
             drawing.finish()
+
+
+@posix
+@pytest.mark.parametrize("left", ["half a task", "an answer that nobody reads"])
+def test_a_worker_whose_run_was_killed_says_nothing(tmp_path, left):
+    worker = subprocess.Popen(
+        [sys.executable, "-c", "from visualization import drawing; drawing.serve()"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    task = pickle.dumps((STEM, "no table", ABOUT, str(tmp_path / "a.png"), {}))
+    worker.stdout.close()
+    worker.stdin.write(task[:20] if left == "half a task" else task)
+    worker.stdin.close()
+    assert worker.stderr.read() == b"" and worker.wait() == 0
+    worker.stderr.close()
+
+
+def test_an_answer_that_cannot_be_read_is_raised_where_one_waits(usual, tmp_path, monkeypatch):
+    def unreadable(_):
+        raise AttributeError("a class of another version")
+
+    with Drawing(workers=1) as drawing:
+        monkeypatch.setattr("visualization.drawing.pickle.load", unreadable)
+        drawing.submit(STEM, usual[STEM], ABOUT, tmp_path / "a.png")
+        with pytest.raises(AttributeError, match="of another version"):
+            drawing.finish()
+
+
+@posix
+def test_a_worker_that_answers_no_more_is_not_waited_for(usual, tmp_path, monkeypatch):
+    def cut(_):
+        raise pickle.UnpicklingError("rubbish")
+
+    monkeypatch.setattr("visualization.drawing.ENDS_S", 0.1)
+    with Drawing(workers=1) as drawing:
+        monkeypatch.setattr("visualization.drawing.pickle.load", cut)
+        drawing.submit(STEM, usual[STEM], ABOUT, tmp_path / "a.png")
+        with pytest.raises(UsageError, match=r"has ended \(code -9\)"):
+            drawing.finish()
+
+
+def test_a_worker_that_cannot_be_started_is_one_sentence(monkeypatch):
+    def none(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("visualization.drawing.subprocess.Popen", none)
+    with pytest.raises(UsageError, match=r"cannot be started \(Resource"), Drawing(workers=1):
+        pytest.fail("it went on")
 
 
 def test_what_opens_a_run_brings_in_nothing_heavy_and_no_worker_without_being_asked():

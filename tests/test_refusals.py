@@ -72,8 +72,12 @@ def test_a_disk_that_fills_up_leaves_earlier_results_as_they_were(flags, tmp_pat
 
 @pytest.mark.parametrize(
     ("sent", "when", "code"),
-    [(signal.SIGTERM, ".unfinished-*", 143), (signal.SIGINT, ".unfinished-*/layers/*.csv", 130)],
-    ids=["killed at the start", "Ctrl-C while it generates and draws"],
+    [
+        (signal.SIGTERM, ".unfinished-*", 143),
+        (signal.SIGHUP, ".unfinished-*", 129),
+        (signal.SIGINT, ".unfinished-*/layers/*.csv", 130),
+    ],
+    ids=["killed at the start", "its terminal closed", "Ctrl-C while it generates and draws"],
 )
 def test_an_interrupted_run_leaves_no_traceback_and_no_half_result(
     flags, tmp_path, sent, when, code
@@ -84,7 +88,7 @@ def test_an_interrupted_run_leaves_no_traceback_and_no_half_result(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # A shell's background job ignores Ctrl-C, and so would all that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),
     )
     out = tmp_path / "out"
     while not any(out.glob(when)):  # it has come so far

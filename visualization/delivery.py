@@ -31,7 +31,9 @@ class Delivery:
     def __init__(self, settings: Mapping[str, Any], started: float, workers: int = 0) -> None:
         """settings: the flags of the run. started: see `RunRecord`. workers: see `Drawing`."""
         self.settings = settings
-        self.output = OutputFolder(settings["output_dir"])
+        self.output = OutputFolder(settings["output_dir"], settings["text_file"])
+        pictures = (f"{stem}.{ending}" for stem in PICTURES for ending in ("png", "csv"))
+        self.output.refuse_to_replace_the_text([*pictures, f"{settings['mode']}.json"])
         self.record = RunRecord(started)
         self._drawing = Drawing(workers)
         self._contexts = ExitStack()

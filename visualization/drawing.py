@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
+ENDS_S = 10.0  # for a worker that has closed its pipe
 ALIVE_S = 0.1  # how often waiting looks up, since on Windows only then Ctrl-C is heard
 
 
@@ -95,6 +96,8 @@ class Drawing:
                 error = pickle.load(answers)
             except (OSError, EOFError, ValueError, pickle.UnpicklingError):
                 error = _died(process)
+            except Exception as unreadable:  # here nobody sees it: it is raised where one waits
+                error = unreadable
             if error is not None:
                 self._errors.append(error)
 
@@ -123,14 +126,20 @@ def _worker() -> subprocess.Popen[bytes]:
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP
-    return subprocess.Popen(
-        [sys.executable, "-c", "from visualization import drawing; drawing.serve()"],
-        cwd=ROOT,  # where a command line of code finds the toolkit's own packages
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=sys.platform != "win32",
-        creationflags=flags,
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from visualization import drawing; drawing.serve()"],
+            cwd=ROOT,  # where a command line of code finds the toolkit's own packages
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=sys.platform != "win32",
+            creationflags=flags,
+        )
+    except OSError as error:
+        raise UsageError(
+            f"The process that draws the pictures cannot be started ({error.strerror or error})",
+            "close other programs",
+        ) from None
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
@@ -152,7 +161,11 @@ def _draw(stem: str, table: "pd.DataFrame", about: str, path: str | Path) -> Non
 
 
 def _died(process: subprocess.Popen[bytes]) -> UsageError:
-    code = process.wait()
+    try:
+        code = process.wait(ENDS_S)
+    except subprocess.TimeoutExpired:  # it says nothing more, and is no use
+        process.kill()
+        code = process.wait()
     return UsageError(
         f"The process that draws the pictures has ended (code {code}), as one does that the system "
         "takes memory from",
@@ -162,7 +175,7 @@ def _died(process: subprocess.Popen[bytes]) -> UsageError:
 
 def serve() -> None:
     """A worker's life: bring in what draws, then draw what is asked for until nobody asks."""
-    tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a print must not end up among the answers
     gc.disable()  # imports leave no garbage, and to look for it takes a fifth of their time
     for module in sorted(set(MODULES.values())):
@@ -172,11 +185,13 @@ def serve() -> None:
     while True:
         try:
             *picture, constants = pickle.load(tasks)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # the run has ended, in the middle of one
             return
         vars(config).update(constants)
-        answers.write(pickle.dumps(_attempt(*picture)))
-        answers.flush()
+        try:
+            answers.write(pickle.dumps(_attempt(*picture)))
+        except BrokenPipeError:  # it has ended meanwhile
+            return
 
 
 def _attempt(stem: str, table: "pd.DataFrame", about: str, path: str) -> Exception | None:

@@ -3,17 +3,22 @@
 A run draws and writes into a hidden folder beside the results and moves everything to its final
 name at the very end, the manifest last. What fails or is interrupted on the way leaves earlier
 results untouched.
+
+Runs may share a folder: only while it moves its files one locks it, so that none waits for the work
+of another, and yet files and manifest are those of one run. The lock lies beside the results, since
+there it also holds between machines that share a disk, and is gone when none is at it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import config
 from config import UsageError
-from data.writing import unfinished
+from data.locks import only_run
+from data.writing import HalfReplacedError, replace_all, unfinished
 
 if TYPE_CHECKING:  # a run opens its folder before it brings in what is heavy
     import pandas as pd
@@ -24,15 +29,16 @@ if TYPE_CHECKING:  # a run opens its folder before it brings in what is heavy
 class OutputFolder:
     """A context for one run: what was not committed when it ends is dropped."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, text_file: str | None = None) -> None:
+        """text_file: what the run reads, which no result may replace."""
         self.folder = config.user_path(str(folder), "`output_dir`")
+        self._text_file = None if text_file is None else config.user_path(text_file, "`text_file`")
         self.files: list[str] = []  # below the folder, in the order in which they were saved
 
     def __enter__(self) -> "OutputFolder":
         with self._in_one_sentence(), ExitStack() as staged:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._stage = staged.enter_context(unfinished(self.folder / "results"))
-            self._stage.mkdir()
             self._staged_files = staged.pop_all()
         return self
 
@@ -55,38 +61,49 @@ class OutputFolder:
             table.to_csv(self._staged(f"{stem}.csv"), index=False)
 
     def commit(self, name: str, manifest: Mapping[str, Any]) -> list[str]:
-        """Move everything to its final name, the manifest `name` last. Returns all paths.
-
-        An earlier manifest goes first: where a move fails half way, none claims the rest.
-        """
+        """Move everything to its final name, the manifest `name` last. Returns all paths."""
         with self._in_one_sentence():
             text = json.dumps(
                 {**manifest, "files": self.files}, indent=1, ensure_ascii=False, allow_nan=False
             )
             self._staged(name).write_text(text + "\n", encoding="utf-8")
-            for file in self.files:
-                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-                if (self.folder / file).is_dir():
-                    raise IsADirectoryError(0, f"{file} is a folder there")
-        with self._in_one_sentence(kept="and some of its files may be new"):
-            (self.folder / name).unlink(missing_ok=True)
-            for file in self.files:
-                (self._stage / file).replace(self.folder / file)
+            waiting = f"Another run is writing its results into {self.folder}: waiting for it."
+            with only_run(self.folder / ".lock", waiting):
+                replace_all(self._stage, self.folder, self.files)
         return [str(self.folder / file) for file in self.files]
 
+    def refuse_to_replace_the_text(self, files: Iterable[str]) -> None:
+        """Raise UsageError where one of these files below the folder is the text of the run."""
+        for file in files:
+            if self._text_file is not None and _is_same(self.folder / file, self._text_file):
+                raise UsageError(
+                    f"`text_file` {self._text_file} would be replaced by a result",
+                    "give another `output_dir`",
+                )
+
     def _staged(self, file: str) -> Path:
+        self.refuse_to_replace_the_text([file])
         path = self._stage / file
         path.parent.mkdir(parents=True, exist_ok=True)
         self.files.append(file)
         return path
 
     @contextmanager
-    def _in_one_sentence(self, kept: str = "earlier results were kept") -> Iterator[None]:
+    def _in_one_sentence(self) -> Iterator[None]:
         """Turn a full disk or a missing permission into a UsageError that names the folder."""
         try:
             yield
         except OSError as error:
+            mixed = isinstance(error, HalfReplacedError)
+            kept = "and some of its files may be new" if mixed else "earlier results were kept"
             raise UsageError(
                 f"`output_dir` {self.folder} cannot be written ({error.strerror or error})",
                 f"{kept}; make room or give another folder",
             ) from None
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    try:
+        return file.samefile(other)
+    except OSError:  # one of them is not there
+        return False

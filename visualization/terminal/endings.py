@@ -67,9 +67,11 @@ def _place(error: Exception) -> str:
 
 
 def clean_up_when_killed() -> None:
-    """A kill cleans up as Ctrl-C does."""
+    """A kill, or a terminal that is closed, cleans up as Ctrl-C does."""
 
-    def end(*_: object) -> None:
-        raise SystemExit(143)
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
+            signal.signal(number, end)
