@@ -13,8 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from filelock import FileLock
-
 from data import locks
 
 LOCK = ".lock"
@@ -29,19 +27,16 @@ class HalfReplacedError(OSError):
 def unfinished(final: Path) -> Iterator[Path]:
     """A hidden folder beside `final` to work in, which is removed in the end."""
     _clear_away(final.parent)
-    stage, lock = _own_stage(final)
-    try:
-        yield stage
-    finally:
-        if lock is not None:
-            lock.release()
-        shutil.rmtree(stage, ignore_errors=True)
+    with ExitStack() as undo:
+        yield _own_stage(final, undo)
 
 
-def _own_stage(final: Path) -> tuple[Path, FileLock | None]:
-    """A new hidden folder, and its lock where the disk has locks."""
+def _own_stage(final: Path, undo: ExitStack) -> Path:
+    """A new hidden folder, with its lock where the disk has locks."""
     while True:
         stage = final.with_name(f".unfinished-{final.name}.{uuid4().hex[:12]}")
+        # First of all, since a signal may come at any moment
+        undo.callback(shutil.rmtree, stage, ignore_errors=True)
         stage.mkdir()
         try:
             lock = locks.taken(stage / LOCK)
@@ -49,11 +44,11 @@ def _own_stage(final: Path) -> tuple[Path, FileLock | None]:
             continue  # as below, and it is removed already
         except OSError as error:
             if locks.is_of_a_disk_without_locks(error):
-                return stage, None
-            stage.rmdir()
+                return stage
             raise
         if lock is not None:
-            return stage, lock
+            undo.callback(lock.release)
+            return stage
         # Another looked after it was made and before it was locked, and takes it for a dead one's.
 
 

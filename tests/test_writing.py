@@ -79,6 +79,17 @@ def test_what_is_unfinished_is_removed_and_two_do_not_meet(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, PermissionError])
+def test_a_signal_while_the_folder_is_locked_leaves_nothing(tmp_path, monkeypatch, error):
+    def interrupted(lock_file: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(locks, "taken", interrupted)
+    with pytest.raises(error), unfinished(tmp_path / "x"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(FileNotFoundError), whole_or_nothing(tmp_path / "no" / "kept") as part:
         part.write_text("")

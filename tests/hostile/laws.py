@@ -163,7 +163,7 @@ def _process(case: Case, folder: Path) -> tuple[int, str, str]:
 def _send(child: subprocess.Popen[bytes], case: Case, folder: Path) -> None:
     """As soon as its results are on the way; Ctrl-C goes to all of a terminal's processes."""
     while child.poll() is None and not any(folder.rglob(".unfinished-*")):
-        time.sleep(0.01)
+        time.sleep(0.001)
     send = os.killpg if case.sent == signal.SIGINT else os.kill
     if child.poll() is None:
         send(child.pid, case.sent)
