@@ -186,12 +186,12 @@ def log_from(ax: Axes, values: pd.Series, axis: str = "x") -> float:
     floor: float = positive.min() / 2 if len(positive) else 1e-6
     top = max(3 * values.max(), 10 * floor)
     if axis == "x":
+        ax.set_xlim(floor / 1.5, top)  # first: a logarithmic axis takes no limits from zeros
         ax.set_xscale("log")
-        ax.set_xlim(floor / 1.5, top)
         plain_log(ax.xaxis)
     else:
-        ax.set_yscale("log")
         ax.set_ylim(floor / 1.5, top)
+        ax.set_yscale("log")
         plain_log(ax.yaxis)
     return floor
 
