@@ -44,19 +44,8 @@ def tokenise(
     """The first `sequence_length` token ids of a text, or all: (tokens,).
 
     `new_tokens` are to be generated after it. Raises UsageError for a text without tokens, and for
-    one that the model has no positions for.
+    one that the model has no positions for. Of a long text no more is read than that takes.
     """
-    token_ids = torch.tensor(loaded.tokenizer(sample.text)["input_ids"], dtype=torch.long)
-    whole = len(token_ids)
-    if whole == 0:
-        raise UsageError(f"The text {sample.name} has no tokens", "give a longer one")
-    if sequence_length is not None and whole < sequence_length:
-        log.warning(
-            "The text has %d tokens, fewer than `sequence_length` %d: using all of them.",
-            whole,
-            sequence_length,
-        )
-    token_ids = token_ids[:sequence_length]
     limit = loaded.max_positions
     if limit is not None and new_tokens >= limit:
         raise UsageError(
@@ -64,12 +53,23 @@ def tokenise(
             f"{loaded.name}",
             "lower it",
         )
-    if limit is not None and len(token_ids) + new_tokens > limit:
+    room = None if limit is None else limit - new_tokens
+    asked = [n for n in (sequence_length, room and room + 1) if n is not None]
+    token_ids = loaded.ids_of(sample.text, min(asked, default=None))
+    if len(token_ids) == 0:
+        raise UsageError(f"The text {sample.name} has no tokens", "give a longer one")
+    if room is not None and len(token_ids) > room:
         generated = f" and `new_tokens` {new_tokens}" if new_tokens else ""
         raise UsageError(
-            f"A text of {len(token_ids)} tokens{generated} is beyond the {limit} positions of "
+            f"A text of more than {room} tokens{generated} is beyond the {limit} positions of "
             f"{loaded.name}",
-            f"give `sequence_length` {max(1, limit - new_tokens)} or less",
+            f"give `sequence_length` {room} or less",
+        )
+    if sequence_length is not None and len(token_ids) < sequence_length:
+        log.warning(
+            "The text has %d tokens, fewer than `sequence_length` %d: using all of them.",
+            len(token_ids),
+            sequence_length,
         )
     return token_ids
 
@@ -103,7 +103,7 @@ def prefill(
             loaded.name,
             "any layer" if all(blind) else "some layers",
         )
-    return Prefill(cache, output.logits[:, -1:].argmax(-1), past)
+    return Prefill(cache, loaded.likeliest(output.logits), past)
 
 
 @torch.no_grad()
@@ -152,8 +152,7 @@ def _forward(loaded: LoadedModel, token_ids: torch.Tensor, **kwargs: object) -> 
 
 
 def _step(loaded: LoadedModel, token: torch.Tensor, past: Past) -> torch.Tensor:
-    output = _forward(loaded, token[0], past_key_values=past)
-    return output.logits[:, -1:].argmax(-1)
+    return loaded.likeliest(_forward(loaded, token[0], past_key_values=past).logits)
 
 
 def _own_cache(output: _Output, loaded: LoadedModel) -> Past:

@@ -7,6 +7,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from config import UsageError
 from data.cache import KVCache, Past
 from data.models import LoadedModel
+from data.texts import visible
 
 
 def as_past(loaded: LoadedModel, cache: KVCache) -> DynamicCache:
@@ -65,15 +66,16 @@ def side_by_side(
 
 def printable(text: str) -> str:
     """On one line, with control and other unprintable characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return visible(text, blank=" ")
 
 
 @torch.no_grad()
 def greedy(loaded: LoadedModel, past: Past, token: int, n_tokens: int) -> list[int]:
     """The `n_tokens` most likely tokens after `token`, which follows what `past` holds."""
+    loaded.refuse_unknown(torch.tensor([token]))
     continued = []
     fed = torch.tensor([[token]], device=loaded.device)
     for _ in range(n_tokens):
-        fed = loaded.model(fed, past_key_values=past, use_cache=True).logits[:, -1:].argmax(-1)
+        fed = loaded.likeliest(loaded.model(fed, past_key_values=past, use_cache=True).logits)
         continued.append(int(fed))
     return continued

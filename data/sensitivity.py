@@ -57,7 +57,7 @@ def windows(
     if limit is not None:
         n_scored = min(n_scored, limit // 4)
         contexts = [min(n, limit - n_scored - 1) for n in contexts]
-    ids = torch.tensor(loaded.tokenizer(text)["input_ids"], dtype=torch.long)
+    ids = loaded.ids_of(text)
     lengths = [n + n_scored + 1 for n in contexts if n >= SHORTEST]
     while lengths and sum(lengths) > len(ids):
         lengths.pop()

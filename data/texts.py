@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import config
 from config import UsageError
@@ -46,14 +47,14 @@ class Sample:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def visible(text: str) -> str:
+def visible(text: str, blank: str = "␣") -> str:
     """`text` on one line, with blanks, control and other unprintable characters escaped.
 
     Text from models and files is data: shown this way it can neither move a terminal's cursor
-    nor break a row of a table.
+    nor break a row of a table, nor turn the direction of what stands beside it.
     """
     return "".join(
-        "␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode()
+        blank if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in text
     )
 
@@ -82,23 +83,18 @@ def _long_enough(documents: Iterable[tuple[str, str]], source: str) -> tuple[Sam
 
 def _wikitext_file() -> Path | None:
     """The downloaded split: from the local hub cache, else from the hub; None out of reach."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    def path(local_files_only: bool = False) -> str:
-        return hf_hub_download(
-            repo_id=WIKITEXT,
-            filename=WIKITEXT_FILE,
-            repo_type="dataset",
-            revision=WIKITEXT_REVISION,
-            local_files_only=local_files_only,
-        )
-
-    try:
-        return Path(path(local_files_only=True))
-    except LocalEntryNotFoundError:
-        downloaded = hub.within(TEXT_PATIENCE_S, path)
-        return None if downloaded is None else Path(downloaded)
+    split: dict[str, Any] = {
+        "repo_id": WIKITEXT,
+        "filename": WIKITEXT_FILE,
+        "repo_type": "dataset",
+        "revision": WIKITEXT_REVISION,
+    }
+    found = try_to_load_from_cache(**split)  # asks nobody, unlike a download that is here already
+    if not isinstance(found, str):
+        found = hub.within(TEXT_PATIENCE_S, lambda: hf_hub_download(**split))
+    return None if found is None else Path(found)
 
 
 @cache
