@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+import stat
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 WIKITEXT_FILE = "wikitext-103-raw-v1/test-00000-of-00001.parquet"  # this split only: 0.7 MB
 WIKITEXT_SOURCE = "WikiText-103 test"
 TEXT_PATIENCE_S = 5.0  # seconds for the download of the split, 0.7 MB
+PIPE_PATIENCE_S = 30.0  # seconds in which a pipe that is given as a file has to end
+LARGEST_FILE = 2**28  # bytes; as text in memory up to four times that
 REFERENCE_SOURCE = "Python language reference (offline)"
 
 log = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ def _articles(lines: Iterable[str]) -> list[tuple[str, str]]:
 
 def _long_enough(documents: Iterable[tuple[str, str]], source: str) -> tuple[Sample, ...]:
     kept = [d for d in documents if len(d[1]) >= config.MIN_SAMPLE_CHARACTERS]
-    return tuple(Sample(i, title, source, text) for i, (title, text) in enumerate(kept))
+    return tuple(Sample(i, visible(t, " "), source, text) for i, (t, text) in enumerate(kept))
 
 
 def _wikitext_file() -> Path | None:
@@ -149,7 +152,7 @@ def read_text_file(path: str) -> str:
     """A UTF-8 text: the whole of a .txt file, or the `text` fields of a .jsonl file, joined."""
     file = config.user_path(path, "`text_file`")
     try:
-        text = file.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
+        text = _content(file, path).decode("utf-8-sig")  # with or without a byte order mark
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"`text_file` {path} cannot be read", f"{reason}") from None
@@ -165,6 +168,32 @@ def read_text_file(path: str) -> str:
         raise UsageError(f"`text_file` {path} holds no text")
     _refuse_surrogates(text, f"`text_file` {path}")
     return text
+
+
+def _content(file: Path, path: str) -> bytes:
+    """Its bytes; a pipe, which may never end, has a deadline."""
+    mode = file.stat().st_mode
+    if stat.S_ISFIFO(mode):
+        content = hub.in_time(PIPE_PATIENCE_S, lambda: _beginning(file))
+        if content is None:
+            raise UsageError(
+                f"`text_file` {path} is a pipe that did not end in {PIPE_PATIENCE_S:.0f} s",
+                "give a file",
+            )
+    elif stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        content = _beginning(file)
+    else:
+        raise UsageError(f"`text_file` {path} is a device", "give a .txt or .jsonl file in UTF-8")
+    if len(content) > LARGEST_FILE:
+        raise UsageError(
+            f"`text_file` {path} is larger than {LARGEST_FILE // 2**20} MiB", "give a part of it"
+        )
+    return content
+
+
+def _beginning(file: Path) -> bytes:
+    with file.open("rb") as handle:
+        return handle.read(LARGEST_FILE + 1)
 
 
 def _refuse_surrogates(text: str, name: str) -> None:
@@ -205,7 +234,8 @@ def candidates(
         _refuse_surrogates(prompt, "`prompt`")
         return (Sample(0, first_line(prompt), "prompt", prompt),)
     if text_file is not None:
-        return (Sample(0, Path(text_file).name, "file", read_text_file(text_file)),)
+        name = visible(Path(text_file).name, " ")
+        return (Sample(0, name, "file", read_text_file(text_file)),)
     return _corpus_from(
         samples(config.USE_WIKITEXT if use_wikitext is None else use_wikitext),
         config.WIKITEXT_INDEX if wikitext_index is None else wikitext_index,
