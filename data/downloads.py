@@ -64,6 +64,14 @@ def fetch(name: str, files: Iterable[str], with_code: bool) -> None:
         _watched(name, file)
 
 
+def revision(name: str) -> str:
+    """The commit of what the cache holds of a hub model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    settings = try_to_load_from_cache(name, SETTINGS)
+    return Path(settings).parent.name if isinstance(settings, str) else "unknown"
+
+
 def _weights(name: str, files: list[str]) -> list[str]:
     """Those in safetensors, whole or in the parts that the index names."""
     if WEIGHTS in files:

@@ -256,7 +256,7 @@ def load(
         )
         refusals.refuse_incomplete(name, report)
     weights = weights.eval().requires_grad_(False).to(place)
-    revision = source.revision or getattr(weights.config, "_commit_hash", None) or "unknown"
+    revision = source.revision or downloads.revision(name)
     return LoadedModel(weights, tokenizer, visible(source.name, "\N{SPACE}"), revision)
 
 
