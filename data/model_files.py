@@ -33,13 +33,13 @@ def _kind_of(file: Path) -> str:
 
 
 def refuse_absurd(name: str, settings: dict[str, object]) -> None:
-    """Raise UsageError for more layers than any model has, before they are made."""
+    """Raise UsageError for no layers, or more than any model has, before they are made."""
     for number in NUMBERS:
         layers = settings.get(number)
-        if isinstance(layers, int) and layers > MOST_LAYERS:
+        if isinstance(layers, int) and not 0 < layers <= MOST_LAYERS:
             raise UsageError(
                 f"`model` {name} has {layers} layers by its config.json ({number})",
-                f"{MOST_LAYERS} are taken at most",
+                f"1 to {MOST_LAYERS} can be loaded",
             )
 
 

@@ -95,7 +95,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         HEAVY,
     ),
     "compression": (set(), HEAVY),
-    "visualization.style": ({"config"}, {"torch", *MODELS}),
+    "visualization.lettering": (set(), HEAVY),
+    "visualization.style": ({"config", "visualization.lettering"}, {"torch", *MODELS}),
     "visualization.catalogue": (set(), {"torch", "numpy", *MODELS}),
     "visualization.drawing": (
         {"config", "visualization.catalogue", "visualization.style"},
@@ -116,7 +117,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"torch", "numpy", *MODELS},
     ),
-    "visualization": ({"config", "visualization.style"}, {"torch", *MODELS}),
+    "visualization": (
+        {"config", "visualization.style", "visualization.lettering"},
+        {"torch", *MODELS},
+    ),
     "main": (OURS - {"main", "benchmarks", "tests"}, HEAVY),
 }
 FILES = [

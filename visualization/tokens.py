@@ -7,6 +7,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import config
+from visualization.lettering import isolated
 from visualization.style import (
     ACCENT,
     COLOURS,
@@ -43,7 +44,7 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
     ax.stairs(heights, edges, fill=True, color="#b8bfc8", label=label)
     line_width = bin_width(span, MOST_POINTS)
     for kind, name in NORMS.items():
-        norms = table[name].to_numpy() / table[name].max()
+        norms = table[name].to_numpy() / (table[name].max() or 1)  # of zeros no token has a share
         line_middles, line = binned(positions, norms, line_width, "mean")
         text = f"{NAMES[kind][:-1]} norm" + per_bin(line_width, "mean")
         ax.plot(line_middles, line, color=COLOURS[kind], lw=1.2, label=text)
@@ -128,7 +129,7 @@ def _name_top(ax: Axes, table: pd.DataFrame, column: str) -> None:
     if last < table["position"].max():
         note = f"seen by < {seen['seen_by'].min()} queries"
         ax.axvspan(last + 0.5, table["position"].max() + 0.5, color="#f3e3d3", zorder=0, label=note)
-    lines = [f"{row.position}: {shown(row.token)[:16]}" for row in top.itertuples()]
+    lines = [f"{row.position}: {isolated(shown(row.token)[:16])}" for row in top.itertuples()]
     ax.text(
         1.01,
         1.0,
