@@ -4,6 +4,7 @@ import inspect
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, Past, PastLayer
 from data.models import LoadedModel
 from data.probe import AttentionProbe
+from data.refusals import said, strangers_code
 from data.rotary import NOT_ROTATED, Rotary, SeenTables, rotary_of, seen_tables
 from data.texts import Sample
 
@@ -83,12 +85,7 @@ def prefill(
     model = loaded.model
     watch = AttentionProbe(len(token_ids), recent_only) if probe else None
     with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
-        try:
-            output = _forward(loaded, token_ids)
-        except ValueError as error:
-            if "only contain LinearAttention layers" in str(error):  # of transformers' own cache
-                raise _no_keys_and_values(loaded) from None
-            raise
+        output = _forward(loaded, token_ids)
     past = _own_cache(output, loaded)
     layers = _layers(past, len(token_ids), loaded, tables)
     if watch:
@@ -147,8 +144,19 @@ def _forward(loaded: LoadedModel, token_ids: torch.Tensor, **kwargs: object) -> 
     accepted = inspect.signature(loaded.model.forward).parameters
     if "logits_to_keep" in accepted:
         kwargs["logits_to_keep"] = 1
-    output: _Output = loaded.model(token_ids[None].to(loaded.device), use_cache=True, **kwargs)
+    fed = token_ids[None].to(loaded.device)
+    with strangers_code(partial(_not_run, loaded)):
+        output: _Output = loaded.model(fed, use_cache=True, **kwargs)
     return output
+
+
+def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
+    if "only contain LinearAttention layers" in str(error):  # of transformers' own cache
+        return _no_keys_and_values(loaded)
+    return UsageError(
+        f"{loaded.name} cannot be run ({said(error)})",
+        "its settings and weights do not fit each other, or this version of transformers",
+    )
 
 
 def _step(loaded: LoadedModel, token: torch.Tensor, past: Past) -> torch.Tensor:

@@ -137,6 +137,21 @@ def test_nan_and_inf_in_the_head_are_refused_naming_the_logits(value):
             go()
 
 
+def test_a_model_that_cannot_be_run_is_one_sentence_with_its_cause():
+    loaded = LoadedModel(
+        families.model("falcon", {"hidden_dropout": 5.0}), families.tokenizer(), "falcon", ""
+    )
+    with pytest.raises(UsageError, match=r"falcon cannot be run \(ValueError: dropout") as refusal:
+        prefill(loaded, families.token_ids(8))
+    assert isinstance(refusal.value.__cause__, ValueError)
+
+
+def test_a_fault_of_ours_while_a_model_runs_is_not_called_its_own(monkeypatch):
+    monkeypatch.setattr("data.probe.softmax_sums", None)
+    with pytest.raises(TypeError):
+        prefill(families.loaded("llama_gqa"), families.token_ids(8), probe=True)
+
+
 def test_a_vocabulary_that_is_partly_masked_is_none_of_that():
     loaded = families.loaded("llama_gqa")
     logits = torch.tensor([[[1.0, -torch.inf, 3.0]]])
