@@ -106,7 +106,7 @@ class Judge:
             "restore_s": restore_s,
         }
 
-    def verdict(self, restored: KVCache, name: str = "") -> dict[str, float]:
+    def verdict(self, restored: KVCache, name: str = "a changed cache") -> dict[str, float]:
         """Perplexities, KL(full || restored) and agreement over the scored tokens."""
         other = self.continuation.log_probabilities(restored)
         nats = self._mean_nats(other, name)
