@@ -67,9 +67,10 @@ def side_by_side(
 @torch.no_grad()
 def greedy(loaded: LoadedModel, past: Past, token: int, n_tokens: int) -> list[int]:
     """The `n_tokens` most likely tokens after `token`, which follows what `past` holds."""
+    loaded.refuse_unknown(torch.tensor([token]))
     continued = []
     fed = torch.tensor([[token]], device=loaded.device)
     for _ in range(n_tokens):
-        fed = loaded.model(fed, past_key_values=past, use_cache=True).logits[:, -1:].argmax(-1)
+        fed = loaded.likeliest(loaded.model(fed, past_key_values=past, use_cache=True).logits)
         continued.append(int(fed))
     return continued

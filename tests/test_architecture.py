@@ -35,8 +35,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.memory": ({"config"}, HEAVY - {"torch"}),
     "data.hub": ({"config"}, HEAVY),
     "data.texts": ({"config", "data.hub"}, HEAVY - {"datasets"}),
+    "data.model_files": ({"config"}, HEAVY),
+    "data.downloads": ({"config", "data.hub", "data.model_files"}, HEAVY),
+    "data.token_ids": (set(), HEAVY),
     "data.default_model": ({"config", *WRITING}, PICTURES | {"pandas"}),
-    "data.sources": ({"config", "data.hub", "data.default_model"}, HEAVY),
+    "data.sources": ({"config", "data.default_model"}, HEAVY),
     "data.rotary": (set(), HEAVY - {"torch"}),
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
@@ -100,7 +103,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         HEAVY,
     ),
     "compression": (set(), HEAVY),
-    "visualization.style": ({"config"}, {"torch", *MODELS}),
+    "visualization.lettering": (set(), HEAVY),
+    "visualization.style": ({"config", "visualization.lettering"}, {"torch", *MODELS}),
     "visualization.catalogue": (set(), {"torch", "numpy", *MODELS}),
     "visualization.drawing": (
         {"config", "visualization.catalogue", "visualization.style"},
@@ -121,7 +125,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"torch", "numpy", *MODELS},
     ),
-    "visualization": ({"config", "visualization.style"}, {"torch", *MODELS}),
+    "visualization": (
+        {"config", "visualization.style", "visualization.lettering"},
+        {"torch", *MODELS},
+    ),
     "main": (OURS - {"main", "benchmarks", "tests"}, HEAVY),
 }
 FILES = [
