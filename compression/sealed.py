@@ -1,9 +1,12 @@
 """Tensors and words in a file that vouches for them: safetensors, and in its header a checksum over
-every byte of both. Compressed texts and calibrations are kept so."""
+every byte of both. Compressed texts, calibrations and rows are kept so. The checksum finds damage;
+whoever means harm can compute it, so what is read is held against what it should be all the same.
+"""
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -12,6 +15,8 @@ from compression.base import Tensors, digest
 from data.writing import whole_or_nothing
 
 CHECKSUM = "sha256"
+QUOTED = 60  # characters of what is quoted from a file
+LARGEST_SIZE = 2**40  # of a mode: torch cannot hold all that a header may claim of an empty tensor
 
 
 def write(file: Path, tensors: Tensors, header: dict[str, str]) -> None:
@@ -29,15 +34,39 @@ def write(file: Path, tensors: Tensors, header: dict[str, str]) -> None:
 def read(file: Path) -> tuple[Tensors, dict[str, str]]:
     """What `write` was given; raises OSError for a file that cannot be read and ValueError, with
     the reason, for one that is damaged or was not written so."""
+    if file.exists() and not file.is_file():  # reading from a pipe would wait for its writer
+        raise OSError(f"{file} is no regular file")
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            names = list(opened.keys())
+            for name in names:
+                _refuse_sizes(name, opened.get_slice(name).get_shape())
+            tensors = {name: opened.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     if header.pop(CHECKSUM, None) != _checksum(tensors, header):
         raise ValueError("its checksum does not fit")
     return tensors, header
+
+
+def words(text: str | None) -> Any:
+    """What a header holds as JSON; raises ValueError for what is none, or nested without end."""
+    try:
+        return json.loads(text or "")
+    except RecursionError:
+        raise ValueError("its words are nested too deeply") from None
+
+
+def _refuse_sizes(name: str, sizes: list[int]) -> None:
+    if any(size > LARGEST_SIZE for size in sizes):
+        raise ValueError(f"{shown(name)} claims a size of {max(sizes)}")
+
+
+def shown(value: object) -> str:
+    """A value from a file as a sentence may quote it: short, and with nothing unprintable."""
+    said = value if isinstance(value, str) and value.isprintable() else ascii(value)
+    return said if len(said) <= QUOTED else f"{said[:QUOTED]}..."
 
 
 def _checksum(tensors: Tensors, header: dict[str, str]) -> str:

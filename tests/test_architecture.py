@@ -69,6 +69,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.evaluate",
             "compression.methods",
             "compression.registry",
+            "compression.sealed",
             "compression.coded.kept_calibrations",
             *RUNNING,
             "data.cache",
