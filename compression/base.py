@@ -12,6 +12,7 @@ from data.cache import BYTES_PER_ENTRY, KVCache, LayerKV
 from data.rotary import Rotary
 
 Tensors = dict[str, torch.Tensor]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # plain numbers; 16 bits as they are stored
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class LayerShape:
     start: int
     dtype: str
     rotary: Rotary | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.n_heads, self.n_tokens, self.key_dim, self.value_dim)
+        if min(sizes) < 1 or min(self.index, self.start) < 0:
+            raise ValueError(f"layer {self.index} claims sizes of {sizes} from {self.start} on")
+        if self.rotary is not None and 2 * len(self.rotary.frequencies) > self.key_dim:
+            raise ValueError(f"layer {self.index} turns more than its {self.key_dim} dimensions")
 
     @classmethod
     def of(cls, layer: LayerKV) -> "LayerShape":
@@ -44,6 +52,10 @@ class LayerShape:
 
     def dim(self, kind: str) -> int:
         return {"key": self.key_dim, "value": self.value_dim}[kind]
+
+    def sizes(self, kind: str) -> tuple[int, int, int]:
+        """(heads, tokens, dim) of the keys or the values."""
+        return self.n_heads, self.n_tokens, self.dim(kind)
 
     @property
     def n_entries(self) -> int:
@@ -85,6 +97,16 @@ class CacheShape:
     n_prompt: int
     model: str
 
+    def __post_init__(self) -> None:
+        indices = [layer.index for layer in self.layers]
+        if not indices or indices != sorted(set(indices)):
+            raise ValueError("layers of a cache are 1 or more, each once, in the model's order")
+        n = len(self.token_ids)
+        if any(layer.start + layer.n_tokens > n for layer in self.layers):
+            raise ValueError(f"a layer holds tokens beyond the {n} of the text")
+        if not 0 < self.n_prompt <= n:
+            raise ValueError(f"n_prompt {self.n_prompt} of {n} tokens")
+
     @classmethod
     def of(cls, cache: KVCache) -> "CacheShape":
         shapes = tuple(LayerShape.of(layer) for layer in cache.layers)
@@ -101,6 +123,44 @@ class CacheShape:
 
 def nbytes(tensors: Tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def taken(
+    stored: Tensors, name: str, dtypes: tuple[torch.dtype, ...], *sizes: int | None
+) -> torch.Tensor:
+    """Takes a tensor out of what is stored; None stands for any size from 1. Raises ValueError for
+    one that is not there, or is not what it must be: nothing may be made in proportion to sizes
+    that are only claimed."""
+    if name not in stored:
+        raise ValueError(f"{name} is not there")
+    tensor = stored.pop(name)
+    pairs = zip(tensor.shape, sizes, strict=False)
+    fits = tensor.ndim == len(sizes) and all(n == size or (size is None and n) for n, size in pairs)
+    if tensor.dtype not in dtypes or not fits:
+        words = " x ".join("any" if size is None else str(size) for size in sizes)
+        raise ValueError(
+            f"{name} holds {tensor.dtype} {tuple(tensor.shape)} where "
+            f"{' or '.join(map(str, dtypes))} of {words} is due"
+        )
+    return tensor
+
+
+def under(stored: Tensors, prefix: str) -> Tensors:
+    """Takes out what is stored under names that begin so, by the rest of the name."""
+    names = [name for name in stored if name.startswith(prefix)]
+    return {name.removeprefix(prefix): stored.pop(name) for name in names}
+
+
+def refuse_left(stored: Tensors) -> None:
+    """Raise ValueError where something is left that nothing was made of."""
+    if stored:
+        raise ValueError(f"{min(stored)} belongs to nothing")
+
+
+def refuse_beyond(indices: torch.Tensor, n: int, name: str) -> None:
+    """Raise ValueError for indices that are not all of 0 to n - 1."""
+    if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < n):
+        raise ValueError(f"{name} points beyond the {n} that there are")
 
 
 def digest(tensors: Tensors) -> str:
@@ -145,7 +205,8 @@ class Compressor(ABC):
 
     @abstractmethod
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
-        """The cache from what `encode` gave, and nothing else."""
+        """The cache from what `encode` gave, and nothing else; takes what it uses out of `stored`.
+        Raises ValueError for what is not as `encode` would have given it."""
 
     def settings(self) -> dict[str, Any]:
         """The fields that say how, as JSON can hold them."""
@@ -187,7 +248,12 @@ class Compressed:
         return self.shape.nbytes / self.nbytes
 
     def restore(self) -> KVCache:
-        return self.compressor.decode(self.stored, self.shape)
+        left = dict(self.stored)
+        cache = self.compressor.decode(left, self.shape)
+        refuse_left(left)
+        if tuple(LayerShape.of(layer) for layer in cache.layers) != self.shape.layers:
+            raise ValueError(f"{self.compressor.name} did not restore the shapes of the cache")
+        return cache
 
 
 @dataclass(frozen=True)
@@ -204,8 +270,14 @@ class Uncompressed(Compressor):
         }
 
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
-        layers = (
-            layer.filled(stored[f"{i}.key"], stored[f"{i}.value"])
-            for i, layer in enumerate(shape.layers)
+        return shape.filled(
+            tuple(
+                layer.filled(
+                    *(
+                        taken(stored, f"{i}.{kind}", FLOATS, *layer.sizes(kind))
+                        for kind in ("key", "value")
+                    )
+                )
+                for i, layer in enumerate(shape.layers)
+            )
         )
-        return shape.filled(tuple(layers))

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from compression import files
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
+from compression.headers import shown
 from compression.registry import make, needs_calibration
 from compression.studies import presets
 from config import UsageError, user_path
@@ -16,6 +19,7 @@ from data.resume import as_past, greedy, printable, refuse_states
 from data.texts import Sample
 from data.writing import unfinished
 
+DIGITS = 10  # of a token id, and more than any has
 USUAL = "coded 3.5e-05"
 
 
@@ -120,18 +124,65 @@ def _idle(method: Compressor, cache: KVCache) -> list[str]:
 def go_on(loaded: LoadedModel, load_compressed: str, new_tokens: int) -> str:
     """Greedy generation after a stored prompt; what the model says, in one line."""
     file = user_path(load_compressed, "`load_compressed`")
-    facts = files.read_facts(file)
-    if facts.get("model") != loaded.identity:
-        raise UsageError(
-            f"{file} was made with {facts.get('model_name', 'another model')}, whose weights, "
-            f"settings or dtype are not those of {loaded.name} here",
-            "load that model",
-        )
-    prompt = int(facts["cached"]) + 1
+    content = files.read(file)
+    _refuse_another(loaded, content)
+    last = _last(loaded, content)
+    prompt = content.n_tokens + 1
     asked = f"A stored prompt of {prompt} tokens and `new_tokens` {new_tokens}"
     loaded.refuse_beyond(prompt + new_tokens, asked, "`new_tokens`")
-    wanted = facts.get("calibration")
-    calibration = earlier_calibration(loaded, wanted) if wanted else None
-    past = as_past(loaded, files.load(file, calibration).restore())
-    continued = greedy(loaded, past, int(facts["last"]), new_tokens)
+    _refuse_misfit(loaded, content, last)
+    wanted = content.calibration
+    calibration = None if wanted is None else earlier_calibration(loaded, wanted)
+    past = as_past(loaded, content.compressed(calibration).restore())
+    continued = greedy(loaded, past, last, new_tokens)
     return printable(loaded.tokenizer.decode(continued))
+
+
+def _refuse_another(loaded: LoadedModel, content: files.Content) -> None:
+    if content.facts.get("model") != loaded.identity:
+        made_with = shown(content.facts.get("model_name", "another model"))
+        raise UsageError(
+            f"{content.file} was made with {made_with}, whose weights, settings or dtype are not "
+            f"those of {loaded.name} here",
+            "load that model",
+        )
+
+
+def _last(loaded: LoadedModel, content: files.Content) -> int:
+    """The token that follows what is cached, which generation goes on with."""
+    cached, last = (content.facts.get(name, "") for name in ("cached", "last"))
+    if cached != str(content.n_tokens) or not (last.isdecimal() and len(last) < DIGITS):
+        raise files.damaged(content.file, "it does not say what follows its tokens")
+    n_known = loaded.model.get_input_embeddings().num_embeddings
+    if int(last) >= n_known:
+        raise files.damaged(content.file, f"token {last} is beyond the {n_known} of the model")
+    return int(last)
+
+
+def _refuse_misfit(loaded: LoadedModel, content: files.Content, token: int) -> None:
+    """Raise UsageError for layers other than those that the model caches of so many tokens, which
+    one pass over one token tells."""
+    refuse_states(loaded)
+    own = extraction.prefill(loaded, torch.tensor([token]))
+    windows = [getattr(layer, "sliding_window", None) for layer in own.past.layers]
+    due = []
+    for layer in own.cache.layers:
+        window = windows[layer.index]
+        n = content.n_tokens if window is None else min(content.n_tokens, window - 1)
+        due.append(
+            (
+                layer.index,
+                layer.kind,
+                layer.keys.shape[2],
+                layer.values.shape[2],
+                layer.n_heads,
+                n,
+                content.n_tokens - n,
+            )
+        )
+    held = [
+        (x.index, x.kind, x.key_dim, x.value_dim, x.n_heads, x.n_tokens, x.start)
+        for x in content.shape.layers
+    ]
+    if held != due:
+        raise files.damaged(content.file, f"its layers are not those of {loaded.name}")

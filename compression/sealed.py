@@ -6,7 +6,6 @@ whoever means harm can compute it, so what is read is held against what it shoul
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,7 +14,6 @@ from compression.base import Tensors, digest
 from data.writing import whole_or_nothing
 
 CHECKSUM = "sha256"
-QUOTED = 60  # characters of what is quoted from a file
 LARGEST_SIZE = 2**40  # of a mode: torch cannot hold all that a header may claim of an empty tensor
 
 
@@ -41,7 +39,7 @@ def read(file: Path) -> tuple[Tensors, dict[str, str]]:
             header = opened.metadata() or {}
             names = list(opened.keys())
             for name in names:
-                _refuse_sizes(name, opened.get_slice(name).get_shape())
+                _refuse_sizes(opened.get_slice(name).get_shape())
             tensors = {name: opened.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(str(error)) from error
@@ -50,23 +48,9 @@ def read(file: Path) -> tuple[Tensors, dict[str, str]]:
     return tensors, header
 
 
-def words(text: str | None) -> Any:
-    """What a header holds as JSON; raises ValueError for what is none, or nested without end."""
-    try:
-        return json.loads(text or "")
-    except RecursionError:
-        raise ValueError("its words are nested too deeply") from None
-
-
-def _refuse_sizes(name: str, sizes: list[int]) -> None:
+def _refuse_sizes(sizes: list[int]) -> None:
     if any(size > LARGEST_SIZE for size in sizes):
-        raise ValueError(f"{shown(name)} claims a size of {max(sizes)}")
-
-
-def shown(value: object) -> str:
-    """A value from a file as a sentence may quote it: short, and with nothing unprintable."""
-    said = value if isinstance(value, str) and value.isprintable() else ascii(value)
-    return said if len(said) <= QUOTED else f"{said[:QUOTED]}..."
+        raise ValueError(f"a tensor of it claims a size of {max(sizes)}")
 
 
 def _checksum(tensors: Tensors, header: dict[str, str]) -> str:

@@ -35,6 +35,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
     "analysis": ({"config", "data.cache"}, MODELS | PICTURES),
     "compression.base": ({"config", *PARTS}, HEAVY - {"torch"}),
+    "compression.headers": (set(), HEAVY),
     "compression.sealed": ({"compression.base", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
         {"config", "compression.base", "analysis.tokens", *PARTS},
@@ -53,10 +54,19 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         MODELS | PICTURES | {"pandas"},
     ),
     "compression.registry": (
-        {"config", "compression.base", "compression.methods", "compression.coded.method"},
+        {
+            "config",
+            "compression.base",
+            "compression.headers",
+            "compression.methods",
+            "compression.coded.method",
+        },
         HEAVY,
     ),
-    "compression.files": ({*SEALED, "compression.registry", "data.rotary"}, HEAVY),
+    "compression.files": (
+        {*SEALED, "compression.headers", "compression.registry", "data.cache"},
+        HEAVY,
+    ),
     "compression.evaluate": (
         {"config", "compression.base", "data.cache", *RUNNING},
         MODELS | PICTURES,
@@ -69,6 +79,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.evaluate",
             "compression.methods",
             "compression.registry",
+            "compression.headers",
             "compression.sealed",
             "compression.coded.kept_calibrations",
             *RUNNING,
@@ -83,6 +94,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "config",
             "compression.base",
             "compression.files",
+            "compression.headers",
             "compression.registry",
             "compression.coded.kept_calibrations",
             "compression.studies.presets",

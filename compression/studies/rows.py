@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import config
-from compression import sealed
+from compression import headers, sealed
 from compression.base import Compressor
 from data.models import LoadedModel
 
@@ -97,7 +97,7 @@ def _read(file: Path) -> dict[str, Any]:
     _, header = sealed.read(file)
     if header.get("format") != FORMAT or header.get("key") != file.stem:
         raise ValueError("it is of another measurement")
-    row = sealed.words(header.get("row"))
+    row = headers.words(header.get("row"))
     if not isinstance(row, dict) or any(isinstance(x, list | dict) for x in row.values()):
         raise ValueError("it holds no row")
     return row
