@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from compression import files
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
@@ -15,7 +13,7 @@ from config import UsageError, user_path
 from data import extraction
 from data.cache import KVCache
 from data.models import LoadedModel
-from data.resume import as_past, greedy, printable, refuse_states
+from data.resume import as_past, greedy, own_sizes, printable, refuse_states
 from data.texts import Sample
 from data.writing import unfinished
 
@@ -153,36 +151,19 @@ def _last(loaded: LoadedModel, content: files.Content) -> int:
     cached, last = (content.facts.get(name, "") for name in ("cached", "last"))
     if cached != str(content.n_tokens) or not (last.isdecimal() and len(last) < DIGITS):
         raise files.damaged(content.file, "it does not say what follows its tokens")
-    n_known = loaded.model.get_input_embeddings().num_embeddings
+    n_known = int(loaded.settings.vocab_size)
     if int(last) >= n_known:
         raise files.damaged(content.file, f"token {last} is beyond the {n_known} of the model")
     return int(last)
 
 
 def _refuse_misfit(loaded: LoadedModel, content: files.Content, token: int) -> None:
-    """Raise UsageError for layers other than those that the model caches of so many tokens, which
-    one pass over one token tells."""
+    """Raise UsageError for layers other than those that the model caches of so many tokens."""
     refuse_states(loaded)
-    own = extraction.prefill(loaded, torch.tensor([token]))
-    windows = [getattr(layer, "sliding_window", None) for layer in own.past.layers]
-    due = []
-    for layer in own.cache.layers:
-        window = windows[layer.index]
-        n = content.n_tokens if window is None else min(content.n_tokens, window - 1)
-        due.append(
-            (
-                layer.index,
-                layer.kind,
-                layer.keys.shape[2],
-                layer.values.shape[2],
-                layer.n_heads,
-                n,
-                content.n_tokens - n,
-            )
-        )
     held = [
-        (x.index, x.kind, x.key_dim, x.value_dim, x.n_heads, x.n_tokens, x.start)
+        (x.index, x.kind, x.n_heads, x.n_tokens, x.key_dim, x.value_dim)
         for x in content.shape.layers
+        if x.start + x.n_tokens == content.n_tokens
     ]
-    if held != due:
+    if held != own_sizes(loaded, content.n_tokens, token):
         raise files.damaged(content.file, f"its layers are not those of {loaded.name}")
