@@ -91,7 +91,7 @@ def _typed(method: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]
     try:
         return {name: _fitting(hints[name], value, name) for name, value in settings.items()}
     except ValueError as error:
-        raise UsageError(f"{method.name} cannot be made so", str(error)) from None
+        raise UsageError(f"A setting of {method.name} does not fit: {error}") from None
 
 
 def _fitting(wanted: Any, value: Any, name: str) -> Any:

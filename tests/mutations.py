@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 JSON = ("settings", "shape", "facts")  # parts of a header that hold JSON
+OFTEN = 5 * ("settings", "shape")
 ODD: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 2, 3, 7, 8, 9, 255, 10**9, 10**12, 10**400, -(10**9)),
     *(0.0, 0.5, 4.5, -0.5, 1e-40, 1e30, 1e300, float("nan"), float("inf")),
@@ -53,7 +54,8 @@ def mutated(
 
 
 def _change_words(draw: Draw, header: dict[str, str]) -> str:
-    part = draw(st.sampled_from(sorted(header)))
+    often = [part for part in OFTEN if part in header]
+    part = draw(st.sampled_from([*often, *sorted(header)]))
     kind = draw(st.sampled_from(["within"] * 8 + ["drop", "add", "replace"]))
     if kind == "within" and part in JSON:
         tree = _tree(header[part])

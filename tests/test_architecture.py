@@ -48,6 +48,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods.packing",
             "data.cache",
             "data.models",
+            "data.resume",
             "data.sensitivity",
             "data.texts",
         },
