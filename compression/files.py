@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from compression import sealed
-from compression.base import CacheShape, Calibration, Compressed, Tensors, nbytes
+from compression.base import CacheShape, Calibration, Compressed
 from compression.headers import fitting, shown, words
 from compression.registry import make
+from compression.stored import Tensors, nbytes
 from config import UsageError
 from data.cache import KINDS, KVCache
 

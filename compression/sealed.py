@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from compression.base import Tensors, digest
+from compression.stored import Tensors, digest
 from data.writing import whole_or_nothing
 
 CHECKSUM = "sha256"

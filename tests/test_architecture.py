@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "
 PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
 LIGHT_DATA = {"data.texts", "data.sources", "data.writing"}
-SEALED = {"config", "compression.base", "compression.sealed"}
+SEALED = {"config", "compression.base", "compression.sealed", "compression.stored"}
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {f"data.{name}" for name in ("models", "extraction", "scoring", "resume", "texts")}
 THREADS = "data.threads"  # settled by any room before it brings in torch
@@ -34,11 +34,12 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
     "analysis": ({"config", "data.cache"}, MODELS | PICTURES),
-    "compression.base": ({"config", *PARTS}, HEAVY - {"torch"}),
+    "compression.stored": (set(), HEAVY - {"torch"}),
+    "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
     "compression.headers": (set(), HEAVY),
-    "compression.sealed": ({"compression.base", "data.writing"}, HEAVY - {"torch"}),
+    "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
-        {"config", "compression.base", "analysis.tokens", *PARTS},
+        {"config", "compression.base", "compression.stored", "analysis.tokens", *PARTS},
         MODELS | PICTURES,
     ),
     "compression.coded": (

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from compression.base import Tensors
 from compression.methods.packing import pack, take_codes
+from compression.stored import Tensors
 
 BLOCK = 64  # integers of one width
 WIDTH_BITS = 6  # widths of 0 to 32 bits

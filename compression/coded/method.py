@@ -17,15 +17,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from compression.base import (
-    FLOATS,
-    CacheShape,
-    Calibration,
-    Compressor,
-    LayerShape,
-    Tensors,
-    taken,
-)
+from compression.base import CacheShape, Calibration, Compressor, LayerShape
 from compression.coded import fixed_rate, rans
 from compression.coded.token_weights import is_watched
 from compression.coded.transform import (
@@ -39,6 +31,7 @@ from compression.coded.transform import (
     scales,
 )
 from compression.methods.place_by_place import Middles, Place
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits
 

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from compression.base import Tensors, taken
+from compression.stored import Tensors, taken
 
 BITS = 14  # frequencies of a class sum to 2^14
 TOP = 127  # the largest |integer| with an entry of its own, so that entries fit a byte

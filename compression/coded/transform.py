@@ -20,10 +20,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 
-from compression.base import Calibration, Tensors, refuse_left, taken
+from compression.base import Calibration
 from compression.coded.rans import N_SYMBOLS, Tables
 from compression.coded.token_weights import traits
 from compression.methods.place_by_place import Place, content
+from compression.stored import Tensors, refuse_left, taken
 from data.cache import KINDS, KVCache, wide
 
 STEPS_PER_OCTAVE = 8  # of magnitudes that are stored, and of a token's scale sqrt(w)

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressor, LayerShape, Tensors, refuse_left, under
+from compression.base import CacheShape, Compressor, LayerShape
 from compression.methods.evictions import Eviction
 from compression.methods.packing import pack, take_codes
+from compression.stored import Tensors, refuse_left, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.rotary import NOT_ROTATED

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import FLOATS, Calibration, Tensors, refuse_beyond, taken
+from compression.base import Calibration
 from compression.methods.dim_groups import group_dims, group_directions
 from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import (
@@ -24,6 +24,7 @@ from compression.methods.place_by_place import (
     part_name,
 )
 from compression.methods.spectra import gram_of, leading
+from compression.stored import FLOATS, Tensors, refuse_beyond, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits, wide
 

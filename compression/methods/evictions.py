@@ -14,8 +14,9 @@ import torch
 
 import config
 from analysis.tokens import TERMS, importance
-from compression.base import FLOATS, CacheShape, Compressor, Tensors, taken
+from compression.base import CacheShape, Compressor
 from compression.methods.packing import pack, take_codes
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import FLOATS, Tensors, taken
 from compression.methods.place_by_place import BetweenEnds, Middles, Place, Shapes, part_name
 from compression.methods.spectra import gram_of, leading
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, by_head, in_16_bits, wide
 

@@ -5,16 +5,10 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import (
-    FLOATS,
-    CacheShape,
-    Compressor,
-    Tensors,
-    refuse_beyond,
-    taken,
-)
+from compression.base import CacheShape, Compressor
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape, content
 from compression.methods.spectra import leading
+from compression.stored import FLOATS, Tensors, refuse_beyond, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits, wide
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from compression.base import Tensors, taken
+from compression.stored import Tensors, taken
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -8,16 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.base import (
-    FLOATS,
-    CacheShape,
-    Compressor,
-    LayerShape,
-    Tensors,
-    refuse_left,
-    taken,
-    under,
-)
+from compression.base import CacheShape, Compressor, LayerShape
+from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.rotary import NOT_ROTATED

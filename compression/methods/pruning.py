@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import FLOATS, CacheShape, Compressor, Tensors, taken
+from compression.base import CacheShape, Compressor
 from compression.methods.evictions import Eviction
 from compression.methods.packing import pack, take_codes
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, in_16_bits
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import FLOATS, Tensors, taken
 from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import in_16_bits
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import FLOATS, Tensors, refuse_left, taken
 from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import (
     BetweenEnds,
@@ -21,6 +20,7 @@ from compression.methods.place_by_place import (
 from compression.methods.quantisers import symmetric
 from compression.methods.tucker_math import rebuilt, tucker2
 from compression.methods.tucker_ranks import Ranks, choose_ranks
+from compression.stored import FLOATS, Tensors, refuse_left, taken
 from config import UsageError
 from data.cache import in_16_bits
 
