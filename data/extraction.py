@@ -126,7 +126,9 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
     return cache
 
 
-def refuse_non_finite(cache: KVCache, dtype: str) -> None:
+def refuse_non_finite(
+    cache: KVCache, dtype: str, advice: str = "try `dtype` float32, or check the model's weights"
+) -> None:
     """Raise UsageError naming the first layer whose keys or values hold NaN or Inf."""
     peaks = torch.stack([x.tensor(kind).abs().amax() for x in cache.layers for kind in KINDS])
     broken = (~peaks.isfinite()).nonzero().flatten().tolist()
@@ -134,7 +136,7 @@ def refuse_non_finite(cache: KVCache, dtype: str) -> None:
         layer, kind = cache.layers[broken[0] // 2].index, KINDS[broken[0] % 2]
         raise UsageError(
             f"The {kind}s of layer {layer} of {cache.model} hold NaN or Inf in {dtype}",
-            "try `dtype` float32, or check the model's weights",
+            advice,
         )
 
 

@@ -5,6 +5,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from config import UsageError
+from data import extraction
 from data.cache import KVCache, Past
 from data.models import LoadedModel
 from data.texts import printable
@@ -48,6 +49,20 @@ def _without_state(layer: object) -> bool:
     one that reads another's. Subclasses hold more: states, keys of an index."""
     nothing = {"keys", "values", "is_initialized"}
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or vars(layer).keys() <= nothing
+
+
+def own_sizes(
+    loaded: LoadedModel, n_tokens: int, token: int
+) -> list[tuple[int, str, int, int, int, int]]:
+    """(index, kind, heads, tokens, key_dim, value_dim) of each layer that the model caches of so
+    many tokens, as one pass over one token tells."""
+    own = extraction.prefill(loaded, torch.tensor([token]))
+    sizes = []
+    for x in own.cache.layers:
+        window = getattr(own.past.layers[x.index], "sliding_window", None)
+        held = n_tokens if window is None else min(n_tokens, window - 1)
+        sizes.append((x.index, x.kind, x.n_heads, held, x.keys.shape[2], x.values.shape[2]))
+    return sizes
 
 
 def side_by_side(

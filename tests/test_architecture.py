@@ -18,7 +18,7 @@ PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.writing"}
 LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
-SEALED = {"config", "compression.base", "compression.sealed"}
+SEALED = {"config", "compression.base", "compression.sealed", "compression.stored"}
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {
     f"data.{name}"
@@ -44,10 +44,12 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
     "analysis": ({"config", "data.cache"}, MODELS | PICTURES),
-    "compression.base": ({"config", *PARTS}, HEAVY - {"torch"}),
-    "compression.sealed": ({"compression.base", "data.writing"}, HEAVY - {"torch"}),
+    "compression.stored": (set(), HEAVY - {"torch"}),
+    "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
+    "compression.headers": (set(), HEAVY),
+    "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
-        {"config", "compression.base", "analysis.tokens", *PARTS},
+        {"config", "compression.base", "compression.stored", "analysis.tokens", *PARTS},
         MODELS | PICTURES,
     ),
     "compression.coded": (
@@ -57,16 +59,26 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods.packing",
             "data.cache",
             "data.models",
+            "data.resume",
             "data.sensitivity",
             "data.texts",
         },
         MODELS | PICTURES | {"pandas"},
     ),
     "compression.registry": (
-        {"config", "compression.base", "compression.methods", "compression.coded.method"},
+        {
+            "config",
+            "compression.base",
+            "compression.headers",
+            "compression.methods",
+            "compression.coded.method",
+        },
         HEAVY,
     ),
-    "compression.files": ({*SEALED, "compression.registry", "data.rotary"}, HEAVY),
+    "compression.files": (
+        {*SEALED, "compression.headers", "compression.registry", "data.cache"},
+        HEAVY,
+    ),
     "compression.evaluate": (
         {"config", "compression.base", "data.cache", *RUNNING},
         MODELS | PICTURES,
@@ -79,6 +91,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.evaluate",
             "compression.methods",
             "compression.registry",
+            "compression.headers",
+            "compression.sealed",
             "compression.coded.kept_calibrations",
             *RUNNING,
             "data.cache",
@@ -94,6 +108,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.base",
             "compression.files",
             "compression.prompt_file",
+            "compression.headers",
             "compression.registry",
             "compression.coded.kept_calibrations",
             "compression.studies.presets",
