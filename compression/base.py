@@ -1,6 +1,5 @@
 """The contract of every compressor: what is stored, how many bytes that is, and the way back."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -8,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from compression.stored import FLOATS, Tensors, digest, nbytes, refuse_left, taken
 from data.cache import BYTES_PER_ENTRY, KVCache, LayerKV
 from data.rotary import Rotary
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,13 @@ class LayerShape:
     start: int
     dtype: str
     rotary: Rotary | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.n_heads, self.n_tokens, self.key_dim, self.value_dim)
+        if min(sizes) < 1 or min(self.index, self.start) < 0:
+            raise ValueError(f"layer {self.index} claims sizes of {sizes} from {self.start} on")
+        if self.rotary is not None and 2 * len(self.rotary.frequencies) > self.key_dim:
+            raise ValueError(f"layer {self.index} turns more than its {self.key_dim} dimensions")
 
     @classmethod
     def of(cls, layer: LayerKV) -> "LayerShape":
@@ -44,6 +49,10 @@ class LayerShape:
 
     def dim(self, kind: str) -> int:
         return {"key": self.key_dim, "value": self.value_dim}[kind]
+
+    def sizes(self, kind: str) -> tuple[int, int, int]:
+        """(heads, tokens, dim) of the keys or the values."""
+        return self.n_heads, self.n_tokens, self.dim(kind)
 
     @property
     def n_entries(self) -> int:
@@ -85,6 +94,16 @@ class CacheShape:
     n_prompt: int
     model: str
 
+    def __post_init__(self) -> None:
+        indices = [layer.index for layer in self.layers]
+        if not indices or indices != sorted(set(indices)):
+            raise ValueError("layers of a cache are 1 or more, each once, in the model's order")
+        n = len(self.token_ids)
+        if any(layer.start + layer.n_tokens > n for layer in self.layers):
+            raise ValueError(f"a layer holds tokens beyond the {n} of the text")
+        if not 0 < self.n_prompt <= n:
+            raise ValueError(f"n_prompt {self.n_prompt} of {n} tokens")
+
     @classmethod
     def of(cls, cache: KVCache) -> "CacheShape":
         shapes = tuple(LayerShape.of(layer) for layer in cache.layers)
@@ -97,21 +116,6 @@ class CacheShape:
 
     def filled(self, layers: tuple[LayerKV, ...]) -> KVCache:
         return KVCache(layers, torch.tensor(self.token_ids), self.n_prompt, self.model)
-
-
-def nbytes(tensors: Tensors) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def digest(tensors: Tensors) -> str:
-    """A hash of names, dtypes, shapes and content."""
-    sha256 = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = torch.empty(tensor.numel(), dtype=tensor.dtype)  # of stride 1
-        flat.copy_(tensor.flatten())
-        sha256.update(flat.view(torch.uint8).numpy().tobytes())
-    return sha256.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +149,8 @@ class Compressor(ABC):
 
     @abstractmethod
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
-        """The cache from what `encode` gave, and nothing else."""
+        """The cache from what `encode` gave, and nothing else; takes what it uses out of `stored`.
+        Raises ValueError for what is not as `encode` would have given it."""
 
     def settings(self) -> dict[str, Any]:
         """The fields that say how, as JSON can hold them."""
@@ -187,7 +192,12 @@ class Compressed:
         return self.shape.nbytes / self.nbytes
 
     def restore(self) -> KVCache:
-        return self.compressor.decode(self.stored, self.shape)
+        left = dict(self.stored)
+        cache = self.compressor.decode(left, self.shape)
+        refuse_left(left)
+        if tuple(LayerShape.of(layer) for layer in cache.layers) != self.shape.layers:
+            raise ValueError(f"{self.compressor.name} did not restore the shapes of the cache")
+        return cache
 
 
 @dataclass(frozen=True)
@@ -204,8 +214,14 @@ class Uncompressed(Compressor):
         }
 
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
-        layers = (
-            layer.filled(stored[f"{i}.key"], stored[f"{i}.value"])
-            for i, layer in enumerate(shape.layers)
+        return shape.filled(
+            tuple(
+                layer.filled(
+                    *(
+                        taken(stored, f"{i}.{kind}", FLOATS, *layer.sizes(kind))
+                        for kind in ("key", "value")
+                    )
+                )
+                for i, layer in enumerate(shape.layers)
+            )
         )
-        return shape.filled(tuple(layers))

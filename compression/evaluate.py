@@ -56,8 +56,13 @@ def relative_errors(cache: KVCache, restored: KVCache) -> pd.DataFrame:
             squares["squared_norm"] = x.square().sum().item()
             rows.append({"layer": layer.index, "kind": kind, **squares})
     table = pd.DataFrame(rows)
-    table["relative_error"] = (table["squared_error"] / table["squared_norm"]) ** 0.5
-    return table
+    return table.assign(relative_error=_relative(table))
+
+
+def _relative(squares: pd.DataFrame) -> pd.Series:
+    """||X - X^|| / ||X||; 0 where nothing is lost, of zeros too."""
+    ratio = squares["squared_error"] / squares["squared_norm"]
+    return ratio.where(squares["squared_error"] > 0, 0.0) ** 0.5
 
 
 class Judge:
@@ -83,7 +88,7 @@ class Judge:
         restored = compressed.restore()
         restore_s = time.perf_counter() - began
         errors = relative_errors(self.cache, restored).groupby("kind").sum()
-        relative = (errors["squared_error"] / errors["squared_norm"]) ** 0.5
+        relative = _relative(errors)
         return {
             "method": method.name,
             "settings": method.words(),
@@ -101,7 +106,7 @@ class Judge:
             "restore_s": restore_s,
         }
 
-    def verdict(self, restored: KVCache, name: str = "") -> dict[str, float]:
+    def verdict(self, restored: KVCache, name: str = "a changed cache") -> dict[str, float]:
         """Perplexities, KL(full || restored) and agreement over the scored tokens."""
         other = self.continuation.log_probabilities(restored)
         nats = self._mean_nats(other, name)

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from compression import files, prompt_file
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
+from compression.headers import shown
 from compression.registry import make, needs_calibration
 from compression.studies import presets
 from config import UsageError, user_path
 from data import extraction, memory
 from data.cache import KVCache
 from data.models import LoadedModel
-from data.resume import as_past, greedy, refuse_states
+from data.resume import as_past, greedy, own_sizes, refuse_states
 from data.texts import Sample, printable
 
+DIGITS = 10  # of a token id, and more than any has
 USUAL = "coded 3.5e-05"
 
 
@@ -74,7 +76,10 @@ def save(
     with memory.told(loaded.model, len(ids)):
         cache = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True).cache
         compressed = method.compress(cache)
-    as_past(loaded, compressed.restore())  # refuses what could not be gone on from
+    restored = compressed.restore()
+    advice = "give another of `methods`"
+    extraction.refuse_non_finite(restored, "16 bits, as it is stored", advice)
+    as_past(loaded, restored)  # refuses what could not be gone on from
     file = prompt_file.to_write(save_compressed)  # again: it was free before the work
     facts = {"model": loaded.identity, "model_name": loaded.name, "text": sample.name}
     facts |= {"cached": str(cache.n_tokens), "last": str(int(ids[-1]))}
@@ -103,18 +108,48 @@ def _idle(method: Compressor, cache: KVCache) -> list[str]:
 def go_on(loaded: LoadedModel, load_compressed: str, new_tokens: int) -> str:
     """Greedy generation after a stored prompt; what the model says, in one line."""
     file = user_path(load_compressed, "`load_compressed`")
-    facts = files.read_facts(file)
-    if facts.get("model") != loaded.identity:
-        raise UsageError(
-            f"{file} was made with {facts.get('model_name', 'another model')}, whose weights, "
-            f"settings or dtype are not those of {loaded.name} here",
-            "load that model",
-        )
-    prompt = int(facts["cached"]) + 1
+    content = files.read(file)
+    _refuse_another(loaded, content)
+    last = _last(loaded, content)
+    prompt = content.n_tokens + 1
     asked = f"A stored prompt of {prompt} tokens and `new_tokens` {new_tokens}"
     loaded.refuse_beyond(prompt + new_tokens, asked, "`new_tokens`")
-    wanted = facts.get("calibration")
-    calibration = earlier_calibration(loaded, wanted) if wanted else None
-    past = as_past(loaded, files.load(file, calibration).restore())
-    continued = greedy(loaded, past, int(facts["last"]), new_tokens)
+    _refuse_misfit(loaded, content, last)
+    wanted = content.calibration
+    calibration = None if wanted is None else earlier_calibration(loaded, wanted)
+    past = as_past(loaded, content.compressed(calibration).restore())
+    continued = greedy(loaded, past, last, new_tokens)
     return printable(loaded.tokenizer.decode(continued))
+
+
+def _refuse_another(loaded: LoadedModel, content: files.Content) -> None:
+    if content.facts.get("model") != loaded.identity:
+        made_with = shown(content.facts.get("model_name", "another model"))
+        raise UsageError(
+            f"{content.file} was made with {made_with}, whose weights, settings or dtype are not "
+            f"those of {loaded.name} here",
+            "load that model",
+        )
+
+
+def _last(loaded: LoadedModel, content: files.Content) -> int:
+    """The token that follows what is cached, which generation goes on with."""
+    cached, last = (content.facts.get(name, "") for name in ("cached", "last"))
+    if cached != str(content.n_tokens) or not (last.isdecimal() and len(last) < DIGITS):
+        raise files.damaged(content.file, "it does not say what follows its tokens")
+    n_known = int(loaded.settings.vocab_size)
+    if int(last) >= n_known:
+        raise files.damaged(content.file, f"token {last} is beyond the {n_known} of the model")
+    return int(last)
+
+
+def _refuse_misfit(loaded: LoadedModel, content: files.Content, token: int) -> None:
+    """Raise UsageError for layers other than those that the model caches of so many tokens."""
+    refuse_states(loaded)
+    held = [
+        (x.index, x.kind, x.n_heads, x.n_tokens, x.key_dim, x.value_dim)
+        for x in content.shape.layers
+        if x.start + x.n_tokens == content.n_tokens
+    ]
+    if held != own_sizes(loaded, content.n_tokens, token):
+        raise files.damaged(content.file, f"its layers are not those of {loaded.name}")

@@ -5,10 +5,11 @@ To add one: its file and a line here; the contract tests run over it.
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from compression.base import Calibration, Compressor, Uncompressed
 from compression.coded.method import Coded, CodedFixed
+from compression.headers import fitting, shown
 from compression.methods import (
     dimensions,
     evictions,
@@ -56,10 +57,13 @@ def make(
     gets what was learned of the model. A setting that is a method itself, as the two of `composed`
     are, is a mapping of its `name` and settings.
 
-    Raises UsageError for a method or setting that there is not, and for a calibration that lacks.
+    Raises UsageError for a method or setting that there is not, a setting of another type, and for
+    a calibration that lacks.
     """
-    if name not in METHODS:
-        raise UsageError(f"The method {name} is not known", f"take one of {', '.join(METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise UsageError(
+            f"The method {shown(name)} is not known", f"take one of {', '.join(METHODS)}"
+        )
     method = METHODS[name]
     chosen: dict[str, Any] = {k: _setting(v, calibration) for k, v in (settings or {}).items()}
     allowed = {field.name for field in fields(method)}
@@ -71,6 +75,7 @@ def make(
     required = {f.name for f in fields(method) if f.default is f.default_factory is MISSING}
     if lacking := sorted(required - {"calibration", *chosen}):
         raise UsageError(f"{name} was given no {lacking[0]}", "it cannot do without")
+    chosen = _typed(method, chosen)
     if needs_calibration(name):
         if calibration is None:
             raise UsageError(
@@ -80,9 +85,29 @@ def make(
     return method(**chosen)
 
 
+def _typed(method: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as the fields of the method are annotated."""
+    hints = get_type_hints(method)
+    try:
+        return {name: _fitting(hints[name], value, name) for name, value in settings.items()}
+    except ValueError as error:
+        raise UsageError(f"A setting of {method.name} does not fit: {error}") from None
+
+
+def _fitting(wanted: Any, value: Any, name: str) -> Any:
+    if not (isinstance(wanted, type) and issubclass(wanted, Compressor | Calibration)):
+        return fitting(wanted, value, name)
+    if not isinstance(value, Compressor | Calibration | str):
+        raise ValueError(f"{name} is {shown(value)}, and takes a method")
+    return value
+
+
 def _setting(value: Any, calibration: Calibration | None) -> Any:
     if isinstance(value, Mapping):
         settings = dict(value)
+        if any(isinstance(inner, Mapping) for inner in settings.values()):
+            raise UsageError("A method that is part of another was given one itself",
+                             "its name and its own settings are all that it takes")  # fmt: skip
         return make(settings.pop("name", "without a name"), settings, calibration)
     return value
 
@@ -90,7 +115,11 @@ def _setting(value: Any, calibration: Calibration | None) -> Any:
 def needs_calibration(name: str, settings: Mapping[str, Any] | None = None) -> bool:
     """Whether a method, or one that it is made of, cannot do without what was learned of the
     model; False for one that there is not."""
-    if name in METHODS and any(f.name == "calibration" for f in fields(METHODS[name])):
+    if (
+        isinstance(name, str)
+        and name in METHODS
+        and any(f.name == "calibration" for f in fields(METHODS[name]))
+    ):
         return True
     inner = [v for v in (settings or {}).values() if isinstance(v, Mapping)]
     return any(needs_calibration(each.get("name", ""), each) for each in inner)

@@ -1,5 +1,7 @@
 """Tensors and words in a file that vouches for them: safetensors, and in its header a checksum over
-every byte of both. Compressed texts and calibrations are kept so."""
+every byte of both. Compressed texts, calibrations and rows are kept so. The checksum finds damage;
+whoever means harm can compute it, so what is read is held against what it should be all the same.
+"""
 
 import hashlib
 import json
@@ -8,10 +10,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from compression.base import Tensors, digest
+from compression.stored import Tensors, digest
 from data.writing import whole_or_nothing
 
 CHECKSUM = "sha256"
+LARGEST_SIZE = 2**40  # of a mode: torch cannot hold all that a header may claim of an empty tensor
 
 
 def write(file: Path, tensors: Tensors, header: dict[str, str]) -> None:
@@ -29,15 +32,25 @@ def write(file: Path, tensors: Tensors, header: dict[str, str]) -> None:
 def read(file: Path) -> tuple[Tensors, dict[str, str]]:
     """What `write` was given; raises OSError for a file that cannot be read and ValueError, with
     the reason, for one that is damaged or was not written so."""
+    if file.exists() and not file.is_file():  # reading from a pipe would wait for its writer
+        raise OSError(f"{file} is no regular file")
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            names = list(opened.keys())
+            for name in names:
+                _refuse_sizes(opened.get_slice(name).get_shape())
+            tensors = {name: opened.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     if header.pop(CHECKSUM, None) != _checksum(tensors, header):
         raise ValueError("its checksum does not fit")
     return tensors, header
+
+
+def _refuse_sizes(sizes: list[int]) -> None:
+    if any(size > LARGEST_SIZE for size in sizes):
+        raise ValueError(f"a tensor of it claims a size of {max(sizes)}")
 
 
 def _checksum(tensors: Tensors, header: dict[str, str]) -> str:

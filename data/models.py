@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -16,13 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import config
 from config import UsageError
-from data import default_model, hub
+from data import downloads, hub, model_files, refusals
+from data.downloads import Listing
+from data.refusals import said, strangers_code
 from data.sources import resolve
+from data.texts import printable
+from data.token_ids import first_ids
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-CONFIG_PATIENCE_S = 8.0  # seconds for the first file of a model on the hub
 
 # Settings that say where a copy of a model comes from or how it was loaded, not what it computes.
 OF_A_COPY = {
@@ -35,8 +34,6 @@ OF_A_COPY = {
     "use_cache",
 }
 RENEWED = ("inv_freq", "cos_cached", "sin_cached")
-
-log = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
@@ -84,6 +81,55 @@ class LoadedModel:
             if limit:
                 return limit
         return None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many token ids it has embeddings for; None where its settings do not say."""
+        size: int | None = getattr(self.settings, "vocab_size", None)
+        return size
+
+    def ids_of(
+        self, text: str, most: int | None = None, special_tokens: bool = True
+    ) -> torch.Tensor:
+        """(tokens,): the first `most` token ids of a text, or all; the one way from text to ids.
+
+        Raises UsageError for a text that the tokenizer cannot read, and for ids that the model
+        does not know.
+        """
+
+        def encode(part: str) -> list[int]:
+            named = {} if special_tokens else {"add_special_tokens": False}
+            return self.tokenizer(part, **named)["input_ids"]
+
+        with strangers_code(
+            lambda error: UsageError(
+                f"The tokenizer of {self.name} cannot read the text ({said(error)})",
+                "give another text, or mend the model",
+            )
+        ):
+            ids = torch.tensor(first_ids(encode, text, most), dtype=torch.long)
+        self.refuse_unknown(ids)
+        return ids
+
+    def refuse_unknown(self, token_ids: torch.Tensor) -> None:
+        """Raise UsageError for token ids that the model has no embedding for."""
+        largest = int(token_ids.max()) if len(token_ids) else 0
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            raise UsageError(
+                f"Token id {largest} is beyond the vocabulary of {self.name}, ids 0 to "
+                f"{self.vocabulary - 1}",
+                "its tokenizer belongs to another model",
+            )
+
+    def likeliest(self, logits: torch.Tensor) -> torch.Tensor:
+        """(1, 1): the most likely token by the last of (1, tokens, vocabulary) logits."""
+        last = logits[:, -1:]
+        if not last.amax().isfinite():  # NaN wins a maximum
+            raise UsageError(
+                f"The logits of {self.name} hold NaN or Inf in {self.dtype}",
+                "try `dtype` float32, or check the weights of its head",
+            )
+        return last.argmax(-1)
 
     def refuse_beyond(self, n_tokens: int, asked: str, lower: str) -> None:
         """Raise UsageError where `n_tokens`, which were `asked` for, are more than there are
@@ -145,53 +191,6 @@ class LoadedModel:
         return self.model.state_dict() | lasting
 
 
-@contextmanager
-def _in_one_sentence(name: str) -> Iterator[None]:
-    """Turn what transformers raises for a model it cannot read into a UsageError."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:  # a model's files may be wrong in any way
-        log.debug("loading %s", name, exc_info=True)
-        raise _refusal(name, error) from error
-
-
-def _refusal(name: str, error: Exception) -> UsageError:
-    said = " ".join(str(error).split())
-    if "trust_remote_code" in said:
-        return UsageError(
-            f"`model` {name} needs Python code of its own to run",
-            "pass `trust_remote_code` if you trust it",
-        )
-    if "Unrecognized configuration class" in said:
-        return UsageError(
-            f"`model` {name} is no causal language model", "it cannot continue a text"
-        )
-    if isinstance(error, OSError) and not Path(name).expanduser().exists():
-        where = (
-            "on the hub" if hub.reachable() else "in the local cache, and the hub is out of reach"
-        )
-        return UsageError(
-            f"`model` {name} was not found {where}",
-            f"give {default_model.NAME}, a hub id you have access to, a local folder, or a .gguf "
-            "file",
-        )
-    return UsageError(f"`model` {name} cannot be loaded ({type(error).__name__}: {said[:200]})")
-
-
-def _refuse_incomplete(name: str, report: Mapping[str, Iterable[object] | None]) -> None:
-    """Weights that a checkpoint lacks are filled with random numbers: raise UsageError."""
-    lacking = sorted(str(key) for key in report["missing_keys"] or ())
-    lacking += sorted(str(entry) for entry in report["mismatched_keys"] or ())
-    if lacking:
-        raise UsageError(
-            f"`model` {name} lacks {len(lacking)} weights or has them in the wrong shape, "
-            f"{lacking[0]} among them",
-            "the checkpoint does not fit its config.json",
-        )
-
-
 def pick_device(wanted: str) -> torch.device:
     """The device asked for, or the best there is; one that is missing is refused."""
     available = {
@@ -234,31 +233,37 @@ def load(
     transformers.logging.disable_progress_bar()
     place = pick_device(device or config.DEVICE)
     source = resolve(name, trust)
-    with _in_one_sentence(name):
-        read = partial(AutoConfig.from_pretrained, **source.arguments)
-        waits = not source.arguments["local_files_only"]
-        settings = hub.in_time(CONFIG_PATIENCE_S, read) if waits else read()
-    if settings is None:
-        raise UsageError(
-            f"The hub did not answer for `model` {name} in {CONFIG_PATIENCE_S:.0f} s",
-            "try again, or give a model that is on this machine",
-        )
-    if settings.is_encoder_decoder:
-        raise UsageError(
-            f"`model` {name} is an encoder-decoder ({settings.model_type})",
-            "its cache belongs to two texts at once; give a decoder-only causal model",
-        )
-    with _in_one_sentence(name):
+    listing = Listing()
+    if source.folder is None:
+        listing = downloads.fetch_settings(name)
+    else:
+        model_files.refuse_endless(source.folder)
+    in_one_sentence = partial(strangers_code, refusals.of_loading(name, source, listing.refused))
+    with hub.offline():
+        with in_one_sentence():
+            settings = AutoConfig.from_pretrained(**source.arguments)
+        _refuse_settings(name, settings)
+    downloads.fetch(name, listing.files, trust)
+    with hub.offline(), in_one_sentence():
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
         # Weights come from safetensors or GGUF: a pickle could run any code.
-        safe = {} if "gguf_file" in source.arguments else {"use_safetensors": True}
+        safe = {} if source.gguf else {"use_safetensors": True}
         weights, report = AutoModelForCausalLM.from_pretrained(
             **source.arguments,
             **safe,
             dtype=pick_dtype(dtype or config.DTYPE, place),
             output_loading_info=True,
         )
-        _refuse_incomplete(name, report)
+        refusals.refuse_incomplete(name, report)
     weights = weights.eval().requires_grad_(False).to(place)
-    revision = source.revision or getattr(weights.config, "_commit_hash", None) or "unknown"
-    return LoadedModel(weights, tokenizer, source.name, revision)
+    revision = source.revision or downloads.revision(name)
+    return LoadedModel(weights, tokenizer, printable(source.name), revision)
+
+
+def _refuse_settings(name: str, settings: "PretrainedConfig") -> None:
+    if settings.is_encoder_decoder:
+        raise UsageError(
+            f"`model` {name} is an encoder-decoder ({settings.model_type})",
+            "its cache belongs to two texts at once; give a decoder-only causal model",
+        )
+    model_files.refuse_absurd(name, settings.get_text_config().to_dict())

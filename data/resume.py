@@ -5,6 +5,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from config import UsageError
+from data import extraction
 from data.cache import KVCache, Past
 from data.models import LoadedModel
 from data.texts import printable
@@ -50,6 +51,20 @@ def _without_state(layer: object) -> bool:
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or vars(layer).keys() <= nothing
 
 
+def own_sizes(
+    loaded: LoadedModel, n_tokens: int, token: int
+) -> list[tuple[int, str, int, int, int, int]]:
+    """(index, kind, heads, tokens, key_dim, value_dim) of each layer that the model caches of so
+    many tokens, as one pass over one token tells."""
+    own = extraction.prefill(loaded, torch.tensor([token]))
+    sizes = []
+    for x in own.cache.layers:
+        window = getattr(own.past.layers[x.index], "sliding_window", None)
+        held = n_tokens if window is None else min(n_tokens, window - 1)
+        sizes.append((x.index, x.kind, x.n_heads, held, x.keys.shape[2], x.values.shape[2]))
+    return sizes
+
+
 def side_by_side(
     loaded: LoadedModel, full: list[int], other: list[int], name: str
 ) -> list[tuple[str, str]]:
@@ -67,9 +82,10 @@ def side_by_side(
 @torch.no_grad()
 def greedy(loaded: LoadedModel, past: Past, token: int, n_tokens: int) -> list[int]:
     """The `n_tokens` most likely tokens after `token`, which follows what `past` holds."""
+    loaded.refuse_unknown(torch.tensor([token]))
     continued = []
     fed = torch.tensor([[token]], device=loaded.device)
     for _ in range(n_tokens):
-        fed = loaded.model(fed, past_key_values=past, use_cache=True).logits[:, -1:].argmax(-1)
+        fed = loaded.likeliest(loaded.model(fed, past_key_values=past, use_cache=True).logits)
         continued.append(int(fed))
     return continued

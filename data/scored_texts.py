@@ -58,10 +58,10 @@ def long_enough(
 
 
 def _ids_of_continuation(loaded: LoadedModel, continuation: str) -> torch.Tensor:
-    ids = loaded.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-    if not ids:
+    ids = loaded.ids_of(continuation, special_tokens=False)
+    if not len(ids):
         raise UsageError("`continuation` has no tokens", "give the text that is to be scored")
-    return torch.tensor(ids)
+    return ids
 
 
 def _first(
@@ -74,7 +74,7 @@ def _first(
     for sample in samples:
         if len(chosen) == most:
             break
-        ids = torch.tensor(loaded.tokenizer(sample.text)["input_ids"][:n_tokens])
+        ids = loaded.ids_of(sample.text, n_tokens)
         longest = max(longest, len(ids))
         if len(ids) == n_tokens:
             chosen.append((sample, ids))

@@ -27,6 +27,9 @@ SCORED = 256  # tokens after each context; as many as the quality of a method is
 DRAWS = 2  # of each context: another costs a backward pass, another context four times that
 SHORTEST = 8  # tokens of a context from which anything can be learned
 
+# Words of autograd where something on the way cannot be differentiated.
+NO_DERIVATIVE = ("does not require grad", "not implemented", "in-place", "inplace", "Inference")
+
 Window = tuple[torch.Tensor, int]  # token ids (context + scored + 1,), tokens of context
 
 
@@ -57,7 +60,7 @@ def windows(
     if limit is not None:
         n_scored = min(n_scored, limit // 4)
         contexts = [min(n, limit - n_scored - 1) for n in contexts]
-    ids = torch.tensor(loaded.tokenizer(text)["input_ids"], dtype=torch.long)
+    ids = loaded.ids_of(text)
     lengths = [n + n_scored + 1 for n in contexts if n >= SHORTEST]
     while lengths and sum(lengths) > len(ids):
         lengths.pop()
@@ -100,14 +103,22 @@ def draws(
             past = filled(start.past, _with_leaves(cache, leaves), loaded.torch_dtype)
             logits = loaded.model(fed, past_key_values=past, use_cache=True).logits[0]
             log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+            _refuse_nan(log_probabilities, loaded)
             gradients = [
                 torch.autograd.grad(
-                    _drawn(log_probabilities, generator), by, retain_graph=n + 1 < n_draws
+                    _drawn(log_probabilities, generator),
+                    by,
+                    retain_graph=n + 1 < n_draws,
+                    allow_unused=True,
                 )
                 for n in range(n_draws)
             ]
-    except RuntimeError as error:  # of autograd: something on the way cannot be differentiated
-        raise _no_gradients(loaded) from error
+    except RuntimeError as error:
+        if any(words in str(error) for words in NO_DERIVATIVE):
+            raise _no_gradients(loaded) from error
+        raise  # lack of memory, for one
+    if any(g is None for each in gradients for g in each):
+        raise _no_gradients(loaded)
     if not all(g.isfinite().all() for each in gradients for g in each):
         raise UsageError(
             f"{loaded.name} cannot be calibrated, for its gradients hold NaN or Inf in "
@@ -119,6 +130,14 @@ def draws(
 def _by_layer(gradients: tuple[torch.Tensor, ...]) -> tuple[dict[str, torch.Tensor], ...]:
     pairs = zip(gradients[::2], gradients[1::2], strict=True)
     return tuple(dict(zip(KINDS, pair, strict=True)) for pair in pairs)
+
+
+def _refuse_nan(log_probabilities: torch.Tensor, loaded: LoadedModel) -> None:
+    if log_probabilities.isnan().any():
+        raise UsageError(
+            f"{loaded.name} cannot be calibrated, for its predictions hold NaN in {loaded.dtype}",
+            "try `dtype` float32, or check the model's weights",
+        )
 
 
 def _no_gradients(loaded: LoadedModel) -> UsageError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import config
 from config import UsageError
-from data import default_model, hub
+from data import default_model
 
 Arguments = dict[str, str | bool]  # of `from_pretrained`
 
@@ -20,6 +20,18 @@ class Source:
     arguments: Arguments
     name: str
     revision: str
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is on this machine; None for a hub id."""
+        place = Path(str(self.arguments["pretrained_model_name_or_path"]))
+        return place if self.revision else None
+
+    @property
+    def gguf(self) -> str | None:
+        """The name of its .gguf file, where it is one."""
+        file = self.arguments.get("gguf_file")
+        return None if file is None else str(file)
 
 
 def resolve(name: str, trust_remote_code: bool = False) -> Source:
@@ -68,10 +80,9 @@ def _on_hub(name: str, path: Path, trust: Arguments) -> Source:
             f"give {default_model.NAME}, a hub id such as "
             "owner/name, a local folder, or a .gguf file",
         )
-    online = hub.reachable()
     hub_id: Arguments = {
         "pretrained_model_name_or_path": name,
-        "local_files_only": not online,
+        "local_files_only": True,  # what is not in the cache is brought there first, see downloads
         **trust,
     }
     return Source(hub_id, name, "")

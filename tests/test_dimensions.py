@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from compression import files
-from compression.base import nbytes
 from compression.methods.dim_groups import dimension_groups, group_dims, group_directions
 from compression.methods.dimensions import (
     PCA,
@@ -16,6 +15,7 @@ from compression.methods.dimensions import (
     MergedDims,
     fitted_bases,
 )
+from compression.stored import nbytes
 from config import UsageError
 from data.cache import KINDS
 from tests import caches

@@ -3,11 +3,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from config import UsageError
 from data.extraction import _with_attention, generate, prefill, tokenise
 from data.models import LoadedModel
+from data.resume import greedy
+from data.scored_texts import long_enough
+from data.sensitivity import windows
 from data.texts import Sample
 from tests import caches, families
 
@@ -118,6 +123,83 @@ def test_nan_and_inf_are_refused_with_the_layer(value):
         prefill(loaded, families.token_ids(8))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_inf_in_the_head_are_refused_naming_the_logits(value):
+    loaded = families.loaded("llama_gqa")
+    start = prefill(loaded, families.token_ids(8))
+    loaded.model.lm_head.weight.data[3] = value
+    for go in (
+        lambda: prefill(loaded, families.token_ids(8)),
+        lambda: generate(loaded, start, 2),
+        lambda: greedy(loaded, start.past, 5, 2),
+    ):
+        with pytest.raises(UsageError, match=r"logits of llama_gqa hold NaN or Inf in float32"):
+            go()
+
+
+def test_a_model_that_cannot_be_run_is_one_sentence_with_its_cause():
+    loaded = LoadedModel(
+        families.model("falcon", {"hidden_dropout": 5.0}), families.tokenizer(), "falcon", ""
+    )
+    with pytest.raises(UsageError, match=r"falcon cannot be run \(ValueError: dropout") as refusal:
+        prefill(loaded, families.token_ids(8))
+    assert isinstance(refusal.value.__cause__, ValueError)
+
+
+def test_a_fault_of_ours_while_a_model_runs_is_not_called_its_own(monkeypatch):
+    monkeypatch.setattr("data.probe.softmax_sums", None)
+    with pytest.raises(TypeError):
+        prefill(families.loaded("llama_gqa"), families.token_ids(8), probe=True)
+
+
+def test_a_vocabulary_that_is_partly_masked_is_none_of_that():
+    loaded = families.loaded("llama_gqa")
+    logits = torch.tensor([[[1.0, -torch.inf, 3.0]]])
+    assert loaded.likeliest(logits).tolist() == [[2]]
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused_with_both_numbers():
+    loaded = families.loaded("llama_gqa")
+    other = dataclasses.replace(loaded, tokenizer=lambda text, **_: {"input_ids": [1, 305]})
+    says = r"Token id 305 is beyond the vocabulary of llama_gqa, ids 0 to 299"
+    for read in (
+        lambda: tokenise(other, sample("x")),
+        lambda: long_enough(other, [sample("x")], 1, 1, 1, "continuation"),
+        lambda: long_enough(other, [sample("x")], 1, 1, 1),
+        lambda: windows(other, "text"),
+        lambda: greedy(loaded, prefill(loaded, families.token_ids(8)).past, 305, 1),
+    ):
+        with pytest.raises(UsageError, match=says):
+            read()
+
+
+def test_a_text_that_the_tokenizer_cannot_read_is_one_sentence():
+    raw = Tokenizer(WordLevel({"a": 0}, unk_token="[UNK]"))  # which it does not have
+    broken = PreTrainedTokenizerFast(tokenizer_object=raw)
+    loaded = dataclasses.replace(families.loaded("llama_gqa"), tokenizer=broken)
+    with pytest.raises(UsageError, match=r"tokenizer of llama_gqa cannot read the text"):
+        tokenise(loaded, sample("x"))
+
+
+def test_of_a_long_text_no_more_is_read_than_is_needed():
+    loaded = families.loaded("llama_gqa")
+    read = []
+
+    def counting(text, **_):
+        read.append(len(text))
+        return {"input_ids": list(text.encode())}
+
+    counted = dataclasses.replace(loaded, tokenizer=counting)
+    long = sample("a long text " * 2_000_000)
+    assert len(tokenise(counted, long, 64)) == 64
+    with pytest.raises(UsageError, match="beyond the 256 positions"):
+        tokenise(counted, long)
+    with pytest.raises(UsageError, match="beyond the 256 positions"):
+        tokenise(counted, long, 10**9)
+    assert len(long_enough(counted, [long], 50, 5, 1)[0][1]) == 56
+    assert sum(read) < 50_000
+
+
 def test_attention_is_where_the_keys_are():
     """On an accelerator the probe's sums are elsewhere; `meta` stands for one here."""
     here = caches.mixed().layers
@@ -166,7 +248,7 @@ def test_a_model_without_a_limit_takes_any_length():
 
 def test_a_text_without_tokens_is_refused():
     loaded = families.loaded("llama_gqa")
-    silent = dataclasses.replace(loaded, tokenizer=lambda text: {"input_ids": []})
+    silent = dataclasses.replace(loaded, tokenizer=lambda text, **_: {"input_ids": []})
     with pytest.raises(UsageError, match="has no tokens"):
         tokenise(silent, sample(" "), 10, 5)
 

@@ -29,11 +29,11 @@ def test_a_file_of_another_format_is_refused(tmp_path):
 def test_a_damaged_file_is_refused_and_no_fact_of_it_is_believed(tmp_path):
     file = tmp_path / "cache.safetensors"
     content = small_file(file, model="of these weights")
-    assert files.read_facts(file) == {"model": "of these weights", "method": "none"}
+    assert files.read(file).facts == {"model": "of these weights"}
     model = content.index(b"of these weights")
     for at in (0, 9, model, len(content) - 1):  # every byte: test_sealed.py
         file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        for read in (files.load, files.read_facts):
+        for read in (files.load, files.read):
             with pytest.raises(UsageError, match="is damaged"):
                 read(file)
     file.write_bytes(content[:-1])

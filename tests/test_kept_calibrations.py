@@ -3,7 +3,10 @@
 import logging
 
 import pytest
+import torch
 
+from compression import sealed
+from compression.base import Calibration
 from compression.coded import kept_calibrations
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
 from compression.coded.method import Coded
@@ -19,6 +22,18 @@ def tiny(empty_cache, monkeypatch):
     monkeypatch.setattr(sensitivity, "CONTEXTS", (60, 40))
     monkeypatch.setattr(sensitivity, "SCORED", 8)
     return families.loaded("llama_gqa")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """What a file of the tiny model's calibration holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KV_CACHE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(sensitivity, "CONTEXTS", (60, 40))
+        patch.setattr(sensitivity, "SCORED", 8)
+        model = families.loaded("llama_gqa")
+        calibration_of(model)
+        return sealed.read(next(kept_calibrations._folder(model).iterdir()))
 
 
 def test_nothing_that_is_left_for_scoring_is_learned_from():
@@ -60,6 +75,51 @@ def test_a_damaged_calibration_is_made_anew_and_said_so(tiny, empty_cache, caplo
     caplog.clear()
     assert calibration_of(tiny).tensors.keys() == first.tensors.keys()
     assert "damaged" in caplog.messages[0] and "calibrating anew" in caplog.messages[0]
+
+
+def without(tensors, name):
+    return {other: x for other, x in tensors.items() if other != name}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {},
+        lambda tensors: without(tensors, "scales"),
+        lambda tensors: without(tensors, "tables"),
+        lambda tensors: tensors | {"more": torch.zeros(1)},
+        lambda tensors: tensors | {"scales": tensors["scales"][:-1].clone()},
+        lambda tensors: tensors | {"scales": 0 * tensors["scales"]},
+        lambda tensors: tensors | {"weights": tensors["weights"] * torch.nan},
+        lambda tensors: tensors | {"tables": tensors["tables"] + 1},
+        lambda tensors: tensors | {"layers.0": tensors["layers.0"] + 7},
+        lambda tensors: tensors | {"layers.0": tensors["layers.0"][:1].clone()},
+        lambda tensors: tensors | {"roots.0.key": 0 * tensors["roots.0.key"]},
+        lambda tensors: tensors | {"basis.0": tensors["basis.0"].float()},
+    ],
+)
+def test_a_sealed_calibration_that_does_not_fit_its_model_is_made_anew(
+    tiny, calibrated, empty_cache, monkeypatch, caplog, change
+):
+    tensors, header = calibrated
+    file = kept_calibrations._folder(tiny) / f"{kept_calibrations._recipe()[:16]}.safetensors"
+    file.parent.mkdir(parents=True)
+    sealed.write(file, change(tensors), header)
+    monkeypatch.setattr(
+        kept_calibrations, "_calibrated", lambda _: Calibration(tensors, header["learned_from"])
+    )
+    assert calibration_of(tiny).tensors is tensors
+    (said,) = caplog.messages
+    assert str(file) in said and "calibrating anew" in said
+    assert calibration_of(tiny).identity == Calibration(tensors, "").identity
+    assert len(caplog.messages) == 1
+
+
+def test_words_of_a_calibration_that_are_none_are_not_shown(tiny, calibrated, tmp_path):
+    tensors, header = calibrated
+    sealed.write(tmp_path / "a", tensors, header | {"learned_from": "\x1b[31m"})
+    with pytest.raises(ValueError, match="does not say what it was learned from"):
+        kept_calibrations._read(tmp_path / "a", tiny.identity)
 
 
 def test_what_was_compressed_needs_the_calibration_it_was_compressed_with(tiny, monkeypatch):

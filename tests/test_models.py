@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 import socket
 import threading
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import config
 from config import UsageError
-from data import default_model, hub, models, sources
+from data import default_model, hub, model_files, models, sources
 from tests import families
 
 
@@ -145,14 +147,151 @@ def test_a_name_that_is_no_path_either_is_one_sentence(name):
         models.load(name, device="cpu")
 
 
-@pytest.mark.parametrize("settings", [{"hidden_size": "wide"}, {"num_attention_heads": 0}])
+NONSENSE = [
+    {"hidden_size": "wide"},
+    {"hidden_size": -64},
+    {"hidden_size": 10**9},
+    {"num_attention_heads": 0},
+    {"num_hidden_layers": -2},
+    {"num_hidden_layers": 10**9},
+    {"vocab_size": 0},
+    {"vocab_size": 10**12},
+    {"model_type": "no such model"},
+    {"model_type": ["llama"]},
+    {"layer_types": ["odd"]},
+    {"rope_parameters": {"rope_type": "odd"}},
+    {"dtype": "float99"},
+]
+
+
+@pytest.mark.parametrize("settings", NONSENSE, ids=str)
 def test_nonsense_in_a_models_settings_is_one_sentence(tiny_model, tmp_path, settings):
     folder = tmp_path / "odd"
     shutil.copytree(tiny_model, folder)
     original = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(original | settings))
-    with pytest.raises(UsageError, match=r"`model` .*odd cannot be loaded"):
+    with pytest.raises(UsageError, match=r"`model` .*odd (cannot be|has -?\d+ layers|lacks)"):
         models.load(str(folder), device="cpu")
+
+
+def _damage(folder, kind):
+    weights, settings = folder / "model.safetensors", folder / "config.json"
+    content = weights.read_bytes()
+    if kind == "cut":
+        weights.write_bytes(content[:-1000])
+    elif kind == "cut header":
+        weights.write_bytes(content[:100])
+    elif kind == "empty weights":
+        weights.write_bytes(b"")
+    elif kind == "no header":
+        weights.write_bytes(content[:8] + b"x" * (len(content) - 8))
+    elif kind == "a folder":
+        weights.unlink()
+        weights.mkdir()
+    elif kind == "a pipe":
+        weights.unlink()
+        os.mkfifo(weights)
+    elif kind in ("missing shard", "no map"):
+        weights.unlink()
+        shards = {"weight_map": {"x": "model-1-of-1.safetensors"}} if kind != "no map" else {}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+    elif kind == "a list":
+        settings.write_text("[1, 2]")
+    elif kind == "deep":
+        settings.write_text("[" * 100_000)
+    elif kind == "tokenizer":
+        (folder / "tokenizer.json").write_text("{")
+    elif kind == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("cut", r"\(model.safetensors has \d+ bytes of weights, and its header \d+\)"),
+        ("cut header", r"\(model.safetensors is cut short or no safetensors file\)"),
+        ("empty weights", r"\(model.safetensors is empty\)"),
+        ("no header", r"\(the header of model.safetensors is damaged\)"),
+        ("a folder", r"\(model.safetensors: Is a directory\)"),
+        ("a pipe", "holds model.safetensors, which is no file but a pipe"),
+        ("missing shard", r"\(model-1-of-1.safetensors is missing, which model.safetensors.index"),
+        ("no map", r"\(model.safetensors.index.json has no weight_map\)"),
+        ("a list", r"\(config.json holds no JSON object\)"),
+        ("deep", r"\(config.json is not JSON\)"),
+        ("tokenizer", r"\(tokenizer.json is not JSON\)"),
+        ("no tokenizer", r"\(it holds no tokenizer, such as tokenizer.json\)"),
+    ],
+)
+def test_what_is_wrong_with_which_file_is_said(tiny_model, tmp_path, kind, says):
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_model, folder)
+    _damage(folder, kind)
+    with pytest.raises(UsageError, match=says) as refusal:
+        models.load(str(folder), device="cpu")
+    assert "found" not in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_files_that_may_not_be_read_are_not_missing(tiny_model, tmp_path, monkeypatch):
+    folder = tmp_path / "closed"
+    shutil.copytree(tiny_model, folder)
+    weights = folder / "model.safetensors"
+
+    opened = type(weights).open
+
+    def closed(self, *args, **kw):  # who runs the tests may read everything
+        if self == weights:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *args, **kw)
+
+    monkeypatch.setattr(type(weights), "open", closed)
+    says = model_files.what_is_wrong(folder)
+    assert says == "model.safetensors: Permission denied"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no GGUF at all", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 90]
+)
+def test_a_damaged_gguf_file_is_one_sentence(tmp_path, content):
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(UsageError, match=r"`model` .*model.gguf cannot be loaded \("):
+        models.load(str(tmp_path / "model.gguf"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        KeyboardInterrupt(),
+        KeyError("of ours"),
+    ],
+    ids=["memory", "accelerator", "cpu", "Ctrl-C", "ours"],
+)
+def test_what_is_not_the_models_fault_passes_as_it_is(tiny_model, monkeypatch, lack):
+    def failing(**_):
+        raise lack
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", failing)
+    with pytest.raises(type(lack)) as raised:
+        models.load(str(tiny_model), device="cpu")
+    assert raised.value is lack
+
+
+def test_what_was_raised_is_kept_as_the_cause(tiny_model, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_model, folder)
+    (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    with pytest.raises(UsageError) as refusal:
+        models.load(str(folder), device="cpu")
+    cause = refusal.value.__cause__
+    assert cause is not None and type(cause).__name__ in str(refusal.value)
+
+
+def test_the_name_of_a_model_cannot_leave_its_line_or_move_the_cursor(tiny_model, tmp_path):
+    folder = tmp_path / "a b\x1b[2J\n\u202e"
+    shutil.copytree(tiny_model, folder)
+    assert models.load(str(folder), device="cpu").name == "a b\\x1b[2J\\n\\u202e"
 
 
 class Failing(BaseHTTPRequestHandler):

@@ -35,7 +35,7 @@ def test_an_earlier_prompt_is_replaced_and_one_of_another_version_too(store, tmp
     save_file({"a": torch.zeros(1)}, file, metadata={"format": "compressed cache 0"})
     for text in ("one text", "another text"):
         assert store(file, "--prompt", text) == 0
-        assert files.read_facts(file)["text"].endswith(text)
+        assert files.read(file).facts["text"].endswith(text)
     file.write_bytes(file.read_bytes()[:-1])  # damaged, but ours
     assert store(file, "--prompt", "a third text") == 0
 
@@ -106,7 +106,7 @@ def test_a_link_is_followed_and_stays(store, tmp_path, dangling):
     assert store(tmp_path / "link.kv", "--prompt", PROMPT) == 0
     assert (tmp_path / "link.kv").is_symlink()
     assert files_below(tmp_path / "elsewhere") == {"prompt.kv"}
-    assert "The cache" in files.read_facts(tmp_path / "elsewhere/prompt.kv")["text"]
+    assert "The cache" in files.read(tmp_path / "elsewhere/prompt.kv").facts["text"]
 
 
 def test_who_may_read_other_outputs_may_read_it(store, tmp_path):
@@ -168,6 +168,6 @@ def test_a_text_may_come_through_a_pipe_and_not_from_a_folder(store, tmp_path, c
     writing.start()
     assert store(tmp_path / "prompt.kv", "--text_file", str(tmp_path / "pipe")) == 0
     writing.join()
-    assert files.read_facts(tmp_path / "prompt.kv")["cached"] == str(len(PROMPT) - 1)
+    assert files.read(tmp_path / "prompt.kv").facts["cached"] == str(len(PROMPT) - 1)
     assert store(tmp_path / "other.kv", "--text_file", str(tmp_path)) == 2
     assert "cannot be read: Is a directory" in capsys.readouterr().err

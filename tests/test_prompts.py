@@ -1,5 +1,7 @@
 """Prompts whose compressed cache is kept in a file, and gone on from."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from safetensors import SafetensorError
 from compression import files, prompts, sealed
 from config import UsageError
 from data.models import load
-from data.texts import printable
+from data.texts import Sample, printable
+from tests import families
 
 TEXT = "The cache of a model holds keys and values. "
 
@@ -85,6 +88,92 @@ def test_a_prompt_of_a_method_that_is_not_known_is_refused(mode, stored, capsys)
     capsys.readouterr()
     assert mode("store", "--load_compressed", str(file)) == 2
     assert "The method zip is not known" in capsys.readouterr().err
+
+
+def within(part, change):
+    """A change of what a part of the header holds as JSON."""
+
+    def changed(tensors, header):
+        tree = json.loads(header[part])
+        change(tree)
+        return tensors, header | {part: json.dumps(tree)}
+
+    return changed
+
+
+def fewer_layers(tensors, header):
+    kept = {name: x for name, x in tensors.items() if name.startswith("0.")}
+    return within("shape", lambda tree: tree["layers"].pop())(kept, header)
+
+
+def fewer_tokens(tensors, header):
+    """Of one layer only, which the model would not go on from."""
+    _, header = within("shape", lambda tree: tree["layers"][0].update(n_tokens=3))(tensors, header)
+    short = {name: x[:, :3].clone() for name, x in tensors.items() if name.startswith("0.")}
+    return tensors | short, header
+
+
+def two_heads_as_one(tensors, header):
+    def wider(tree):
+        for layer in tree["layers"]:
+            layer |= {"n_heads": 1, "key_dim": 2 * layer["key_dim"]}
+            layer |= {"value_dim": 2 * layer["value_dim"]}
+
+    joined = {name: x.view(1, x.shape[1], -1) for name, x in tensors.items()}
+    return within("shape", wider)(joined, header)
+
+
+HOSTILE = {
+    "no last token": within("facts", lambda tree: tree.pop("last")),
+    "no count": within("facts", lambda tree: tree.pop("cached")),
+    "another count": within("facts", lambda tree: tree.update(cached="3")),
+    "no number": within("facts", lambda tree: tree.update(cached="many")),
+    "beyond the vocabulary": within("facts", lambda tree: tree.update(last="300")),
+    "below it": within("facts", lambda tree: tree.update(last="-1")),
+    "a number without end": within("facts", lambda tree: tree.update(last="9" * 5000)),
+    "fewer layers": fewer_layers,
+    "fewer tokens": fewer_tokens,
+    "two heads as one": two_heads_as_one,
+    "another kind": within("shape", lambda tree: tree["layers"][0].update(kind="sliding")),
+    "more tokens": within("shape", lambda tree: tree["token_ids"].append(1)),
+    "tokens without end": within("shape", lambda tree: tree["layers"][0].update(n_tokens=10**9)),
+    "no token": within("shape", lambda tree: tree["token_ids"].insert(0, -1)),
+    "no settings": lambda tensors, header: (tensors, header | {"settings": "[]"}),
+    "nested without end": lambda tensors, header: (tensors, header | {"shape": "[" * 10**5}),
+    "NaN": lambda tensors, header: (tensors | {"0.key": tensors["0.key"] * torch.nan}, header),
+    "a tensor more": lambda tensors, header: (tensors | {"more": torch.zeros(1)}, header),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_sealed_prompt_that_is_none_of_the_models_is_refused_in_a_sentence(
+    mode, stored, capsys, change
+):
+    file = Path(stored(TEXT))
+    sealed.write(file, *change(*sealed.read(file)))
+    capsys.readouterr()
+    assert mode("store", "--load_compressed", str(file)) == 2
+    said = capsys.readouterr()
+    assert "is damaged, of an older version or no compressed cache (" in said.err
+    assert str(file) in said.err and said.out == ""
+    assert len(said.err.strip().splitlines()) == 1 and len(said.err) < 600
+
+
+def test_names_of_a_file_reach_no_terminal_raw(mode, stored, capsys):
+    file = Path(stored(TEXT))
+    change = within("facts", lambda tree: tree.update(model="x", model_name="\x1b[31m" * 99))
+    sealed.write(file, *change(*sealed.read(file)))
+    capsys.readouterr()
+    assert mode("store", "--load_compressed", str(file)) == 2
+    said = capsys.readouterr().err
+    assert "was made with" in said and "\x1b" not in said and len(said) < 600
+
+
+def test_a_pipe_and_a_folder_are_not_waited_for(mode, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.kv")
+    for file in (tmp_path / "pipe.kv", tmp_path):
+        assert mode("store", "--load_compressed", str(file)) == 2
+        assert "is no regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["falcon_h1", "qwen3_next"])
@@ -174,3 +263,13 @@ def test_a_prompt_of_one_token_and_a_file_that_is_not_there_are_refused(mode, tm
     assert "of one token" in capsys.readouterr().err
     assert mode("store", "--load_compressed", str(tmp_path / "nowhere.kv")) == 2
     assert "cannot be read as a compressed cache" in capsys.readouterr().err
+
+
+def test_numbers_beyond_16_bits_are_not_stored(tmp_path):
+    loaded = families.loaded("llama_gqa")
+    with torch.no_grad():
+        loaded.model.model.layers[0].self_attn.v_proj.weight.mul_(1e8)
+    text = Sample(0, "a", "prompt", TEXT)
+    with pytest.raises(UsageError, match="values of layer 0 .* hold NaN or Inf in 16 bits, as it"):
+        prompts.save(loaded, text, str(tmp_path / "a.kv"), ["int8"])
+    assert not any(tmp_path.iterdir())

@@ -31,7 +31,7 @@ def tables(kind="laplace"):
 
 def same_back(integers, classes, table):
     stored = rans.encode(integers, classes, table)
-    back = rans.decode(stored, classes, table)
+    back = rans.decode(dict(stored), classes, table)
     assert np.array_equal(back, integers)
     return stored
 

@@ -1,13 +1,16 @@
 """What rows are kept under, and when two models are the same."""
 
+import os
 import shutil
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from compression import sealed
 from compression.base import Uncompressed
 from compression.evaluate import Judge
 from compression.methods.dimensions import PCA
@@ -39,9 +42,76 @@ def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
         Rows(somewhere(device="cuda"), ids, 5),
     ):
         assert elsewhere.get(one) is None
-    (file,) = (empty_cache / "rows").iterdir()
-    file.write_text("{")
-    assert rows.get(one) is None
+
+
+@pytest.fixture
+def kept(empty_cache):
+    """Rows of which two are kept, their methods, and their files."""
+    rows, methods = Rows(somewhere(), torch.arange(9), 5), [PCA(0.5), PCA(0.25)]
+    for kl, method in enumerate(methods):
+        rows.put(method, {"kl": float(kl)})
+    return rows, methods, [rows._file(method) for method in methods]
+
+
+def is_measured_anew(rows, method, file, caplog) -> bool:
+    """Whether a row is not believed, which is said in one notice, and a new one is."""
+    caplog.clear()
+    assert rows.get(method) is None and rows.all([method]) is None
+    (said,) = caplog.messages
+    rows.put(method, {"kl": 9.0})
+    fits = rows.get(method) == {"kl": 9.0} and len(caplog.messages) == 1
+    return fits and str(file) in said and "measuring anew" in said
+
+
+def test_a_row_with_a_changed_byte_is_measured_anew_and_said_so(kept, caplog):
+    _, (method, _), (file, _) = kept
+    content = file.read_bytes()
+    for at, byte in enumerate(content):
+        file.write_bytes(content[:at] + bytes([byte ^ 1 << at % 8]) + content[at + 1 :])
+        assert is_measured_anew(Rows(somewhere(), torch.arange(9), 5), method, file, caplog)
+
+
+def test_the_row_of_another_measurement_is_not_believed(kept, caplog):
+    rows, (one, _), (file, other) = kept
+    shutil.copy(other, file)
+    assert is_measured_anew(rows, one, file, caplog)
+
+
+@pytest.mark.parametrize(
+    "row", ["[1, 2]", "7", '{"kl": [1]}', '{"kl": {}}', "{", "", "[" * 100_000, "9" * 5000]
+)
+def test_a_sealed_row_of_another_shape_is_measured_anew(kept, caplog, row):
+    rows, (method, _), (file, _) = kept
+    _, header = sealed.read(file)
+    sealed.write(file, {}, header | {"row": row})
+    assert is_measured_anew(rows, method, file, caplog)
+    sealed.write(file, {}, {"row": row})
+    assert is_measured_anew(Rows(somewhere(), torch.arange(9), 5), method, file, caplog)
+
+
+def test_a_row_that_is_a_pipe_or_a_folder_is_not_waited_for(kept, caplog):
+    rows, methods, files = kept
+    for make, method, file in zip((os.mkfifo, os.mkdir), methods, files, strict=True):
+        file.unlink()
+        make(file)
+        assert rows.get(method) is None
+        assert f"{file} is no regular file" in caplog.messages[-1]
+
+
+def test_a_run_on_damaged_rows_measures_anew_and_says_which_file(mode, empty_cache, capsys):
+    flags = ["--methods", "none,int8", "--context_tokens", "72", "--score_tokens", "4"]
+    flags += ["--num_samples", "2"]
+    assert mode("compare", *flags) == 0
+    files = sorted((empty_cache / "rows").iterdir())
+    assert len(files) >= 4
+    capsys.readouterr()
+    for file, content in zip(files, cycle(["[]", "{}", "NaN", '{"ratio": 0}']), strict=False):
+        file.write_text(content)
+    assert mode("compare", *flags) == 0
+    said = capsys.readouterr().err
+    assert all(said.count(file.name) == 1 for file in files)
+    assert mode("compare", *flags) == 0
+    assert ".row" not in capsys.readouterr().err
 
 
 def test_kept_rows_are_taken_and_new_ones_kept(empty_cache):

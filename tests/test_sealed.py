@@ -1,5 +1,9 @@
 """A sealed file comes back as it was written, or not at all."""
 
+import json
+import os
+import struct
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -63,6 +67,23 @@ def _with_seal(file):
     with safe_open(file, framework="pt") as opened:
         words = opened.metadata()
     return words, {sealed.CHECKSUM: words[sealed.CHECKSUM]}
+
+
+@pytest.mark.parametrize(
+    "shape", [[0, 2**63 - 1], [0, 2**63], [0, 2**64], [0, 2**62, 2**62], [10**10, 10**10], [-1]]
+)
+def test_sizes_that_no_tensor_can_have_are_refused(tmp_path, shape):
+    words = json.dumps({"a": {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(words)) + words)
+    with pytest.raises(ValueError):
+        sealed.read(tmp_path / "a")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="is no regular file"):
+            sealed.read(file)
 
 
 def test_a_file_without_a_seal_is_refused(tmp_path):

@@ -121,3 +121,39 @@ def test_sensitivities_are_the_draws_of_each_window_in_turn():
     found = list(sensitivities(loaded, [(ids, CONTEXT), (ids, CONTEXT - 4)], n_draws=2))
     assert [x.cache.n_tokens for x in found] == [CONTEXT, CONTEXT, CONTEXT - 4, CONTEXT - 4]
     assert found[2].n_scored == SCORED + 4
+
+
+@pytest.mark.parametrize(
+    "lack", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("odd")]
+)
+def test_lack_of_memory_is_no_lack_of_gradients(monkeypatch, lack):
+    loaded, ids = tiny_model()
+
+    def failing(past, cache, dtype):
+        raise lack
+
+    monkeypatch.setattr("data.sensitivity.filled", failing)
+    with pytest.raises(type(lack)) as raised:
+        draws(loaded, ids, CONTEXT)
+    assert raised.value is lack
+
+
+def test_autograds_own_complaints_are_a_sentence(monkeypatch):
+    loaded, ids = tiny_model()
+
+    def failing(past, cache, dtype):
+        raise NotImplementedError("the derivative for 'some_kernel' is not implemented.")
+
+    monkeypatch.setattr("data.sensitivity.filled", failing)
+    with pytest.raises(UsageError, match="give no gradients by its cache"):
+        draws(loaded, ids, CONTEXT)
+
+
+def test_predictions_that_are_nan_are_named(monkeypatch):
+    loaded = families.loaded("llama_gqa")
+    _, ids = tiny_model()
+    start = prefill(loaded, ids[:CONTEXT])
+    loaded.model.lm_head.weight.data[3] = torch.nan
+    monkeypatch.setattr("data.sensitivity.prefill", lambda *_, **__: start)
+    with pytest.raises(UsageError, match="its predictions hold NaN in float32"):
+        draws(loaded, ids, CONTEXT)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import socket
 import time
 
@@ -160,6 +161,43 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         texts.read_text_file(str(tmp_path / "none.txt"))
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
         texts.read_text_file(str(tmp_path))
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/random"])
+def test_a_device_is_refused(device):
+    with pytest.raises(UsageError, match=f"`text_file` {device} is a device"):
+        texts.read_text_file(device)
+
+
+def test_a_pipe_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "PIPE_PATIENCE_S", 0.2)
+    os.mkfifo(tmp_path / "pipe")
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="is a pipe that did not end in"):
+        texts.read_text_file(str(tmp_path / "pipe"))
+    assert time.monotonic() - began < 2
+
+
+def test_a_pipe_that_ends_is_read():
+    there, here = os.pipe()
+    os.write(here, b"An essay from a pipe.")
+    os.close(here)
+    assert texts.read_text_file(f"/dev/fd/{there}") == "An essay from a pipe."
+    os.close(there)
+
+
+def test_a_file_beyond_the_limit_is_refused_without_reading_all_of_it(tmp_path):
+    file = tmp_path / "large.txt"
+    with file.open("wb") as handle:
+        handle.truncate(3 * texts.LARGEST_FILE)  # takes no room
+    with pytest.raises(UsageError, match="is larger than 256 MiB: give a part of it"):
+        texts.read_text_file(str(file))
+
+
+def test_names_of_texts_cannot_leave_their_line_or_move_the_cursor(tmp_path):
+    file = tmp_path / "a b\x1b[2J\n\u202e.txt"
+    file.write_text("Hello")
+    assert texts.candidates(text_file=str(file))[0].title == "a b\\x1b[2J\\n\\u202e.txt"
 
 
 def test_an_empty_prompt_is_refused():

@@ -180,6 +180,18 @@ def test_a_lone_sink_is_visible_in_the_map_of_a_long_text():
     assert cells[1, 5003 // 16] == pytest.approx(0.9) and cells[0].max() == pytest.approx(1e-4)
 
 
+def test_tokens_from_the_right_turn_no_line_around(usual):
+    """Drawn with the direction of each line, a position would stand behind its token."""
+    table = usual["tokens/token_position_importance"].copy()
+    table["token"] = "\u05e9\u05dc\u05d5\u05dd"
+    about = "\u05e9\u05dc\u05d5\u05dd · a text · 10 tokens"
+    figure = PICTURES["tokens/token_position_importance"](table, about)
+    (ax,) = figure.axes
+    lines = ax.texts[-1].get_text().split("\n")[1:]
+    assert lines and all(line.endswith(": \u2068\u05e9\u05dc\u05d5\u05dd\u2069") for line in lines)
+    assert "\u200e" + about in [text.get_text() for text in figure.texts]
+
+
 def test_stage_bars_and_the_red_line_of_new_tokens(usual):
     table = usual["tokens/generation_stages_comparison"]
     figure = PICTURES["tokens/generation_stages_comparison"](table, ABOUT)

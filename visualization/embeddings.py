@@ -73,7 +73,7 @@ def _pattern_lines(ax: Axes, table: pd.DataFrame) -> None:
         label = f"dim {dim} (variance {rows['variance'].iloc[0]:.2g})"
         marker = "o" if len(middles) == 1 else None  # a line needs two points
         ax.plot(middles, line, lw=1.3, marker=marker, color=LINES[i], label=label)
-    ax.set_ylim(0, 1.3 * ax.dataLim.y1)  # room for the legend
+    ax.set_ylim(0, 1.3 * ax.dataLim.y1 or 1)  # room for the legend
     ax.set_xlabel("Token position" + per_bin(width, "mean"))
     ax.set_ylabel("Mean |entry|")
     whole_numbers(ax.xaxis)

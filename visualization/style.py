@@ -20,6 +20,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 import config
+from visualization.lettering import from_the_left
 
 KINDS = ("key", "value")
 COLOURS = {"key": "#2f6db3", "value": "#d9822b"}
@@ -128,7 +129,8 @@ def figure(
     width, height = size
     fig = Picture(figsize=size)
     FigureCanvasAgg(fig)
-    lines = textwrap.wrap(shown(about), int(CHARACTERS_PER_INCH * width))
+    wrapped = textwrap.wrap(shown(about), int(CHARACTERS_PER_INCH * width))
+    lines = [from_the_left(line) for line in wrapped]
     fig.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=13, fontweight="bold")
     fig.text(
         0.5, 1 - 0.38 / height, "\n".join(lines), ha="center", va="top", fontsize=9,

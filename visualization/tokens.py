@@ -1,5 +1,7 @@
 """Pictures of what each token contributes."""
 
+from collections.abc import Sized
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import config
+from visualization.lettering import isolated
 from visualization.style import (
     ACCENT,
     COLOURS,
@@ -43,10 +46,10 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
     ax.stairs(heights, edges, fill=True, color="#b8bfc8", label=label)
     line_width = bin_width(span, MOST_POINTS)
     for kind, name in NORMS.items():
-        norms = table[name].to_numpy() / table[name].max()
+        norms = table[name].to_numpy() / (table[name].max() or 1)  # of zeros no token has a share
         line_middles, line = binned(positions, norms, line_width, "mean")
         text = f"{NAMES[kind][:-1]} norm" + per_bin(line_width, "mean")
-        ax.plot(line_middles, line, color=COLOURS[kind], lw=1.2, label=text)
+        ax.plot(line_middles, line, "-" + _alone(line), color=COLOURS[kind], lw=1.2, label=text)
     _name_top(ax, table, "importance")
     ax.set_xlim(-0.5 - 0.01 * span, span - 0.5 + 0.01 * span)
     ax.set_ylim(0, 1.05)
@@ -70,7 +73,8 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     even = first.dropna(subset="even_share")
     if len(even):
         label = "if every query spread its attention evenly"
-        above.plot(even["position"], even["even_share"], "--", color="#333333", lw=1, label=label)
+        marks = "--" + _alone(even)
+        above.plot(even["position"], even["even_share"], marks, color="#333333", lw=1, label=label)
     above.set_yscale("log")
     plain_log(above.yaxis)
     above.set_ylim(bottom=_floor(first), top=1.3)
@@ -80,6 +84,11 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
         above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     _sink_map(fig, below, table, layers)
     return fig
+
+
+def _alone(points: Sized) -> str:
+    """The mark of a line of one point, which would not be seen."""
+    return "" if len(points) > 1 else "o"
 
 
 def _floor(first: pd.DataFrame) -> float:
@@ -128,7 +137,7 @@ def _name_top(ax: Axes, table: pd.DataFrame, column: str) -> None:
     if last < table["position"].max():
         note = f"seen by < {seen['seen_by'].min()} queries"
         ax.axvspan(last + 0.5, table["position"].max() + 0.5, color="#f3e3d3", zorder=0, label=note)
-    lines = [f"{row.position}: {shown(row.token)[:16]}" for row in top.itertuples()]
+    lines = [f"{row.position}: {isolated(shown(row.token)[:16])}" for row in top.itertuples()]
     ax.text(
         1.01,
         1.0,

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from compression.base import Calibration, Tensors
+from compression.base import Calibration
 from compression.coded import rans
 from compression.coded.method import MIDDLE, quantised, transformed
 from compression.coded.token_weights import Energies, is_watched
 from compression.coded.transform import HIGHEST, LOWEST, read, rows
 from compression.methods.place_by_place import Place
+from compression.stored import Tensors
 from config import UsageError
 from data.cache import KINDS, KVCache, wide
 from data.sensitivity import Sensitivity

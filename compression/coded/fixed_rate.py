@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from compression.base import Tensors
-from compression.methods.packing import pack, unpack
+from compression.methods.packing import pack, take_codes
+from compression.stored import Tensors
 
 BLOCK = 64  # integers of one width
 WIDTH_BITS = 6  # widths of 0 to 32 bits
+MOST_BITS = 32
 PLANE = 8  # bits that are packed at a time, the lowest first
 
 
@@ -30,10 +31,12 @@ def encode(integers: np.ndarray) -> Tensors:
 def decode(stored: Tensors, n: int) -> np.ndarray:
     """The (n,) int32 integers that `encode` was given."""
     n_blocks = -(-n // BLOCK)
-    widths = unpack(stored["widths"], WIDTH_BITS, (n_blocks,)).numpy()
+    widths = take_codes(stored, "widths", WIDTH_BITS, (n_blocks,)).numpy()
+    if widths.max(initial=0) > MOST_BITS:
+        raise ValueError(f"a block of integers claims {widths.max()} bits each")
     blocks = np.zeros((n_blocks, BLOCK), np.uint32)
     for name, low, bits, alike in _planes(widths):
-        part = unpack(stored[name], bits, (len(alike), BLOCK)).numpy()
+        part = take_codes(stored, name, bits, (len(alike), BLOCK)).numpy()
         blocks[alike] |= part.astype(np.uint32) << np.uint32(low)
     folded = blocks.reshape(-1)[:n]
     return ((folded >> np.uint32(1)) ^ (np.uint32(0) - (folded & np.uint32(1)))).view(np.int32)
@@ -42,7 +45,7 @@ def decode(stored: Tensors, n: int) -> np.ndarray:
 def _planes(widths: np.ndarray) -> Iterator[tuple[str, int, int, np.ndarray]]:
     """Name, lowest bit, bits and blocks of each part: blocks alike in how many bits they have in
     a plane are packed together."""
-    for low in range(0, 32, PLANE):
+    for low in range(0, MOST_BITS, PLANE):
         left = np.clip(widths.astype(np.int64) - low, 0, PLANE)
         for bits in range(1, PLANE + 1):
             alike = np.flatnonzero(left == bits)

@@ -12,7 +12,9 @@ from compression.base import Calibration
 from compression.coded import calibration, method, rans, token_weights, transform
 from config import UsageError
 from data import sensitivity
+from data.cache import KINDS
 from data.models import LoadedModel
+from data.resume import own_sizes
 from data.texts import Sample, reference_samples
 
 FORMAT = "calibration of coded 3"
@@ -65,7 +67,7 @@ def calibration_of(loaded: LoadedModel, must_keep: bool = False) -> Calibration:
     must_keep: raise UsageError where it cannot be kept, before the work where that shows."""
     file = _folder(loaded) / f"{_recipe()[:16]}.safetensors"
     try:
-        return _read(file, loaded.identity)
+        return _fitting(loaded, _read(file, loaded.identity))
     except FileNotFoundError:
         log.warning("Calibrating %s: once per model, some minutes on two cores.", loaded.name)
     except (ValueError, OSError) as error:
@@ -93,7 +95,21 @@ def _read(file: Path, identity: str) -> Calibration:
         raise ValueError(f"it has format {header.get('format')}, not {FORMAT}")
     if header.get("model") != identity:
         raise ValueError("it is of another model")
-    return Calibration(tensors, header["learned_from"])
+    if not header.get("learned_from", "").isprintable():
+        raise ValueError("it does not say what it was learned from")
+    return Calibration(tensors, header.get("learned_from", ""))
+
+
+def _fitting(loaded: LoadedModel, learned: Calibration) -> Calibration:
+    """The same; raises ValueError where it is not what would be learned of this model."""
+    widths = {
+        (i, kind): heads * dim
+        for i, (_, _, heads, _, *dims) in enumerate(own_sizes(loaded, n_tokens=1, token=0))
+        for kind, dim in zip(KINDS, dims, strict=True)
+    }
+    transform.refuse_misfit(learned.tensors, widths)
+    transform.read(learned)  # which inverts matrices, and is kept for who compresses
+    return learned
 
 
 def _not_kept(error: OSError, refuse: bool) -> None:
@@ -110,10 +126,10 @@ def earlier_calibration(loaded: LoadedModel, identity: str) -> Calibration:
     for file in sorted(_folder(loaded).glob("*.safetensors")):
         try:
             learned = _read(file, loaded.identity)
+            if learned.identity == identity:
+                return _fitting(loaded, learned)
         except (ValueError, OSError):
             continue
-        if learned.identity == identity:
-            return learned
     raise UsageError(
         f"The calibration of {loaded.name} with which this was compressed is not in "
         f"{_folder(loaded)}",

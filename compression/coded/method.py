@@ -10,7 +10,6 @@ each token's weight; both pick the table that codes q. Transform coding of cache
 several layers share a basis, and the coder is per entry.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -18,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from compression.base import CacheShape, Calibration, Compressor, LayerShape, Tensors
+from compression.base import CacheShape, Calibration, Compressor, LayerShape
 from compression.coded import fixed_rate, rans
 from compression.coded.token_weights import is_watched
 from compression.coded.transform import (
@@ -32,11 +31,13 @@ from compression.coded.transform import (
     scales,
 )
 from compression.methods.place_by_place import Middles, Place
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits
 
 FINE, MIDDLE, COARSE = 3.5e-5, 7e-5, 1.4e-4  # steps in sqrt(nats)
 BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
+MOST = 1e30  # of a step and of what one is divided by, so that float32 holds both
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
 
 
@@ -53,7 +54,7 @@ class Coded(Compressor):
     calibration: Calibration = field(kw_only=True, compare=False, repr=False)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.step) and self.step > 0):
+        if not 1 / MOST < self.step < MOST:
             raise UsageError(
                 f"A step of {self.step:g} was given",
                 f"above 0, such as {FINE:g} (fine) to {COARSE:g} (coarse)",
@@ -90,23 +91,40 @@ class Coded(Compressor):
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         transform = self._transform(shape)
         middles: Middles = {}
-        if "codes" in stored:
-            levels = stored["levels"].numpy().astype(np.int16)
-            groups = list(self._groups(transform, shape))
-            ends = np.cumsum([len(group.analysis) for _, group, _ in groups])[:-1]
-            codes = np.split(stored["codes"].numpy(), ends)
+        groups = list(self._groups(transform, shape))
+        if groups:
+            n_tokens = len(shape.token_ids)
+            levels = taken(stored, "levels", (torch.int8,), n_tokens).numpy().astype(np.int16)
+            ends = np.cumsum([len(group.analysis) for _, group, _ in groups])
+            codes = np.split(taken(stored, "codes", (torch.uint8,), ends[-1]).numpy(), ends[:-1])
             pairs = zip(groups, codes, strict=True)
             entry_classes = [classes(code, levels[tokens]) for (*_, tokens), code in pairs]
             integers = self._spread(stored, entry_classes, transform)
             for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
                 q /= torch.from_numpy(scales(levels[tokens], self.step))
-                mean = stored[f"means.{g}"].float()
+                mean = taken(stored, f"means.{g}", FLOATS, sum(group.widths)).float()
                 middles |= _restored(q, code, levels[tokens], mean, group, shape)
         layers = (
-            layer.filled(*(_joined(stored, middles, i, kind, layer) for kind in KINDS))
+            layer.filled(*(self._joined(stored, middles, i, kind, layer) for kind in KINDS))
             for i, layer in enumerate(shape.layers)
         )
         return shape.filled(tuple(layers))
+
+    def _joined(
+        self, stored: Tensors, middles: Middles, i: int, kind: str, layer: LayerShape
+    ) -> torch.Tensor:
+        """(heads, tokens, dim): the sinks as stored, then what was restored, keys turned again."""
+        heads, n_tokens, dim = layer.sizes(kind)
+        middle = middles.get((i, kind))
+        if middle is not None:
+            if kind == "key" and layer.rotary is not None:
+                middle = layer.rotated(middle, layer.positions[-middle.shape[1] :])
+            middle = middle.to(getattr(torch, layer.dtype))
+            if not self.sink_tokens:
+                return middle.contiguous()
+        n_sinks = min(self.sink_tokens, n_tokens)
+        sinks = taken(stored, f"ends.{i}.{kind}", FLOATS, heads, n_sinks, dim)
+        return sinks if middle is None else torch.cat([sinks, middle.to(sinks.device)], dim=1)
 
     def _levels(self, cache: KVCache, transform: Transform) -> np.ndarray:
         if transform.watched and not is_watched(cache):
@@ -230,22 +248,6 @@ def _restored(
         x.index_add_(0, tokens, coefficients[:n].index_select(1, tokens).T @ synthesis[:n])
     parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
     return {(i, kind): by_head(part, shape.layers[i].n_heads) for (i, kind), part in parts}
-
-
-def _joined(
-    stored: Tensors, middles: Middles, i: int, kind: str, layer: LayerShape
-) -> torch.Tensor:
-    """(heads, tokens, dim): the sinks as stored, then what was restored, keys turned again."""
-    name = f"ends.{i}.{kind}"
-    ends, middle = stored.get(name), middles.get((i, kind))
-    if middle is None:
-        return stored[name]
-    if kind == "key" and layer.rotary is not None:
-        middle = layer.rotated(middle, layer.positions[-middle.shape[1] :])
-    middle = middle.to(getattr(torch, layer.dtype))
-    if ends is None:
-        return middle.contiguous()
-    return torch.cat([ends, middle.to(ends.device)], dim=1)
 
 
 @dataclass(frozen=True)

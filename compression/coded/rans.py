@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from compression.base import Tensors
+from compression.stored import Tensors, taken
 
 BITS = 14  # frequencies of a class sum to 2^14
 TOP = 127  # the largest |integer| with an entry of its own, so that entries fit a byte
@@ -28,6 +28,7 @@ ESCAPE = -TOP - 1  # what stands for an integer that is kept as it is
 MOST_LANES = 4096  # states side by side: 4 bytes each are stored
 SYMBOLS_PER_LANE = 2048  # below, fewer lanes: a lane costs about 24 bits, a hundredth of these
 _FULL = np.uint32(32 - BITS)
+_FIRST = np.uint32(1 << 16)  # state before any symbol
 _WORD = np.uint32(16)
 _BITS = np.uint32(BITS)
 _LOW_WORD = np.uint32(0xFFFF)
@@ -108,17 +109,21 @@ def encode(integers: np.ndarray, classes: np.ndarray, tables: Tables) -> Tensors
 
 def decode(stored: Tensors, classes: np.ndarray, tables: Tables) -> np.ndarray:
     """(n,) the integers that `encode` was given, from the same (n,) classes: int16, or int32 where
-    one does not fit."""
+    one does not fit. Takes it out of `stored`; raises ValueError for what `encode` has
+    not given."""
+    state = taken(stored, "state", (torch.int32,), _lanes(len(classes)))
+    words = taken(stored, "words", (torch.int16,), len(stored.get("words", ())))
     slots = _popped(
-        stored["state"].numpy().view(np.uint32).copy(),
-        stored["words"].numpy().view(np.uint16).astype(np.uint32),
+        state.numpy().view(np.uint32).copy(),
+        words.numpy().view(np.uint16).astype(np.uint32),
         classes,
         tables.moves,
     )
     integers = tables.integers.take(slots)
-    if "escapes" in stored:
-        escapes = stored["escapes"].numpy()
-        escaped = integers == ESCAPE
+    escaped = integers == ESCAPE
+    if escaped.any():
+        sizes = (torch.int16, torch.int32)
+        escapes = taken(stored, "escapes", sizes, int(escaped.sum())).numpy()
         integers = integers.astype(escapes.dtype, copy=False)
         integers[escaped] = escapes
     return integers
@@ -135,7 +140,7 @@ def _as_tensor(x: np.ndarray, dtype: type) -> torch.Tensor:
 
 def _pushed(f: np.ndarray, start: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     """States (lanes,) uint32 and words uint16 after all symbols, the last of them first."""
-    state = np.full(lanes, 1 << 16, np.uint32)
+    state = np.full(lanes, _FIRST, np.uint32)
     words = [np.zeros(0, np.uint16)]
     for first in reversed(range(0, len(f), lanes)):
         frequency = f[first : first + lanes]
@@ -163,6 +168,10 @@ def _popped(
         x *= move >> _WORD
         x += move & _LOW_WORD
         low = (x < 1 << 16).nonzero()[0]
+        if read + len(low) > len(words):
+            raise ValueError("the coded integers end early")
         x[low] = (x[low] << _WORD) | words[read : read + len(low)]
         read += len(low)
+    if read != len(words) or (state != _FIRST).any():
+        raise ValueError("the coded integers do not end where they began")
     return slots

@@ -20,10 +20,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 
-from compression.base import Calibration, Tensors
-from compression.coded.rans import Tables
+from compression.base import Calibration
+from compression.coded.rans import N_SYMBOLS, Tables
 from compression.coded.token_weights import traits
 from compression.methods.place_by_place import Place, content
+from compression.stored import Tensors, refuse_left, taken
 from data.cache import KINDS, KVCache, wide
 
 STEPS_PER_OCTAVE = 8  # of magnitudes that are stored, and of a token's scale sqrt(w)
@@ -117,8 +118,39 @@ def _group(tensors: Tensors, g: int) -> Group:
         places,
         tensors[f"basis.{g}"].float(),
         tuple(root.float() for root in roots),
-        tuple(torch.linalg.inv(root).float() for root in roots),
+        tuple(_inverse(root).float() for root in roots),
     )
+
+
+def _inverse(root: torch.Tensor) -> torch.Tensor:
+    inverse: torch.Tensor
+    inverse, failed = torch.linalg.inv_ex(root)
+    if failed:
+        raise ValueError("a root cannot be inverted")
+    return inverse
+
+
+def refuse_misfit(tensors: Tensors, widths: dict[Place, int]) -> None:
+    """Raise ValueError for tensors that are not all that is learned of a model whose cached places
+    have these widths, heads x dim."""
+    left, places = dict(tensors), []
+    for g in range(sum(name.startswith("basis.") for name in tensors)):
+        layers = taken(left, f"layers.{g}", (torch.int32,), None).tolist()
+        group = [(i, kind) for i in layers for kind in KINDS if (i, kind) in widths]
+        width = sum(widths[place] for place in group)
+        taken(left, f"basis.{g}", (torch.float16,), width, width)
+        for i, kind in group:
+            taken(left, f"roots.{i}.{kind}", (torch.float16,), widths[i, kind], widths[i, kind])
+        places += group
+    if len(places) < len(widths):
+        raise ValueError("it is not of all layers")
+    scales = taken(left, "scales", (torch.float32,), len(widths))
+    taken(left, "weights", (torch.float32,), 2)
+    taken(left, "watched", (torch.uint8,), 1)
+    Tables(taken(left, "tables", (torch.int16,), HIGHEST - LOWEST + 1, N_SYMBOLS).numpy())
+    refuse_left(left)
+    if not all(x.isfinite().all() for x in tensors.values()) or not (scales > 0).all():
+        raise ValueError("its numbers are not finite, or its scales not above 0")
 
 
 def rows(cache: KVCache, places: Iterable[Place], start: int) -> torch.Tensor:

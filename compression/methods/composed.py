@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressor, LayerShape, Tensors
+from compression.base import CacheShape, Compressor, LayerShape
 from compression.methods.evictions import Eviction
-from compression.methods.packing import pack, unpack
+from compression.methods.packing import pack, take_codes
+from compression.stored import Tensors, refuse_left, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.rotary import NOT_ROTATED
@@ -58,13 +59,14 @@ class Composed(Compressor):
 
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         keeps = [
-            unpack(stored[f"{i}.keep"], 1, (layer.n_heads, layer.n_tokens)).bool()
+            take_codes(stored, f"{i}.keep", 1, (layer.n_heads, layer.n_tokens)).bool()
             for i, layer in enumerate(shape.layers)
         ]
         both = list(zip(shape.layers, keeps, strict=True))
         kept = replace(shape, layers=tuple(_shape_of_kept(*each) for each in both))
-        inner = {n.removeprefix(THEN): x for n, x in stored.items() if n.startswith(THEN)}
+        inner = under(stored, THEN)
         back = self.then.decode(inner, kept)
+        refuse_left(inner)
         layers = (self._spread(*each, some) for each, some in zip(both, back.layers, strict=True))
         return shape.filled(tuple(layers))
 
@@ -105,4 +107,7 @@ class Composed(Compressor):
 
 
 def _shape_of_kept(layer: LayerShape, keep: torch.Tensor) -> LayerShape:
-    return replace(layer, n_tokens=int(keep[0].sum()), start=0, rotary=NOT_ROTATED)
+    counts = keep.sum(1)
+    if (counts != counts[0]).any():
+        raise ValueError(f"heads of layer {layer.index} keep different numbers of tokens")
+    return replace(layer, n_tokens=int(counts[0]), start=0, rotary=NOT_ROTATED)

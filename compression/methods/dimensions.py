@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import Calibration, Tensors
+from compression.base import Calibration
 from compression.methods.dim_groups import group_dims, group_directions
-from compression.methods.packing import pack, unpack
+from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import (
     Middles,
     Place,
@@ -24,6 +24,7 @@ from compression.methods.place_by_place import (
     part_name,
 )
 from compression.methods.spectra import gram_of, leading
+from compression.stored import FLOATS, Tensors, refuse_beyond, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits, wide
 
@@ -82,8 +83,12 @@ class MergedDims(Projection):
         }
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        members = parts["merged"].float()[:, parts["groups"].long()]  # (tokens, heads x dim)
-        return by_head(members * parts["scales"].float().flatten(), shape[0])
+        heads, tokens, dim = shape
+        merged = taken(parts, "merged", FLOATS, tokens, None)
+        groups = taken(parts, "groups", (torch.uint8, torch.int16), heads * dim)
+        scales = taken(parts, "scales", FLOATS, heads, dim).float()
+        refuse_beyond(groups, merged.shape[1], "a group")
+        return by_head(merged.float()[:, groups.long()] * scales.flatten(), heads)
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,10 @@ class DroppedDims(Projection):
         return {"kept": pack(kept.byte(), 1), "entries": in_16_bits(wide(x)[:, kept.flatten()])}
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        kept = unpack(parts["kept"], 1, (shape[0] * shape[2],)).bool()
+        kept = take_codes(parts, "kept", 1, (shape[0] * shape[2],)).bool()
+        entries = taken(parts, "entries", FLOATS, shape[1], int(kept.sum()))
         x = torch.zeros(shape[1], len(kept), device=kept.device)
-        x[:, kept] = parts["entries"].float()
+        x[:, kept] = entries.float()
         return by_head(x, shape[0])
 
 
@@ -154,7 +160,9 @@ class EmbeddingFactor(Projection):
         return {"core": in_16_bits(x @ factor), "factor": in_16_bits(factor)}
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        return parts["core"].float() @ parts["factor"].float().T
+        core = taken(parts, "core", FLOATS, shape[0], shape[1], None)
+        factor = taken(parts, "factor", FLOATS, shape[2], core.shape[2])
+        return core.float() @ factor.float().T
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,9 @@ class PCA(Projection):
         return {"scores": in_16_bits(rows @ basis), "basis": in_16_bits(basis)}
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        return by_head(parts["scores"].float() @ parts["basis"].float().T, shape[0])
+        scores = taken(parts, "scores", FLOATS, shape[1], None)
+        basis = taken(parts, "basis", FLOATS, shape[0] * shape[2], scores.shape[1])
+        return by_head(scores.float() @ basis.float().T, shape[0])
 
 
 @dataclass(frozen=True)
@@ -194,10 +204,10 @@ class CalibratedPCA(Projection):
         return {"scores": in_16_bits(wide(x) @ basis)}
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        basis = (
-            self.calibration.tensors[f"{place[0]}.{place[1]}"].to(parts["scores"].device).float()
-        )
-        return by_head(parts["scores"].float() @ basis.T, shape[0])
+        bases, name = dict(self.calibration.tensors), f"{place[0]}.{place[1]}"
+        basis = taken(bases, name, FLOATS, shape[0] * shape[2], None)
+        scores = taken(parts, "scores", FLOATS, shape[1], basis.shape[1])
+        return by_head(scores.float() @ basis.to(scores.device).float().T, shape[0])
 
 
 def fitted_bases(caches: Iterable[KVCache], unrotated_keys: bool, learned_from: str) -> Calibration:

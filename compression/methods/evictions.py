@@ -14,8 +14,9 @@ import torch
 
 import config
 from analysis.tokens import TERMS, importance
-from compression.base import CacheShape, Compressor, Tensors
-from compression.methods.packing import pack, unpack
+from compression.base import CacheShape, Compressor
+from compression.methods.packing import pack, take_codes
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 
@@ -40,11 +41,12 @@ class Eviction(Compressor):
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         layers = []
         for i, layer in enumerate(shape.layers):
-            keep = unpack(stored[f"{i}.keep"], 1, (layer.n_heads, layer.n_tokens)).bool()
+            keep = take_codes(stored, f"{i}.keep", 1, (layer.n_heads, layer.n_tokens)).bool()
             both = []
             for kind in KINDS:
-                entries = stored[f"{i}.{kind}"]
-                x = entries.new_zeros(layer.n_heads, layer.n_tokens, layer.dim(kind))
+                sizes = (int(keep.sum()), layer.dim(kind))
+                entries = taken(stored, f"{i}.{kind}", FLOATS, *sizes)
+                x = entries.new_zeros(layer.sizes(kind))
                 x[keep] = entries
                 both.append(x)
             layers.append(layer.filled(both[0], both[1], None if keep.all() else keep))

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import Tensors
 from compression.methods.place_by_place import BetweenEnds, Middles, Place, Shapes, part_name
 from compression.methods.spectra import gram_of, leading
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, by_head, in_16_bits, wide
 
@@ -55,10 +55,11 @@ class SVD(BetweenEnds):
     def decode_middles(self, stored: Tensors, shapes: Shapes) -> Middles:
         middles: Middles = {}
         for places in self.sharing(shapes):
-            tokens, dims = (
-                stored[part_name(places[0], name)].float() for name in ("tokens", "dims")
-            )
             widths = [shapes[place][0] * shapes[place][2] for place in places]
+            n_tokens = shapes[places[0]][1]
+            tokens = taken(stored, part_name(places[0], "tokens"), FLOATS, n_tokens, None).float()
+            sizes = (tokens.shape[1], sum(widths))
+            dims = taken(stored, part_name(places[0], "dims"), FLOATS, *sizes).float()
             for place, some in zip(places, dims.split(widths, dim=1), strict=True):
                 middles[place] = by_head(tokens @ some, shapes[place][0])
         return middles

@@ -5,9 +5,10 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressor, LayerShape, Tensors
+from compression.base import CacheShape, Compressor
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape, content
 from compression.methods.spectra import leading
+from compression.stored import FLOATS, Tensors, refuse_beyond, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits, wide
 
@@ -75,22 +76,23 @@ class MergedHeads(Compressor):
 
     def _whole(self, stored: Tensors, shape: CacheShape, kind: str) -> dict[int, torch.Tensor]:
         merged = {head for group in self._groups(kind) for head in group}
+        sizes = {(x.index, h): x.sizes(kind)[1:] for x in shape.layers for h in range(x.n_heads)}
         tensors = {}
         for layer in shape.layers:
             alone = [h for h in range(layer.n_heads) if (layer.index, h) not in merged]
-            x = _empty(stored, layer, kind)
-            x[alone] = stored[f"{layer.index}.{kind}"].float()
+            own = (len(alone), *layer.sizes(kind)[1:])
+            kept = taken(stored, f"{layer.index}.{kind}", FLOATS, *own).float()
+            x = kept.new_empty(layer.sizes(kind))
+            x[alone] = kept
             tensors[layer.index] = x
         for g, group in enumerate(self._groups(kind)):
-            joint = stored[f"{kind}.{g}.joint"].float()
-            for (index, head), scale in zip(group, stored[f"{kind}.{g}.scales"], strict=True):
-                tensors[index][head] = scale.float() * joint
+            if len({sizes.get(head) for head in group} - {None}) != 1 or merged - sizes.keys():
+                raise ValueError(f"heads of {kind} group {g} are not there, or not of one size")
+            joint = taken(stored, f"{kind}.{g}.joint", FLOATS, *sizes[group[0]]).float()
+            scales = taken(stored, f"{kind}.{g}.scales", FLOATS, len(group)).float()
+            for (index, head), scale in zip(group, scales, strict=True):
+                tensors[index][head] = scale * joint
         return tensors
-
-
-def _empty(stored: Tensors, layer: LayerShape, kind: str) -> torch.Tensor:
-    device = next(iter(stored.values())).device
-    return torch.empty(layer.n_heads, layer.n_tokens, layer.dim(kind), device=device)
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,12 @@ class MergedTokens(PlaceByPlace):
         }
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        rows = parts["rows"].float()[parts["place"].long()]
-        return by_head(rows * parts["scale"].float()[:, None], shape[0])
+        heads, tokens, dim = shape
+        rows = taken(parts, "rows", FLOATS, None, heads * dim)
+        places = taken(parts, "place", (torch.int16, torch.int32), tokens)
+        scale = taken(parts, "scale", FLOATS, tokens).float()
+        refuse_beyond(places, len(rows), "a token")
+        return by_head(rows.float()[places.long()] * scale[:, None], heads)
 
 
 def leaders(rows: torch.Tensor, similarity: float) -> torch.Tensor:

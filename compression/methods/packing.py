@@ -1,6 +1,10 @@
 """Codes of 1 to 8 bits, packed without gaps into bytes."""
 
+import math
+
 import torch
+
+from compression.stored import Tensors, taken
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -18,13 +22,19 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
     """The uint8 codes of this shape that `pack` took."""
     _refuse_bits(bits)
-    n = torch.Size(shape).numel()
+    n = math.prod(shape)
     if len(packed) != nbytes_of(n, bits):
         raise ValueError(f"{n} codes of {bits} bits are not in {len(packed)} bytes")
     whole = torch.nn.functional.pad(packed, (0, -len(packed) % bits)).view(-1, bits).long()
     words = (whole << _places(bits, 8, packed)).sum(1, keepdim=True)
     eights: torch.Tensor = (words >> _places(8, bits, packed) & 2**bits - 1).to(torch.uint8)
     return eights.flatten()[:n].view(shape)
+
+
+def take_codes(stored: Tensors, name: str, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The uint8 codes of this shape, taken out of what is stored; raises ValueError for others."""
+    n_bytes = nbytes_of(math.prod(shape), bits)
+    return unpack(taken(stored, name, (torch.uint8,), n_bytes), bits, shape)
 
 
 def nbytes_of(n: int, bits: int) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.base import CacheShape, Compressor, LayerShape, Tensors
+from compression.base import CacheShape, Compressor, LayerShape
+from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.rotary import NOT_ROTATED
@@ -76,7 +77,10 @@ class BetweenEnds(Compressor):
         for i, (layer, span) in enumerate(zip(shape.layers, spans, strict=True)):
             if self.unrotated_keys and (i, "key") in middles:
                 middles[i, "key"] = layer.rotated(middles[i, "key"], layer.positions[span])
-            both = (_joined(stored, middles, (i, kind), span) for kind in KINDS)
+            both = (
+                _joined(stored, f"ends.{i}.{kind}", middles.get((i, kind)), layer.sizes(kind), span)
+                for kind in KINDS
+            )
             layers.append(layer.filled(*both))
         return shape.filled(tuple(layers))
 
@@ -105,15 +109,18 @@ class BetweenEnds(Compressor):
             )
 
 
-def _joined(stored: Tensors, middles: Middles, place: Place, span: slice) -> torch.Tensor:
+def _joined(
+    stored: Tensors, name: str, middle: torch.Tensor | None, shape: Shape, span: slice
+) -> torch.Tensor:
     """(heads, tokens, dim) in float32, from its ends and what lies between them."""
-    ends = stored.get(f"ends.{place[0]}.{place[1]}")
-    if ends is None:
-        return middles[place]
-    ends = ends.float()
-    if place not in middles:
+    heads, n_tokens, dim = shape
+    n_plain = n_tokens - (span.stop - span.start)
+    if middle is not None and not n_plain:
+        return middle
+    ends = taken(stored, name, FLOATS, heads, n_plain, dim).float()
+    if middle is None:
         return ends
-    return torch.cat([ends[:, : span.start], middles[place], ends[:, span.start :]], dim=1)
+    return torch.cat([ends[:, : span.start], middle, ends[:, span.start :]], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +133,7 @@ class PlaceByPlace(BetweenEnds):
 
     @abstractmethod
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        """(heads, tokens, dim) in float32 from its parts."""
+        """(heads, tokens, dim) in float32 from its parts, which it takes out."""
 
     def encode_middles(self, middles: Middles) -> Tensors:
         return {
@@ -136,10 +143,12 @@ class PlaceByPlace(BetweenEnds):
         }
 
     def decode_middles(self, stored: Tensors, shapes: Shapes) -> Middles:
-        return {
-            place: self.whole(of_place(stored, place), shape, place)
-            for place, shape in shapes.items()
-        }
+        middles: Middles = {}
+        for place, shape in shapes.items():
+            parts = of_place(stored, place)
+            middles[place] = self.whole(parts, shape, place)
+            refuse_left(parts)
+        return middles
 
 
 def part_name(place: Place, name: str) -> str:
@@ -147,6 +156,5 @@ def part_name(place: Place, name: str) -> str:
 
 
 def of_place(stored: Tensors, place: Place) -> Tensors:
-    """What is stored under `<layer>.<kind>.`, by the rest of its name."""
-    prefix = f"{place[0]}.{place[1]}."
-    return {n.removeprefix(prefix): x for n, x in stored.items() if n.startswith(prefix)}
+    """Takes out what is stored under `<layer>.<kind>.`, by the rest of its name."""
+    return under(stored, part_name(place, ""))

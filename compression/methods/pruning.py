@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressor, Tensors
+from compression.base import CacheShape, Compressor
 from compression.methods.evictions import Eviction
-from compression.methods.packing import pack, unpack
+from compression.methods.packing import pack, take_codes
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, in_16_bits
 
@@ -63,10 +64,9 @@ class ZeroedEntries(Compressor):
         for i, layer in enumerate(shape.layers):
             both = []
             for kind in KINDS:
-                size = (layer.n_heads, layer.n_tokens, layer.dim(kind))
-                stays = unpack(stored[f"{i}.{kind}.stays"], 1, size).bool()
-                entries = stored[f"{i}.{kind}.entries"]
-                x = entries.new_zeros(size)
+                stays = take_codes(stored, f"{i}.{kind}.stays", 1, layer.sizes(kind)).bool()
+                entries = taken(stored, f"{i}.{kind}.entries", FLOATS, int(stays.sum()))
+                x = entries.new_zeros(layer.sizes(kind))
                 x[stays] = entries
                 both.append(x)
             layers.append(layer.filled(*both))

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import Tensors
-from compression.methods.packing import pack, unpack
+from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape
+from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import in_16_bits
 
@@ -28,7 +28,8 @@ class FloatQuantiser(PlaceByPlace):
         return {"codes": (x / scale.clamp(min=TINY)).to(FP8), "scale": scale}
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        return parts["codes"].float() * parts["scale"]
+        scale = taken(parts, "scale", FLOATS, shape[0], 1, 1)
+        return taken(parts, "codes", (FP8,), *shape).float() * scale
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class IntegerQuantiser(PlaceByPlace):
         return {"codes": codes, "scale": scale}
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        return parts["codes"].float() * parts["scale"].float()
+        scale = taken(parts, "scale", FLOATS, shape[0], shape[1], 1)
+        return taken(parts, "codes", (torch.int8,), *shape).float() * scale.float()
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ class KIVI(PlaceByPlace):
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
         heads, tokens, dim = shape
         along = (heads, dim, tokens) if place[1] == "key" else shape
-        x = ungrouped(
-            unpack(parts["codes"], self.bits, along), parts["step"], parts["zero"], self.group
-        )
+        sizes = (heads, along[1], -(-along[2] // self.group))
+        step, zero = (taken(parts, name, FLOATS, *sizes) for name in ("step", "zero"))
+        x = ungrouped(take_codes(parts, "codes", self.bits, along), step, zero, self.group)
         return x.transpose(1, 2) if place[1] == "key" else x
 
 
@@ -104,6 +106,7 @@ def grouped(
     """uint8 codes (..., n) of x, and the 16-bit step and zero (..., groups) of each `group`
     neighbours along the last mode: x ~ codes x step + zero."""
     n = x.shape[-1]
+    group = min(group, n)  # a larger one would be filled up for nothing
     # The last entry again and again moves neither end of the last group.
     filled = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], -n % group)], dim=-1)
     groups = filled.unflatten(-1, (-1, group))
@@ -120,5 +123,6 @@ def ungrouped(
 ) -> torch.Tensor:
     """The way back from `grouped`, in float32."""
     n = codes.shape[-1]
+    group = min(group, n)
     step, zero = (t.float().repeat_interleave(group, -1)[..., :n] for t in (step, zero))
     return codes.float() * step + zero

@@ -8,12 +8,14 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import Tensors
-from compression.methods.packing import pack, unpack
+from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape
 from compression.methods.quantisers import TINY, refuse_bits
+from compression.stored import FLOATS, Tensors, taken
+from config import UsageError
 from data.cache import in_16_bits
 
+MOST_DIMS = 2048  # of a head: a rotation takes their square, and no model has so many
 GRID = 2**14  # points that stand for the distribution of a coordinate
 MOST_PASSES = 5000  # of the iteration of Lloyd; 4 bits take some hundred
 
@@ -35,6 +37,8 @@ class RotationQuantiser(PlaceByPlace):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_bits(self.bits)
+        if self.seed < 0:
+            raise UsageError(f"A seed of {self.seed} was given", "it takes 0 or more")
 
     def parts(self, x: torch.Tensor, place: Place) -> Tensors:
         dim = x.shape[-1]
@@ -45,15 +49,21 @@ class RotationQuantiser(PlaceByPlace):
         return {"codes": pack(codes.to(torch.uint8), self.bits), "norm": in_16_bits(norm)}
 
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
-        codes, dim = unpack(parts["codes"], self.bits, shape), shape[-1]
+        codes, dim = take_codes(parts, "codes", self.bits, shape), shape[-1]
+        norm = taken(parts, "norm", FLOATS, shape[0], shape[1], 1).float()
         direction = codebook(dim, self.bits).to(codes.device)[codes.long()]
-        return direction @ rotation(dim, self.seed).to(codes.device) * parts["norm"].float()
+        return direction @ rotation(dim, self.seed).to(codes.device) * norm
 
 
 @lru_cache
 def rotation(dim: int, seed: int) -> torch.Tensor:
     """(dim, dim) orthogonal: Hadamard's matrix after random signs where dim is a power of two, else
     the Q of a Gaussian matrix."""
+    if dim > MOST_DIMS:
+        raise UsageError(
+            f"Heads of {dim} dimensions are too wide to be turned at random",
+            f"`rotated` takes up to {MOST_DIMS}, another method more",
+        )
     generator = torch.Generator().manual_seed(seed)
     if dim & (dim - 1):
         gaussian = torch.randn(dim, dim, generator=generator, dtype=torch.float64)

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import Tensors
-from compression.methods.packing import pack, unpack
+from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import (
     BetweenEnds,
     Middles,
     Place,
+    Shape,
     Shapes,
     of_place,
     part_name,
@@ -20,6 +20,7 @@ from compression.methods.place_by_place import (
 from compression.methods.quantisers import symmetric
 from compression.methods.tucker_math import rebuilt, tucker2
 from compression.methods.tucker_ranks import Ranks, choose_ranks
+from compression.stored import FLOATS, Tensors, refuse_left, taken
 from config import UsageError
 from data.cache import in_16_bits
 
@@ -69,10 +70,7 @@ class Tucker(BetweenEnds):
         return stored
 
     def decode_middles(self, stored: Tensors, shapes: Shapes) -> Middles:
-        return {
-            place: rebuilt(*(stored[part_name(place, name)].float() for name in PARTS))
-            for place in shapes
-        }
+        return {place: _rebuilt(of_place(stored, place), shape) for place, shape in shapes.items()}
 
     def _ranks(self, middles: Middles) -> Ranks:
         """(token_rank, embedding_rank) of each tensor (heads, tokens, dim)."""
@@ -112,16 +110,19 @@ class QuantisedTucker(Tucker):
         plain: Tensors = {}
         for place, (heads, n_tokens, dim) in shapes.items():
             parts = of_place(stored, place)
-            ranks = [parts[f"{name}.scale"].shape[-1] for name in ("tokens", "dims")]
+            columns = {name: taken(parts, f"{name}.scale", FLOATS, 1, None) for name in PARTS[1:]}
+            ranks = [len(columns[name][0]) for name in PARTS[1:]]
+            columns["core"] = taken(parts, "core.scale", FLOATS, heads, 1, ranks[1])
             sizes = {
                 "core": (heads, *ranks),
                 "tokens": (n_tokens, ranks[0]),
                 "dims": (dim, ranks[1]),
             }
             for name, size in sizes.items():
-                codes = unpack(parts[f"{name}.codes"], self.bits, size).float()
-                scale = parts[f"{name}.scale"].float()
+                codes = take_codes(parts, f"{name}.codes", self.bits, size).float()
+                scale = columns[name].float()
                 plain[part_name(place, name)] = (codes - self._largest()) * scale
+            refuse_left(parts)
         return super().decode_middles(plain, shapes)
 
     def _largest(self) -> int:
@@ -129,6 +130,19 @@ class QuantisedTucker(Tucker):
 
     def _from_zero(self, codes: torch.Tensor) -> torch.Tensor:
         return (codes + self._largest()).to(torch.uint8)
+
+
+def _rebuilt(parts: Tensors, shape: Shape) -> torch.Tensor:
+    """(heads, tokens, dim) in float32 from core and factors."""
+    heads, n_tokens, dim = shape
+    core = taken(parts, "core", FLOATS, heads, None, None)
+    ranks = core.shape[1:]
+    if ranks[0] > n_tokens or ranks[1] > dim:
+        raise ValueError(f"a core of ranks {tuple(ranks)} for {n_tokens} tokens of {dim}")
+    tokens = taken(parts, "tokens", FLOATS, n_tokens, ranks[0])
+    dims = taken(parts, "dims", FLOATS, dim, ranks[1])
+    refuse_left(parts)
+    return rebuilt(core.float(), tokens.float(), dims.float())
 
 
 def _refuse_ranks(

@@ -73,4 +73,4 @@ def _fits(loaded: LoadedModel, n_tokens: int, n_fact: int, n_asked: int) -> bool
 
 
 def _ids(loaded: LoadedModel, text: str) -> torch.Tensor:
-    return torch.tensor(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return loaded.ids_of(text, special_tokens=False)

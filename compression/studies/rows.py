@@ -2,7 +2,8 @@
 
 A row is kept under a hash of all that it depends on: the model, the device that it ran on (rows
 hold times), the tokens, the method with its settings and calibration, the versions of libraries,
-and the code that measures.
+and the code that measures. It is sealed together with that hash, so that neither a changed number
+nor the row of another measurement is believed: what does not fit is measured anew.
 """
 
 import hashlib
@@ -17,11 +18,12 @@ from typing import Any
 import torch
 
 import config
+from compression import headers, sealed
 from compression.base import Compressor
 from data.models import LoadedModel
-from data.writing import whole_or_nothing
 
 SOURCES = Path(__file__).parent.parent.parent
+FORMAT = "row 1"
 MEASURING = ("data", "analysis", "compression")  # packages that a measured number goes through
 
 log = logging.getLogger(__name__)
@@ -49,19 +51,24 @@ class Rows:
         device = loaded.device.type
         self._text = [loaded.identity, device, ids.tolist(), context, what, code_hash()]
         self._folder = config.cache_folder() / "rows"
+        self._told: set[Path] = set()
 
     def _file(self, method: Compressor) -> Path:
         calibration = "" if method.calibration is None else method.calibration.identity
         parts = [*self._text, method.name, method.settings(), calibration]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        return self._folder / f"{key}.json"
+        return self._folder / f"{key}.row"
 
     def get(self, method: Compressor) -> dict[str, Any] | None:
-        """The kept row of a method; None where there is none, or a damaged one."""
+        """The kept row of a method; None where there is none, or one that does not fit, which is
+        said once."""
+        file = self._file(method)
         try:
-            row: dict[str, Any] = json.loads(self._file(method).read_text(encoding="utf-8"))
-            return row
-        except (OSError, ValueError):
+            return _read(file) if file.exists() else None
+        except (OSError, ValueError) as error:
+            if file not in self._told:
+                log.warning("The row %s cannot be used (%s): measuring anew.", file, error)
+            self._told.add(file)
             return None
 
     def all(self, methods: Iterable[Compressor]) -> list[dict[str, Any]] | None:
@@ -76,9 +83,21 @@ class Rows:
 
     def put(self, method: Compressor, row: dict[str, Any]) -> None:
         """Keep a row, whole or not at all. A folder that cannot be written keeps none."""
+        file = self._file(method)
+        header = {"format": FORMAT, "key": file.stem, "row": json.dumps(row)}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with whole_or_nothing(self._file(method)) as part:
-                part.write_text(json.dumps(row), encoding="utf-8")
+            sealed.write(file, {}, header)
         except OSError as error:
             log.info("A finished row is not kept: %s", error)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Raises ValueError for a file that is damaged, no row, or the row of another measurement."""
+    _, header = sealed.read(file)
+    if header.get("format") != FORMAT or header.get("key") != file.stem:
+        raise ValueError("it is of another measurement")
+    row = headers.words(header.get("row"))
+    if not isinstance(row, dict) or any(isinstance(x, list | dict) for x in row.values()):
+        raise ValueError("it holds no row")
+    return row

@@ -1,0 +1,20 @@
+"""Text that is written from the right, in lines that are read from the left."""
+
+import unicodedata
+
+ISOLATE, END_OF_ISOLATE, LEFT_TO_RIGHT = "\u2068", "\u2069", "\u200e"  # not seen in a picture
+
+
+def isolated(text: str) -> str:
+    """`text` with a direction of its own: what is written from the right turns nothing beside it
+    around."""
+    return f"{ISOLATE}{text}{END_OF_ISOLATE}" if _from_the_right(text) else text
+
+
+def from_the_left(line: str) -> str:
+    """A line whose parts follow each other from the left, whatever it begins with."""
+    return LEFT_TO_RIGHT + line if _from_the_right(line) else line
+
+
+def _from_the_right(text: str) -> bool:
+    return any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
