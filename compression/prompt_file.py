@@ -1,6 +1,7 @@
-"""The file that a prompt is stored in: one that can be written, and where nothing else is lost."""
+"""The file that a prompt is stored in: there to be read, or free to be written."""
 
 import json
+import os
 from pathlib import Path
 
 import config
@@ -34,6 +35,16 @@ def to_write(save_compressed: str, text_file: str | None = None, model: str | No
             return file
     except (OSError, RuntimeError) as error:  # the latter: links that go around in a circle
         raise not_written(file, getattr(error, "strerror", None) or error) from None
+
+
+def to_read(load_compressed: str) -> Path:
+    """The file of this name. Raises UsageError where there is none."""
+    file = user_path(load_compressed, "`load_compressed`")
+    if not os.path.isfile(file):  # noqa: PTH113 (no error, ever)
+        raise UsageError(
+            f"`load_compressed` {file} is no file", "give one that `save_compressed` has written"
+        )
+    return file
 
 
 def not_written(file: Path, reason: object) -> UsageError:

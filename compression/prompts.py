@@ -8,7 +8,7 @@ from compression.coded.kept_calibrations import calibration_of, earlier_calibrat
 from compression.headers import shown
 from compression.registry import make, needs_calibration
 from compression.studies import presets
-from config import UsageError, user_path
+from config import UsageError
 from data import extraction, memory
 from data.cache import KVCache
 from data.models import LoadedModel
@@ -51,6 +51,8 @@ def refuse(
     chosen(methods)
     if save_compressed is not None:
         prompt_file.to_write(save_compressed, text_file, model)
+    if load_compressed is not None:
+        prompt_file.to_read(load_compressed)
 
 
 def save(
@@ -107,7 +109,7 @@ def _idle(method: Compressor, cache: KVCache) -> list[str]:
 
 def go_on(loaded: LoadedModel, load_compressed: str, new_tokens: int) -> str:
     """Greedy generation after a stored prompt; what the model says, in one line."""
-    file = user_path(load_compressed, "`load_compressed`")
+    file = prompt_file.to_read(load_compressed)
     content = files.read(file)
     _refuse_another(loaded, content)
     last = _last(loaded, content)

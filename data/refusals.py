@@ -58,6 +58,11 @@ def of_loading(name: str, source: Source, of_hub: str) -> Callable[[Exception], 
             return UsageError(
                 f"`model` {name} is no causal language model", "it cannot continue a text"
             )
+        if "ignore_mismatched_sizes" in words:
+            return UsageError(
+                f"`model` {name} has weights of other shapes than its config.json says",
+                "the checkpoint does not fit it",
+            )
         if of_hub and isinstance(error, OSError):
             return UsageError(
                 f"`model` {name} was not found in the local cache, and the hub {of_hub}",

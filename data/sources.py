@@ -73,13 +73,7 @@ def _local(name: str, path: Path, trust: Arguments) -> Source | None:
 
 
 def _on_hub(name: str, path: Path, trust: Arguments) -> Source:
-    is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and path.suffix.lower() != ".gguf"
-    if not is_hub_id:
-        raise UsageError(
-            f"`model` {name} does not exist",
-            f"give {default_model.NAME}, a hub id such as "
-            "owner/name, a local folder, or a .gguf file",
-        )
+    _refuse_unless_hub_id(name, path)
     hub_id: Arguments = {
         "pretrained_model_name_or_path": name,
         "local_files_only": True,  # what is not in the cache is brought there first, see downloads
@@ -88,14 +82,27 @@ def _on_hub(name: str, path: Path, trust: Arguments) -> Source:
     return Source(hub_id, name, "")
 
 
+def _refuse_unless_hub_id(name: str, path: Path) -> None:
+    is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and path.suffix.lower() != ".gguf"
+    if not is_hub_id:
+        raise UsageError(
+            f"`model` {name} does not exist",
+            f"give {default_model.NAME}, a hub id such as "
+            "owner/name, a local folder, or a .gguf file",
+        )
+
+
 def tokenizer_file(name: str) -> Path | None:
-    """The tokenizer.json of a model's name where it is already on this machine, else None."""
+    """The tokenizer.json of a model's name where it is already on this machine, else None. Raises
+    UsageError for a name that is no model's."""
     file: Path | None
+    path = config.user_path(name, "`model`")
     if name == default_model.NAME:
         file = default_model.folder() / "tokenizer.json"
-    elif os.path.isdir(config.user_path(name, "`model`")):  # noqa: PTH112 (no error, ever)
-        file = config.user_path(name, "`model`") / "tokenizer.json"
+    elif os.path.exists(path):  # noqa: PTH110 (no error, ever)
+        file = path / "tokenizer.json"
     else:
+        _refuse_unless_hub_id(name, path)
         file = _in_hub_cache(name, "tokenizer.json")
     return file if file is not None and os.path.isfile(file) else None  # noqa: PTH113
 

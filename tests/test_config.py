@@ -1,5 +1,7 @@
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -14,7 +16,7 @@ from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data import vocabulary
-from tests.commands import modules_after
+from tests.commands import ROOT, modules_after
 from visualization.terminal import command_line, config_check
 from visualization.terminal.modes import MODES
 
@@ -98,6 +100,19 @@ def test_a_misspelt_constant_is_named_with_what_it_may_mean(monkeypatch):
     monkeypatch.setattr(config, "TOKEN_RNKS", (1,), raising=False)
     with pytest.raises(UsageError, match=r"TOKEN_RNKS is no .*: perhaps TOKEN_RANKS is meant"):
         command_line.parse([])
+
+
+@pytest.mark.parametrize(
+    "edited", ["LEVELS = (0.5", "TOKEN_RANK = thirty", "1 / 0", "import this_"]
+)
+def test_a_file_that_does_not_run_is_told_of_in_a_sentence(tmp_path, edited):
+    (tmp_path / "config.py").write_text(edited)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import main"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert (
+        ended.stderr.startswith("main.py: config.py") and "is no Python that runs" in ended.stderr
+    )
 
 
 def test_no_module_reads_a_constant_before_it_is_checked():

@@ -173,7 +173,7 @@ def test_a_pipe_and_a_folder_are_not_waited_for(mode, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.kv")
     for file in (tmp_path / "pipe.kv", tmp_path):
         assert mode("store", "--load_compressed", str(file)) == 2
-        assert "is no regular file" in capsys.readouterr().err
+        assert "is no file: give one that --save_compressed has written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["falcon_h1", "qwen3_next"])
@@ -262,7 +262,7 @@ def test_a_prompt_of_one_token_and_a_file_that_is_not_there_are_refused(mode, tm
     assert mode("store", *flags, "--prompt", "a") == 2
     assert "of one token" in capsys.readouterr().err
     assert mode("store", "--load_compressed", str(tmp_path / "nowhere.kv")) == 2
-    assert "cannot be read as a compressed cache" in capsys.readouterr().err
+    assert "is no file: give one that" in capsys.readouterr().err
 
 
 def test_numbers_beyond_16_bits_are_not_stored(tmp_path):

@@ -70,9 +70,9 @@ RULES: dict[str, Rule] = {
     "MIN_QUERIES": count(1, "queries"),
     "NUM_SAMPLES": count(1, "texts"),
     "ACCEPTABLE_KL": number(0, math.inf, "nats from 0", "NATS"),
-    **_counts("rank", "TOKEN_RANK", "EMBEDDING_RANK", "SUBSPACE_RANK"),
-    "TOKEN_RANKS": several(count(1, "rank"), "ranks such as 16,32"),
-    "EMBEDDING_RANKS": several(count(1, "rank"), "ranks such as 16,32"),
+    **_counts("ranks", "TOKEN_RANK", "EMBEDDING_RANK", "SUBSPACE_RANK"),
+    "TOKEN_RANKS": several(count(1, "ranks", shown="RANK"), "ranks such as 16,32"),
+    "EMBEDDING_RANKS": several(count(1, "ranks", shown="RANK"), "ranks such as 16,32"),
     **_counts("tokens", "SINK_TOKENS", "RECENT_TOKENS", low=0),
     "LEVELS": several(SOME, "shares above 0, at most 1, such as 0.75,0.5"),
     **dict.fromkeys(

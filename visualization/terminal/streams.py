@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from config import UsageError
@@ -29,8 +30,9 @@ def tell(text: str) -> None:
 
 
 def complain(sentence: str) -> None:
-    """One line to stderr."""
-    print(f"main.py: {printable(sentence)}", file=sys.stderr)
+    """One line to stderr, where that takes it."""
+    with suppress(OSError):
+        print(f"main.py: {printable(sentence)}", file=sys.stderr)
 
 
 def mute() -> None:
