@@ -170,7 +170,9 @@ def test_nonsense_in_a_models_settings_is_one_sentence(tiny_model, tmp_path, set
     shutil.copytree(tiny_model, folder)
     original = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(original | settings))
-    with pytest.raises(UsageError, match=r"`model` .*odd (cannot be|has (-?\d+ layers|weights of)|lacks)"):
+    with pytest.raises(
+        UsageError, match=r"`model` .*odd (cannot be|has (-?\d+ layers|weights of)|lacks)"
+    ):
         models.load(str(folder), device="cpu")
 
 

@@ -181,3 +181,18 @@ def test_a_link_to_a_folder_is_that_folder(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "out")
     write(tmp_path / "link", "one")
     assert runs(tmp_path / "out") == {"one"} and (tmp_path / "link").is_symlink()
+
+
+def test_an_earlier_manifest_claims_no_file_that_is_of_a_later_run(tmp_path):
+    write(tmp_path, "first")
+    (tmp_path / "notes.json").write_text('["a.csv"]')
+    (tmp_path / "broken.json").write_text("{")
+    with OutputFolder(tmp_path) as output:
+        output.table("layers/b", pd.DataFrame({"run": ["second"]}))
+        output.table("e", pd.DataFrame({"run": ["second"]}))
+        output.commit("other.json", {"run": "second"})
+    first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("run", "other"))
+    assert first == {"run": "first", "files": ["a.csv", "layers/c.csv", "d.csv"]}
+    assert second["files"] == ["layers/b.csv", "e.csv"]
+    assert (tmp_path / "notes.json").read_text() == '["a.csv"]'
+    assert (tmp_path / "broken.json").read_text() == "{"

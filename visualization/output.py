@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import config
 from config import UsageError
 from data.locks import only_run
-from data.writing import HalfReplacedError, replace_all, unfinished
+from data.writing import HalfReplacedError, replace_all, unfinished, whole_or_nothing
 
 if TYPE_CHECKING:  # a run opens its folder before it brings in what is heavy
     import pandas as pd
@@ -70,6 +70,9 @@ class OutputFolder:
             waiting = f"Another run is writing its results into {self.folder}: waiting for it."
             with only_run(self.folder / ".lock", waiting):
                 replace_all(self._stage, self.folder, self.files)
+                for other in self.folder.glob("*.json"):
+                    if other.name != name:
+                        _disown(other, self.files)
         return [str(self.folder / file) for file in self.files]
 
     def refuse_to_replace_the_text(self, files: Iterable[str]) -> None:
@@ -100,6 +103,19 @@ class OutputFolder:
                 f"`output_dir` {self.folder} cannot be written ({error.strerror or error})",
                 f"{kept}; make room or give another folder",
             ) from None
+
+
+def _disown(manifest: Path, files: Iterable[str]) -> None:
+    """Take files that are of another run now out of the manifest of an earlier one."""
+    try:
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        kept = [file for file in told["files"] if file not in set(files)]
+    except (ValueError, KeyError, TypeError):
+        return  # it is none
+    if kept != told["files"]:
+        with whole_or_nothing(manifest) as part:
+            text = json.dumps({**told, "files": kept}, indent=1, ensure_ascii=False)
+            part.write_text(text + "\n", encoding="utf-8")
 
 
 def _is_same(file: Path, other: Path) -> bool:
