@@ -89,8 +89,10 @@ def _refuse_without_effect(flag: Flag, mode: str, given: Given, everything: Give
                 f"`{other}` and `{flag.name}` were both given",
                 f"beside `{other}` there is no use for `{flag.name}`; keep one",
             )
-    needed, values = flag.only_with.get(mode, ("mode", ()))
-    if everything.get(needed, mode) is None or (values and everything[needed] not in values):
+    if mode not in flag.only_with:
+        return
+    needed, values = flag.only_with[mode]
+    if everything[needed] is None or (values and everything[needed] not in values):
         needs = _condition(needed, values)
         raise UsageError(
             f"`{flag.name}` was given, which --mode {mode} takes only with {needs}",
