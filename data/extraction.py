@@ -1,17 +1,16 @@
 """Run the model over a text and take its KV cache out: prefill, then greedy generation."""
 
-import inspect
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, Past, PastLayer
+from data.forward import Output, forward
 from data.models import LoadedModel
 from data.probe import AttentionProbe
 from data.refusals import said, strangers_code
@@ -32,12 +31,6 @@ class Prefill:
     cache: KVCache
     next_token: torch.Tensor
     past: Past = field(repr=False)
-
-
-class _Output(Protocol):
-    """Of a model; where its cache is, is looked for."""
-
-    logits: torch.Tensor
 
 
 def tokenise(
@@ -110,10 +103,12 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
     Goes on past an end-of-text token, so that there are as many as were asked for. Uses up
     `start.past`; `start.cache` stays as it is.
     """
+    n_cached = start.cache.n_tokens
     tokens = [start.next_token]
-    for _ in tqdm(range(new_tokens - 1), desc="Generate", unit="token", leave=False):
-        tokens.append(_step(loaded, tokens[-1], start.past))
-    _step(loaded, tokens[-1], start.past)  # the last token's own keys and values
+    for i in tqdm(range(new_tokens - 1), desc="Generate", unit="token", leave=False):
+        tokens.append(_step(loaded, tokens[-1], start.past, n_cached + i))
+    # the last token's own keys and values
+    _step(loaded, tokens[-1], start.past, n_cached + new_tokens - 1)
     new_ids = torch.cat(tokens, dim=1)[0].cpu()
     token_ids = torch.cat([start.cache.token_ids, new_ids])
     layers = _layers(start.past, len(token_ids), loaded, {})
@@ -121,7 +116,7 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
         replace(layer, rotary=before.rotary)
         for layer, before in zip(layers, start.cache.layers, strict=True)
     )
-    cache = KVCache(layers, token_ids, start.cache.n_tokens, loaded.name)
+    cache = KVCache(layers, token_ids, n_cached, loaded.name)
     refuse_non_finite(cache, loaded.dtype)
     return cache
 
@@ -140,16 +135,11 @@ def refuse_non_finite(
         )
 
 
-def _forward(loaded: LoadedModel, token_ids: torch.Tensor, **kwargs: object) -> _Output:
-    """The model's output; logits of the last position only, which for a long text are smaller
-    than the cache by far where all of them would be larger."""
-    accepted = inspect.signature(loaded.model.forward).parameters
-    if "logits_to_keep" in accepted:
-        kwargs["logits_to_keep"] = 1
-    fed = token_ids[None].to(loaded.device)
+def _forward(
+    loaded: LoadedModel, token_ids: torch.Tensor, past: Past | None = None, n_past: int = 0
+) -> Output:
     with strangers_code(partial(_not_run, loaded)):
-        output: _Output = loaded.model(fed, use_cache=True, **kwargs)
-    return output
+        return forward(loaded, token_ids, past, n_past, last_only=True)
 
 
 def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
@@ -161,11 +151,11 @@ def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
     )
 
 
-def _step(loaded: LoadedModel, token: torch.Tensor, past: Past) -> torch.Tensor:
-    return loaded.likeliest(_forward(loaded, token[0], past_key_values=past).logits)
+def _step(loaded: LoadedModel, token: torch.Tensor, past: Past, n_past: int) -> torch.Tensor:
+    return loaded.likeliest(_forward(loaded, token[0], past, n_past).logits)
 
 
-def _own_cache(output: _Output, loaded: LoadedModel) -> Past:
+def _own_cache(output: Output, loaded: LoadedModel) -> Past:
     past: Past | None = getattr(output, "past_key_values", None)
     if past is None or not any(_stored(layer) for layer in getattr(past, "layers", ())):
         raise _no_keys_and_values(loaded)

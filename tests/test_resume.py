@@ -48,7 +48,7 @@ def test_generate_takes_a_restored_cache(name):
             pad_token_id=0,
         )
     assert direct.tolist() == resumed.tolist()
-    found = greedy(loaded, as_past(loaded, restored), int(ids[-1]), 6)
+    found = greedy(loaded, as_past(loaded, restored), 40, int(ids[-1]), 6)
     assert found == direct[0, 41:].tolist()
 
 
