@@ -15,6 +15,7 @@ from data.models import LoadedModel
 from data.probe import AttentionProbe
 from data.refusals import said, strangers_code
 from data.rotary import NOT_ROTATED, Rotary, SeenTables, rotary_of, seen_tables
+from data.self_test import refuse_wrong_cache
 from data.texts import Sample
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,9 @@ def prefill(
             loaded.name,
             "any layer" if all(blind) else "some layers",
         )
-    return Prefill(cache, loaded.likeliest(output.logits), past)
+    next_token = loaded.likeliest(output.logits)
+    refuse_wrong_cache(loaded)
+    return Prefill(cache, next_token, past)
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ from data.models import LoadedModel
 
 
 class Output(Protocol):
-    """Of a model; where its cache is, is looked for."""
+    """Of a model that keeps keys and values; others have no `past_key_values`."""
 
     logits: torch.Tensor
+    past_key_values: Past
 
 
 def forward(
@@ -60,3 +61,11 @@ def forward_at(
 def parameters(loaded: LoadedModel) -> Mapping[str, inspect.Parameter]:
     """What the model's `forward` can be given, by name."""
     return inspect.signature(loaded.model.forward).parameters
+
+
+def some_token_ids(loaded: LoadedModel, n_tokens: int) -> torch.Tensor:
+    """(n_tokens,) ids, the same each time, from where vocabularies have common parts of words:
+    special tokens stand at their ends."""
+    size = loaded.vocabulary or 1  # an id that every model has
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(size // 4, max(1, 3 * size // 4), (n_tokens,), generator=generator)

@@ -106,16 +106,16 @@ def test_generation_does_not_reach_into_the_prefill_before_it():
 
 def test_prefill_asks_for_the_last_logits_only():
     loaded = families.loaded("llama_gqa")
-    asked = {}
+    asked = []
     forward = loaded.model.forward
 
-    def spy(*args, logits_to_keep=0, **kwargs):
-        asked["logits_to_keep"] = logits_to_keep
-        return forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+    def spy(input_ids, *args, logits_to_keep=0, **kwargs):
+        asked.append((input_ids.shape[1], logits_to_keep))
+        return forward(input_ids, *args, logits_to_keep=logits_to_keep, **kwargs)
 
     loaded.model.forward = spy
     prefill(loaded, families.token_ids(N))
-    assert asked == {"logits_to_keep": 1}
+    assert asked[0] == (N, 1) and all(n < 16 for n, _ in asked[1:])  # of trials of the model
 
 
 @pytest.mark.parametrize(

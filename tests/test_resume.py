@@ -10,7 +10,7 @@ from data.extraction import prefill
 from data.resume import as_past, greedy, side_by_side
 from tests import families
 
-WITH_STATES = {"falcon_h1", "qwen3_next"}
+WITH_STATES = {"falcon_h1", "qwen3_next", "bamba", "zamba", "zamba2", "granite_hybrid"}
 
 
 @pytest.mark.parametrize("name", families.SETTINGS)
