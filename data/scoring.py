@@ -78,17 +78,10 @@ def _evicted_hidden(loaded: LoadedModel, cache: KVCache) -> Iterator[None]:
     layers: dict[int | None, LayerKV] = {
         layer.index: layer for layer in cache.layers if layer.keep is not None
     }
-    cached = {layer.index for layer in cache.layers}
     reached = set()
-    # address of the keys that a layer attended to last -> the layer
-    owners: dict[int, LayerKV | None] = {}
 
     def hidden(call: AttentionCall) -> Output:
-        # A layer without a cache of its own reads the keys of one that has.
-        address, has_own = call.key.data_ptr(), call.layer in cached
-        layer = layers.get(call.layer) if has_own else owners.get(address)
-        if has_own:
-            owners[address] = layer
+        layer = layers.get(call.slot)
         if layer is None:
             return call.run()
         reached.add(layer.index)

@@ -169,7 +169,7 @@ SETTINGS = {
     ),
     "hrm_text": (  # two modules fill eight slots
         "hrm_text",
-        {**_SIZES, "num_hidden_layers": 1, "head_dim": 16},
+        {**_SIZES, "num_hidden_layers": 1, "head_dim": 16, "embedding_scale": 1.0},
     ),
     "smollm3": ("smollm3", {**_SIZES, "no_rope_layers": [1, 0]}),  # given tables, not used
     "cohere2": ("cohere2", {**_SIZES, "logit_scale": 1.0, **_TWO_KINDS}),
@@ -216,6 +216,7 @@ SETTINGS = {
 }
 WITHOUT_PROBE = {"falcon", "gptj", "codegen"}
 SHARED_CACHE = {"gemma4"}
+CHUNKED = {"llama4"}  # a query sees its own chunk, not a window that moves with it
 
 
 def model(name: str, settings: dict | None = None, **changes) -> torch.nn.Module:
