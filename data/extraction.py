@@ -14,7 +14,7 @@ from data.forward import Output, forward
 from data.models import LoadedModel
 from data.probe import AttentionProbe
 from data.refusals import said, strangers_code
-from data.rotary import NOT_ROTATED, Rotary, SeenTables, rotary_of, seen_tables
+from data.rotations import Rotations, is_stored, rotations
 from data.self_test import refuse_wrong_cache
 from data.texts import Sample
 
@@ -76,12 +76,11 @@ def prefill(
 ) -> Prefill:
     """One forward pass over (tokens,) token ids; `probe` measures the attention they receive, with
     `recent_only` that from the last queries alone."""
-    model = loaded.model
     watch = AttentionProbe(len(token_ids), recent_only) if probe else None
-    with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
+    with watch.watching(loaded.model) if watch else nullcontext():
         output = _forward(loaded, token_ids)
     past = _own_cache(output, loaded)
-    layers = _layers(past, len(token_ids), loaded, tables)
+    layers = _layers(past, len(token_ids), loaded, rotations(loaded, len(token_ids)))
     if watch:
         layers = _with_attention(watch, layers)
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
@@ -114,11 +113,9 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
     _step(loaded, tokens[-1], start.past, n_cached + new_tokens - 1)
     new_ids = torch.cat(tokens, dim=1)[0].cpu()
     token_ids = torch.cat([start.cache.token_ids, new_ids])
-    layers = _layers(start.past, len(token_ids), loaded, {})
-    layers = tuple(
-        replace(layer, rotary=before.rotary)
-        for layer, before in zip(layers, start.cache.layers, strict=True)
-    )
+    now = rotations(loaded, len(token_ids))
+    kept = {x.index: x.rotary for x in start.cache.layers if x.rotary == now[x.index]}
+    layers = _layers(start.past, len(token_ids), loaded, kept)
     cache = KVCache(layers, token_ids, n_cached, loaded.name)
     refuse_non_finite(cache, loaded.dtype)
     return cache
@@ -160,7 +157,7 @@ def _step(loaded: LoadedModel, token: torch.Tensor, past: Past, n_past: int) -> 
 
 def _own_cache(output: Output, loaded: LoadedModel) -> Past:
     past: Past | None = getattr(output, "past_key_values", None)
-    if past is None or not any(_stored(layer) for layer in getattr(past, "layers", ())):
+    if past is None or not any(is_stored(layer) for layer in getattr(past, "layers", ())):
         raise _no_keys_and_values(loaded)
     return past
 
@@ -174,16 +171,11 @@ def _no_keys_and_values(loaded: LoadedModel) -> UsageError:
     )
 
 
-def _stored(layer: object) -> bool:
-    keys: torch.Tensor | None = getattr(layer, "keys", None)
-    return keys is not None and keys.numel() > 0
-
-
 def _layers(
-    past: Past, n_tokens: int, loaded: LoadedModel, tables: SeenTables
+    past: Past, n_tokens: int, loaded: LoadedModel, rotated_by: Rotations
 ) -> tuple[LayerKV, ...]:
     """What each layer holds after `n_tokens` tokens; the model's own tensors, not copies where
-    that can be. tables: the rotary tables that layers were seen with.
+    that can be.
 
     transformers appends by making new tensors, so later steps do not reach into these.
     """
@@ -195,10 +187,10 @@ def _layers(
             positions=torch.arange(n_tokens - layer.keys.shape[-2], n_tokens),
             index=index,
             kind=_kind(layer, settings),
-            rotary=_rotary(loaded, tables, index, layer),
+            rotary=rotated_by.get(index),
         )
         for index, layer in enumerate(past.layers)
-        if _stored(layer)
+        if is_stored(layer)
     )
 
 
@@ -211,13 +203,6 @@ def _kind(layer: PastLayer, settings: object) -> str:
     if layer.keys.shape[1] == 1 and layer.keys.shape[-1] == getattr(settings, "kv_lora_rank", None):
         return "latent"
     return "sliding" if getattr(layer, "is_sliding", False) else "full"
-
-
-def _rotary(loaded: LoadedModel, tables: SeenTables, index: int, layer: PastLayer) -> Rotary | None:
-    settings = loaded.settings
-    if _kind(layer, settings) == "latent":  # its "keys" are the latent, which is not rotated
-        return NOT_ROTATED
-    return rotary_of(loaded.model, settings, tables, index, layer.keys.shape[-1])
 
 
 def _with_attention(probe: AttentionProbe, layers: tuple[LayerKV, ...]) -> tuple[LayerKV, ...]:

@@ -51,7 +51,7 @@ def test_what_is_generated_is_what_is_most_likely_without_a_cache(name):
 
 def test_every_call_of_the_toolkit_says_its_positions(monkeypatch):
     loaded, ids = families.loaded("llama_gqa"), families.token_ids(20)
-    prefill(loaded, ids)  # after which it is not tried any more
+    prefill(loaded, ids)  # after which its cache is not tried any more
     told, run = [], loaded.model.forward
 
     def spy(input_ids, position_ids=None, cache_position=None, **rest):
@@ -65,7 +65,8 @@ def test_every_call_of_the_toolkit_says_its_positions(monkeypatch):
     continuation.greedy(start.cache, 2)
     draws(loaded, ids, 12)
     generate(loaded, start, 2)
-    assert told == [
+    one_text = [x for x in told if len(x[1]) == 1]  # several where rotations are looked for
+    assert one_text == [
         (n, [list(range(at, at + n))], list(range(at, at + n)))
         for at, n in [(0, 12), (12, 7), (12, 1), (13, 1), (0, 12), (12, 7), (12, 1), (13, 1)]
     ]
