@@ -120,7 +120,7 @@ def go_on(loaded: LoadedModel, load_compressed: str, new_tokens: int) -> str:
     wanted = content.calibration
     calibration = None if wanted is None else earlier_calibration(loaded, wanted)
     past = as_past(loaded, content.compressed(calibration).restore())
-    continued = greedy(loaded, past, last, new_tokens)
+    continued = greedy(loaded, past, content.n_tokens, last, new_tokens)
     return printable(loaded.tokenizer.decode(continued))
 
 

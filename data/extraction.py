@@ -1,21 +1,21 @@
 """Run the model over a text and take its KV cache out: prefill, then greedy generation."""
 
-import inspect
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, Past, PastLayer
+from data.forward import Output, forward
 from data.models import LoadedModel
 from data.probe import AttentionProbe
 from data.refusals import said, strangers_code
-from data.rotary import NOT_ROTATED, Rotary, SeenTables, rotary_of, seen_tables
+from data.rotations import Rotations, is_stored, rotations
+from data.self_test import refuse_wrong_cache
 from data.texts import Sample
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,6 @@ class Prefill:
     cache: KVCache
     next_token: torch.Tensor
     past: Past = field(repr=False)
-
-
-class _Output(Protocol):
-    """Of a model; where its cache is, is looked for."""
-
-    logits: torch.Tensor
 
 
 def tokenise(
@@ -82,12 +76,11 @@ def prefill(
 ) -> Prefill:
     """One forward pass over (tokens,) token ids; `probe` measures the attention they receive, with
     `recent_only` that from the last queries alone."""
-    model = loaded.model
     watch = AttentionProbe(len(token_ids), recent_only) if probe else None
-    with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
+    with watch.watching(loaded.model) if watch else nullcontext():
         output = _forward(loaded, token_ids)
     past = _own_cache(output, loaded)
-    layers = _layers(past, len(token_ids), loaded, tables)
+    layers = _layers(past, len(token_ids), loaded, rotations(loaded, len(token_ids)))
     if watch:
         layers = _with_attention(watch, layers)
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
@@ -100,7 +93,9 @@ def prefill(
             loaded.name,
             "any layer" if all(blind) else "some layers",
         )
-    return Prefill(cache, loaded.likeliest(output.logits), past)
+    next_token = loaded.likeliest(output.logits)
+    refuse_wrong_cache(loaded)
+    return Prefill(cache, next_token, past)
 
 
 @torch.no_grad()
@@ -110,18 +105,18 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
     Goes on past an end-of-text token, so that there are as many as were asked for. Uses up
     `start.past`; `start.cache` stays as it is.
     """
+    n_cached = start.cache.n_tokens
     tokens = [start.next_token]
-    for _ in tqdm(range(new_tokens - 1), desc="Generate", unit="token", leave=False):
-        tokens.append(_step(loaded, tokens[-1], start.past))
-    _step(loaded, tokens[-1], start.past)  # the last token's own keys and values
+    for i in tqdm(range(new_tokens - 1), desc="Generate", unit="token", leave=False):
+        tokens.append(_step(loaded, tokens[-1], start.past, n_cached + i))
+    # the last token's own keys and values
+    _step(loaded, tokens[-1], start.past, n_cached + new_tokens - 1)
     new_ids = torch.cat(tokens, dim=1)[0].cpu()
     token_ids = torch.cat([start.cache.token_ids, new_ids])
-    layers = _layers(start.past, len(token_ids), loaded, {})
-    layers = tuple(
-        replace(layer, rotary=before.rotary)
-        for layer, before in zip(layers, start.cache.layers, strict=True)
-    )
-    cache = KVCache(layers, token_ids, start.cache.n_tokens, loaded.name)
+    now = rotations(loaded, len(token_ids))
+    kept = {x.index: x.rotary for x in start.cache.layers if x.rotary == now[x.index]}
+    layers = _layers(start.past, len(token_ids), loaded, kept)
+    cache = KVCache(layers, token_ids, n_cached, loaded.name)
     refuse_non_finite(cache, loaded.dtype)
     return cache
 
@@ -140,16 +135,11 @@ def refuse_non_finite(
         )
 
 
-def _forward(loaded: LoadedModel, token_ids: torch.Tensor, **kwargs: object) -> _Output:
-    """The model's output; logits of the last position only, which for a long text are smaller
-    than the cache by far where all of them would be larger."""
-    accepted = inspect.signature(loaded.model.forward).parameters
-    if "logits_to_keep" in accepted:
-        kwargs["logits_to_keep"] = 1
-    fed = token_ids[None].to(loaded.device)
+def _forward(
+    loaded: LoadedModel, token_ids: torch.Tensor, past: Past | None = None, n_past: int = 0
+) -> Output:
     with strangers_code(partial(_not_run, loaded)):
-        output: _Output = loaded.model(fed, use_cache=True, **kwargs)
-    return output
+        return forward(loaded, token_ids, past, n_past, last_only=True)
 
 
 def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
@@ -161,13 +151,13 @@ def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
     )
 
 
-def _step(loaded: LoadedModel, token: torch.Tensor, past: Past) -> torch.Tensor:
-    return loaded.likeliest(_forward(loaded, token[0], past_key_values=past).logits)
+def _step(loaded: LoadedModel, token: torch.Tensor, past: Past, n_past: int) -> torch.Tensor:
+    return loaded.likeliest(_forward(loaded, token[0], past, n_past).logits)
 
 
-def _own_cache(output: _Output, loaded: LoadedModel) -> Past:
+def _own_cache(output: Output, loaded: LoadedModel) -> Past:
     past: Past | None = getattr(output, "past_key_values", None)
-    if past is None or not any(_stored(layer) for layer in getattr(past, "layers", ())):
+    if past is None or not any(is_stored(layer) for layer in getattr(past, "layers", ())):
         raise _no_keys_and_values(loaded)
     return past
 
@@ -181,16 +171,11 @@ def _no_keys_and_values(loaded: LoadedModel) -> UsageError:
     )
 
 
-def _stored(layer: object) -> bool:
-    keys: torch.Tensor | None = getattr(layer, "keys", None)
-    return keys is not None and keys.numel() > 0
-
-
 def _layers(
-    past: Past, n_tokens: int, loaded: LoadedModel, tables: SeenTables
+    past: Past, n_tokens: int, loaded: LoadedModel, rotated_by: Rotations
 ) -> tuple[LayerKV, ...]:
     """What each layer holds after `n_tokens` tokens; the model's own tensors, not copies where
-    that can be. tables: the rotary tables that layers were seen with.
+    that can be.
 
     transformers appends by making new tensors, so later steps do not reach into these.
     """
@@ -202,10 +187,10 @@ def _layers(
             positions=torch.arange(n_tokens - layer.keys.shape[-2], n_tokens),
             index=index,
             kind=_kind(layer, settings),
-            rotary=_rotary(loaded, tables, index, layer),
+            rotary=rotated_by.get(index),
         )
         for index, layer in enumerate(past.layers)
-        if _stored(layer)
+        if is_stored(layer)
     )
 
 
@@ -218,13 +203,6 @@ def _kind(layer: PastLayer, settings: object) -> str:
     if layer.keys.shape[1] == 1 and layer.keys.shape[-1] == getattr(settings, "kv_lora_rank", None):
         return "latent"
     return "sliding" if getattr(layer, "is_sliding", False) else "full"
-
-
-def _rotary(loaded: LoadedModel, tables: SeenTables, index: int, layer: PastLayer) -> Rotary | None:
-    settings = loaded.settings
-    if _kind(layer, settings) == "latent":  # its "keys" are the latent, which is not rotated
-        return NOT_ROTATED
-    return rotary_of(loaded.model, settings, tables, index, layer.keys.shape[-1])
 
 
 def _with_attention(probe: AttentionProbe, layers: tuple[LayerKV, ...]) -> tuple[LayerKV, ...]:

@@ -25,8 +25,7 @@ Received = tuple[torch.Tensor | None, torch.Tensor | None]
 class _Call:
     """What one call of the attention function showed."""
 
-    layer: int | None
-    key_address: int
+    slot: int | None  # of the cache, where its keys stand
     weight_sums: torch.Tensor  # (key_heads, tokens) over all queries, mean over a key's query heads
     seen_by: torch.Tensor  # (tokens,) queries that can see each key
     recent_sums: torch.Tensor  # both of the last queries alone
@@ -57,12 +56,10 @@ class AttentionProbe:
         also with recent_only. Calls of layers that read another layer's cache count for the layer
         that holds it.
         """
-        owners = {tensor.data_ptr(): layer for layer, tensor in keys.items()}
-        owners |= {c.key_address: c.layer for c in self._calls if c.layer in keys}
         totals: dict[int, list[torch.Tensor]] = {}
         for call in self._calls:
-            layer = call.layer if call.layer in keys else owners.get(call.key_address)
-            if layer is None or call.weight_sums.shape[0] % keys[layer].shape[0]:
+            layer = call.slot
+            if layer not in keys or call.weight_sums.shape[0] % keys[layer].shape[0]:
                 continue
             n_heads = keys[layer].shape[0]
             # Where a latent is cached, attention runs on more heads than are stored.
@@ -106,8 +103,7 @@ class AttentionProbe:
         seen_lately = _seen_by(few, n_last, n_keys, key.device)
         self._calls.append(
             _Call(
-                call.layer,
-                key.data_ptr(),
+                call.slot,
                 *(torch.nn.functional.pad(x, pad) for x in (sums, seen, recent, seen_lately)),
             )
         )

@@ -7,6 +7,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from config import UsageError
 from data import extraction
 from data.cache import KVCache, Past
+from data.forward import forward
 from data.models import LoadedModel
 from data.texts import printable
 
@@ -80,12 +81,12 @@ def side_by_side(
 
 
 @torch.no_grad()
-def greedy(loaded: LoadedModel, past: Past, token: int, n_tokens: int) -> list[int]:
-    """The `n_tokens` most likely tokens after `token`, which follows what `past` holds."""
-    loaded.refuse_unknown(torch.tensor([token]))
+def greedy(loaded: LoadedModel, past: Past, n_past: int, token: int, n_tokens: int) -> list[int]:
+    """The `n_tokens` most likely tokens after `token`, which follows the `n_past` in `past`."""
+    fed = torch.tensor([token])
+    loaded.refuse_unknown(fed)
     continued = []
-    fed = torch.tensor([[token]], device=loaded.device)
-    for _ in range(n_tokens):
-        fed = loaded.likeliest(loaded.model(fed, past_key_values=past, use_cache=True).logits)
+    for i in range(n_tokens):
+        fed = loaded.likeliest(forward(loaded, fed, past, n_past + i).logits)[0]
         continued.append(int(fed))
     return continued

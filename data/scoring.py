@@ -10,6 +10,7 @@ import torch
 from config import UsageError
 from data.attention import AttentionCall, Output, wrapped_attention
 from data.cache import KVCache, LayerKV, Past
+from data.forward import forward
 from data.models import LoadedModel
 from data.resume import greedy
 
@@ -39,9 +40,9 @@ class Continuation:
         are invisible to every query; new tokens see each other.
         """
         past = filled(self.past, cache, self.loaded.torch_dtype)
-        fed = self.token_ids[None, :-1].to(self.loaded.device)
         with _evicted_hidden(self.loaded, cache):
-            logits = self.loaded.model(fed, past_key_values=past, use_cache=True).logits[0]
+            output = forward(self.loaded, self.token_ids[:-1], past, cache.n_tokens)
+        logits = output.logits[0]
         return torch.log_softmax(logits.float(), dim=-1)
 
     @torch.no_grad()
@@ -49,7 +50,7 @@ class Continuation:
         """The most likely `n_tokens` after the context and the first token that follows it."""
         past = filled(self.past, cache, self.loaded.torch_dtype)
         with _evicted_hidden(self.loaded, cache):
-            return greedy(self.loaded, past, int(self.token_ids[0]), n_tokens)
+            return greedy(self.loaded, past, cache.n_tokens, int(self.token_ids[0]), n_tokens)
 
     def nats(self, log_probabilities: torch.Tensor) -> torch.Tensor:
         """(scored,) nats that the true next tokens cost."""
@@ -77,17 +78,10 @@ def _evicted_hidden(loaded: LoadedModel, cache: KVCache) -> Iterator[None]:
     layers: dict[int | None, LayerKV] = {
         layer.index: layer for layer in cache.layers if layer.keep is not None
     }
-    cached = {layer.index for layer in cache.layers}
     reached = set()
-    # address of the keys that a layer attended to last -> the layer
-    owners: dict[int, LayerKV | None] = {}
 
     def hidden(call: AttentionCall) -> Output:
-        # A layer without a cache of its own reads the keys of one that has.
-        address, has_own = call.key.data_ptr(), call.layer in cached
-        layer = layers.get(call.layer) if has_own else owners.get(address)
-        if has_own:
-            owners[address] = layer
+        layer = layers.get(call.slot)
         if layer is None:
             return call.run()
         reached.add(layer.index)

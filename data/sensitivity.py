@@ -17,6 +17,7 @@ from tqdm import tqdm
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.extraction import prefill
+from data.forward import forward
 from data.models import LoadedModel
 from data.scoring import filled
 
@@ -96,12 +97,12 @@ def draws(
     cache = replace(start.cache, layers=tuple(_in_float32(x) for x in start.cache.layers))
     leaves = _leaves(cache)
     by = [x for pair in leaves for x in pair.values()]
-    fed = token_ids[None, n_context:-1].to(loaded.device)
+    fed = token_ids[n_context:-1]
     generator = torch.Generator().manual_seed(seed)
     try:
         with torch.enable_grad(), _frozen(loaded.model):
             past = filled(start.past, _with_leaves(cache, leaves), loaded.torch_dtype)
-            logits = loaded.model(fed, past_key_values=past, use_cache=True).logits[0]
+            logits = forward(loaded, fed, past, n_context).logits[0]
             log_probabilities = torch.log_softmax(logits.float(), dim=-1)
             _refuse_nan(log_probabilities, loaded)
             gradients = [
@@ -124,7 +125,7 @@ def draws(
             f"{loaded.name} cannot be calibrated, for its gradients hold NaN or Inf in "
             f"{loaded.dtype}"
         )
-    return [Sensitivity(cache, _by_layer(each), fed.shape[1]) for each in gradients]
+    return [Sensitivity(cache, _by_layer(each), len(fed)) for each in gradients]
 
 
 def _by_layer(gradients: tuple[torch.Tensor, ...]) -> tuple[dict[str, torch.Tensor], ...]:

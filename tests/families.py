@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 VOCABULARY = 300
 WINDOW = 16
+SHARPNESS = 20  # by which an output layer is larger than a random one
 CONTEXT, SCORED = 40, 6  # tokens of `scored`; the window has forgotten some
 
 _SIZES = {
@@ -43,6 +44,20 @@ _FOUR_SHARED = {
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": VOCABULARY,
 }
+_MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+}
+_SHARED_BLOCK = {  # one attention block, read at several depths
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 4,
+    "layers_block_type": ["linear_attention", "hybrid"] * 2,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_PARTIAL = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+_PARTIAL["rope_parameters"]["partial_rotary_factor"] = 0.5
 
 # name -> (model type of transformers, settings)
 SETTINGS = {
@@ -139,9 +154,69 @@ SETTINGS = {
             "eos_token_id": 2,
         },
     ),
+    # Positions that have to be said, slots that no module names, keys that tables do not tell of:
+    "bamba": (  # counts positions from 0 on every call that does not say them
+        "bamba",
+        {**_SIZES, **_MAMBA2, "attn_layer_indices": [1], **_PARTIAL},
+    ),
+    "zamba": (  # no positions; the shared block has no layer_idx
+        "zamba",
+        {**_SIZES, **_SHARED_BLOCK, "mamba_d_state": 8, "n_mamba_heads": 2},
+    ),
+    "zamba2": (  # the shared block's layer_idx is -1
+        "zamba2",
+        {**_SIZES, **_SHARED_BLOCK, "use_mem_rope": True, "mamba_d_state": 16, "chunk_size": 16},
+    ),
+    "hrm_text": (  # two modules fill eight slots
+        "hrm_text",
+        {**_SIZES, "num_hidden_layers": 1, "head_dim": 16, "embedding_scale": 1.0},
+    ),
+    "smollm3": ("smollm3", {**_SIZES, "no_rope_layers": [1, 0]}),  # given tables, not used
+    "cohere2": ("cohere2", {**_SIZES, "logit_scale": 1.0, **_TWO_KINDS}),
+    "exaone4": ("exaone4", {**_SIZES, **_TWO_KINDS}),
+    "afmoe": ("afmoe", {**_SIZES, "head_dim": 16, **_EXPERTS, **_TWO_KINDS}),
+    "flint": (
+        "flint",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 32,
+            "mlp_only_layers": [0],
+            **_TWO_KINDS,
+        },
+    ),
+    "phi": ("phi", {**_SIZES, **_PARTIAL}),  # partial rotary, sliced in `forward`
+    "stablelm": ("stablelm", {**_SIZES, **_PARTIAL}),
+    "persimmon": ("persimmon", {**_SIZES, **_PARTIAL}),
+    "llama4": (  # complex tables, and a layer without positions
+        "llama4_text",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 2,
+            "no_rope_layers": [1, 0],
+            "attention_chunk_size": WINDOW,
+        },
+    ),
+    "nanochat": ("nanochat", _SIZES),  # turns the other way, and norms after
+    "gptj": ("gptj", {**_GPT2_SIZES, "n_positions": 256, "rotary_dim": 8}),  # sinusoidal tables
+    "codegen": ("codegen", {**_GPT2_SIZES, "n_positions": 256, "rotary_dim": 8}),
+    "granite_hybrid": (  # rope settings, but no rotary embedding
+        "granitemoehybrid",
+        {
+            **_SIZES,
+            **_MAMBA2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "num_local_experts": 2,
+            "shared_intermediate_size": 32,
+        },
+    ),
 }
-WITHOUT_PROBE = {"falcon"}
+WITHOUT_PROBE = {"falcon", "gptj", "codegen"}
 SHARED_CACHE = {"gemma4"}
+CHUNKED = {"llama4"}  # a query sees its own chunk, not a window that moves with it
 
 
 def model(name: str, settings: dict | None = None, **changes) -> torch.nn.Module:
@@ -173,6 +248,14 @@ def loaded(name: str, **changes):
     from data.models import LoadedModel
 
     return LoadedModel(model(name, **changes), tokenizer(), name, "random weights, seed 0")
+
+
+def sharp(name: str):
+    """A family's model whose predictions are: a random model's hardly move, whatever is wrong."""
+    a_model = loaded(name)
+    head = a_model.model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(SHARPNESS * head.weight.detach())
+    return a_model
 
 
 def token_ids(n: int, seed: int = 0) -> torch.Tensor:

@@ -39,6 +39,23 @@ EXPECTED = {
     "gemma4": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 32, 32)],
     "mimo": [(0, "full", 2, N, 24, 16), (1, "sliding", 4, 15, 24, 16)],
     "falcon": [(0, "full", 1, N, 16, 16), (1, "full", 1, N, 16, 16)],
+    "bamba": [(1, "full", 2, N, 16, 16)],
+    "zamba": [(1, "full", 4, N, 32, 32), (3, "full", 4, N, 32, 32)],
+    "zamba2": [(1, "full", 4, N, 32, 32), (3, "full", 4, N, 32, 32)],
+    "hrm_text": [(slot, "full", 4, N, 16, 16) for slot in range(8)],
+    "smollm3": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
+    "cohere2": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 16, 16)],
+    "exaone4": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 16, 16)],
+    "afmoe": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 16, 16)],
+    "flint": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 16, 16)],
+    "phi": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
+    "stablelm": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
+    "persimmon": [(0, "full", 4, N, 16, 16), (1, "full", 4, N, 16, 16)],
+    "llama4": [(0, "sliding", 2, 15, 16, 16), (1, "full", 2, N, 16, 16)],
+    "nanochat": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
+    "gptj": [(0, "full", 4, N, 16, 16), (1, "full", 4, N, 16, 16)],
+    "codegen": [(0, "full", 4, N, 16, 16), (1, "full", 4, N, 16, 16)],
+    "granite_hybrid": [(1, "full", 2, N, 16, 16)],
 }
 
 
@@ -89,16 +106,16 @@ def test_generation_does_not_reach_into_the_prefill_before_it():
 
 def test_prefill_asks_for_the_last_logits_only():
     loaded = families.loaded("llama_gqa")
-    asked = {}
+    asked = []
     forward = loaded.model.forward
 
-    def spy(*args, logits_to_keep=0, **kwargs):
-        asked["logits_to_keep"] = logits_to_keep
-        return forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+    def spy(input_ids, *args, logits_to_keep=0, **kwargs):
+        asked.append((input_ids.shape[1], logits_to_keep))
+        return forward(input_ids, *args, logits_to_keep=logits_to_keep, **kwargs)
 
     loaded.model.forward = spy
     prefill(loaded, families.token_ids(N))
-    assert asked == {"logits_to_keep": 1}
+    assert asked[0] == (N, 1) and all(n < 16 for n, _ in asked[1:])  # of trials of the model
 
 
 @pytest.mark.parametrize(
@@ -131,7 +148,7 @@ def test_nan_and_inf_in_the_head_are_refused_naming_the_logits(value):
     for go in (
         lambda: prefill(loaded, families.token_ids(8)),
         lambda: generate(loaded, start, 2),
-        lambda: greedy(loaded, start.past, 5, 2),
+        lambda: greedy(loaded, start.past, 8, 5, 2),
     ):
         with pytest.raises(UsageError, match=r"logits of llama_gqa hold NaN or Inf in float32"):
             go()
@@ -167,7 +184,7 @@ def test_token_ids_beyond_the_vocabulary_are_refused_with_both_numbers():
         lambda: long_enough(other, [sample("x")], 1, 1, 1, "continuation"),
         lambda: long_enough(other, [sample("x")], 1, 1, 1),
         lambda: windows(other, "text"),
-        lambda: greedy(loaded, prefill(loaded, families.token_ids(8)).past, 305, 1),
+        lambda: greedy(loaded, prefill(loaded, families.token_ids(8)).past, 8, 305, 1),
     ):
         with pytest.raises(UsageError, match=says):
             read()

@@ -10,7 +10,7 @@ from data.extraction import prefill
 from data.resume import as_past, greedy, side_by_side
 from tests import families
 
-WITH_STATES = {"falcon_h1", "qwen3_next"}
+WITH_STATES = {"falcon_h1", "qwen3_next", "bamba", "zamba", "zamba2", "granite_hybrid"}
 
 
 @pytest.mark.parametrize("name", families.SETTINGS)
@@ -48,7 +48,7 @@ def test_generate_takes_a_restored_cache(name):
             pad_token_id=0,
         )
     assert direct.tolist() == resumed.tolist()
-    found = greedy(loaded, as_past(loaded, restored), int(ids[-1]), 6)
+    found = greedy(loaded, as_past(loaded, restored), 40, int(ids[-1]), 6)
     assert found == direct[0, 41:].tolist()
 
 

@@ -40,7 +40,11 @@ def test_scoring_writes_neither_to_the_models_cache_nor_to_ours():
     assert all(torch.equal(a, b.keys) for a, b in zip(kept, start.cache.layers, strict=True))
 
 
-@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma2", "mistral", "gpt_oss", "gemma4"])
+EVICTED = ["llama_gqa", "gpt2", "gemma2", "mistral", "gpt_oss", "gemma4", "deepseek_v3"]
+SHARED_BLOCKS = ["zamba", "zamba2", "hrm_text"]  # the cache alone knows their layers
+
+
+@pytest.mark.parametrize("name", EVICTED + SHARED_BLOCKS)
 def test_an_evicted_token_is_invisible_and_new_tokens_see_each_other(name):
     loaded, ids, start, continuation = scored(name)
     keep = torch.ones(CONTEXT, dtype=torch.bool)
@@ -57,6 +61,22 @@ def test_an_evicted_token_is_invisible_and_new_tokens_see_each_other(name):
             position_ids=positions,
         ).logits[0]
     torch.testing.assert_close(found, torch.log_softmax(logits.float(), -1), atol=1e-4, rtol=1e-3)
+
+
+def test_eviction_is_of_one_slot_where_a_module_fills_several():
+    _, _, start, continuation = scored("hrm_text")
+    full, found = continuation.log_probabilities(start.cache), []
+    for i, layer in enumerate(start.cache.layers):
+        mask = torch.ones(layer.n_heads, CONTEXT, dtype=torch.bool)
+        mask[:, 3:30] = False
+        layers = list(start.cache.layers)
+        layers[i] = replace(layer, keep=mask)
+        cache = replace(start.cache, layers=tuple(layers))
+        found.append(continuation.log_probabilities(cache) - full)
+    assert len(found) == 8
+    for i, one in enumerate(found):
+        assert one.abs().max() > 1e-5
+        assert not any(torch.allclose(one, other, atol=1e-6) for other in found[:i])
 
 
 def test_eviction_is_per_head():

@@ -1,0 +1,71 @@
+"""The one way to run a model: where its tokens stand in the text is always said.
+
+Left to themselves some models count from 0 on every call, whatever their cache holds (Bamba), and
+go on from the wrong place in silence.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from data.cache import Past
+from data.models import LoadedModel
+
+
+class Output(Protocol):
+    """Of a model that keeps keys and values; others have no `past_key_values`."""
+
+    logits: torch.Tensor
+    past_key_values: Past
+
+
+def forward(
+    loaded: LoadedModel,
+    token_ids: torch.Tensor,
+    past: Past | None = None,
+    n_past: int = 0,
+    last_only: bool = False,
+) -> Output:
+    """The model's output for (tokens,) token ids that follow the `n_past` tokens in `past`.
+
+    last_only: logits of the last position alone, which for a long text are smaller than the cache
+    by far where all of them would be larger.
+    """
+    positions = torch.arange(n_past, n_past + len(token_ids))
+    return forward_at(loaded, token_ids[None], positions[None], past, last_only)
+
+
+def forward_at(
+    loaded: LoadedModel,
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    past: Past | None = None,
+    last_only: bool = False,
+) -> Output:
+    """The same for (texts, tokens) token ids at these positions, in as far as it is told them."""
+    told: dict[str, object] = {"past_key_values": past, "use_cache": True}
+    accepted = parameters(loaded)
+    places = positions.to(loaded.device)
+    if "position_ids" in accepted:
+        told["position_ids"] = places
+    if "cache_position" in accepted:
+        told["cache_position"] = places[0]
+    if last_only and "logits_to_keep" in accepted:
+        told["logits_to_keep"] = 1
+    output: Output = loaded.model(token_ids.to(loaded.device), **told)
+    return output
+
+
+def parameters(loaded: LoadedModel) -> Mapping[str, inspect.Parameter]:
+    """What the model's `forward` can be given, by name."""
+    return inspect.signature(loaded.model.forward).parameters
+
+
+def some_token_ids(loaded: LoadedModel, n_tokens: int) -> torch.Tensor:
+    """(n_tokens,) ids, the same each time, from where vocabularies have common parts of words:
+    special tokens stand at their ends."""
+    size = loaded.vocabulary or 1  # an id that every model has
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(size // 4, max(1, 3 * size // 4), (n_tokens,), generator=generator)
