@@ -114,7 +114,7 @@ def generate(loaded: LoadedModel, start: Prefill, new_tokens: int) -> KVCache:
     new_ids = torch.cat(tokens, dim=1)[0].cpu()
     token_ids = torch.cat([start.cache.token_ids, new_ids])
     now = rotations(loaded, len(token_ids))
-    kept = {x.index: x.rotary for x in start.cache.layers if x.rotary == now[x.index]}
+    kept = {x.index: x.rotary for x in start.cache.layers if x.rotary == now.get(x.index)}
     layers = _layers(start.past, len(token_ids), loaded, kept)
     cache = KVCache(layers, token_ids, n_cached, loaded.name)
     refuse_non_finite(cache, loaded.dtype)

@@ -6,16 +6,21 @@ all in one pass; a rotation is claimed where it turns their keys at the one into
 other, and that there is none where they are equal. What cannot be reproduced is not claimed.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
 
+from config import UsageError
 from data.cache import PastLayer
 from data.forward import forward_at, parameters, some_token_ids
 from data.models import LoadedModel
+from data.refusals import said, strangers_code
 from data.rotary import NOT_ROTATED, Rotary
+
+log = logging.getLogger(__name__)
 
 Rotations = dict[int, Rotary | None]  # by slot of the cache; None where it is not known
 
@@ -63,7 +68,12 @@ def rotations(loaded: LoadedModel, n_tokens: int) -> Rotations:
 def _rotations(loaded: LoadedModel, n_tokens: int) -> Rotations:
     places = _places(min(max(n_tokens, 2 * PAIRS), loaded.max_positions or n_tokens + 2 * PAIRS))
     ids = some_token_ids(loaded, PAIRS).repeat(2)
-    past = forward_at(loaded, ids[:, None], places[:, None], last_only=True).past_key_values
+    try:
+        with strangers_code(lambda error: _not_run(loaded, error)):
+            past = forward_at(loaded, ids[:, None], places[:, None], last_only=True).past_key_values
+    except UsageError as reason:
+        log.warning("%s", reason)
+        return {}
     cached = {slot: layer for slot, layer in enumerate(past.layers) if is_stored(layer)}
     sources = list(_sources(loaded))
     if not sources and not any(getattr(loaded.settings, name, None) for name in ROPE_SETTINGS):
@@ -77,6 +87,13 @@ def _rotations(loaded: LoadedModel, n_tokens: int) -> Rotations:
     if "position_ids" not in parameters(loaded) or (sources and not any(moved)):
         return dict.fromkeys(cached)  # it does not heed the positions that it is told
     return {slot: _rotary(pairs, sources, loaded) for slot, pairs in keys.items()}
+
+
+def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
+    return UsageError(
+        f"{loaded.name} cannot be run on several texts at once ({said(error)})",
+        "so what rotates its keys is not known",
+    )
 
 
 def _places(n_positions: int) -> torch.Tensor:

@@ -26,7 +26,14 @@ def refuse_wrong_cache(loaded: LoadedModel) -> None:
     cache are not those without one."""
     if loaded.model in _tried:
         return
-    off = _difference(loaded)
+    with strangers_code(
+        lambda error: UsageError(
+            f"{loaded.name} cannot be run both on top of its cache and without one "
+            f"({said(error)}), so whether its cache is right cannot be told",
+            "try another version of transformers",
+        )
+    ):
+        off = _difference(loaded)
     # In 16 bits right models differ by a quarter of this.
     if off > max(LEAST_TOLERANCE, 2 * torch.finfo(loaded.torch_dtype).eps ** 0.5):
         raise UsageError(
@@ -44,13 +51,6 @@ def _difference(loaded: LoadedModel) -> float:
     ids = some_token_ids(loaded, STEPS[-1][1])
     past = forward(loaded, ids[:CONTEXT]).past_key_values
     steps = [forward(loaded, ids[start:end], past, start).logits[0] for start, end in STEPS]
-    with strangers_code(
-        lambda error: UsageError(
-            f"{loaded.name} cannot be run without a cache ({said(error)}), so whether its cache is "
-            "right cannot be told",
-            "try another version of transformers",
-        )
-    ):
-        whole = loaded.model(ids[None].to(loaded.device), use_cache=False).logits[0, CONTEXT:]
+    whole = loaded.model(ids[None].to(loaded.device), use_cache=False).logits[0, CONTEXT:]
     found, whole = torch.cat(steps).float(), whole.float()
     return float(((found - whole).square().mean(-1).sqrt() / whole.std(-1)).median())

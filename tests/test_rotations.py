@@ -182,3 +182,19 @@ def test_a_model_is_looked_at_once_for_a_length(monkeypatch):
     first = rotations.rotations(loaded, N)
     monkeypatch.setattr(rotations, "forward_at", None)
     assert rotations.rotations(loaded, N) is first
+
+
+def test_a_model_that_runs_on_one_text_at_a_time_is_analysed_without(caplog):
+    loaded = families.loaded("llama_gqa")
+    run = loaded.model.forward
+
+    def of_one(input_ids, position_ids=None, **rest):
+        return run(input_ids.reshape(1, -1, input_ids.shape[1]), position_ids=position_ids, **rest)
+
+    def one_at_a_time(input_ids, **rest):
+        return (run if len(input_ids) == 1 else of_one)(input_ids, **rest)
+
+    loaded.model.forward = one_at_a_time
+    grown = generate(loaded, prefill(loaded, families.token_ids(N)), 2)
+    assert [layer.rotary for layer in grown.layers] == [None, None]
+    assert "cannot be run on several texts at once" in caplog.text

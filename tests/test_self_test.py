@@ -41,14 +41,26 @@ def test_a_model_is_tried_once(monkeypatch):
         refuse_wrong_cache(families.loaded("llama_gqa"))
 
 
-def test_a_model_that_runs_with_a_cache_alone_is_refused_with_its_reason(monkeypatch):
-    loaded = families.loaded("llama_gqa")
-    run = loaded.model.forward
+def test_a_model_that_cannot_go_on_from_its_cache_is_refused_with_its_reason():
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "dim_head": 16}
+        sizes |= {"num_attention_heads": 4, "dim_ff": 96}
+        patch.setitem(families.SETTINGS, "cpmant", ("cpmant", sizes))  # its bias has no past
+        loaded = families.loaded("cpmant")
+    with pytest.raises(
+        UsageError, match=r"cannot be run both .* \(RuntimeError: The size of tenso"
+    ):
+        prefill(loaded, families.token_ids(20))
 
-    def cached_only(*args, use_cache, **rest):
-        return run(*args, use_cache=use_cache, **rest) if use_cache else int("no")
 
-    monkeypatch.setattr(loaded.model, "forward", cached_only)
-    monkeypatch.setattr("data.refusals._raised_in_ours", lambda error: False)
-    with pytest.raises(UsageError, match=r"cannot be run without a cache \(ValueError: invalid"):
-        refuse_wrong_cache(loaded)
+def test_a_mask_that_is_wrong_for_several_tokens_at_once_is_found():
+    # MiniMax takes the length of the past from its first layer, where that keeps a state: tokens
+    # fed together after it see each other both ways.
+    usual = families.SETTINGS["llama_gqa"][1]
+    experts = {"num_local_experts": 4, "head_dim": 16}
+    kinds = {"layer_types": ["linear_attention", "full_attention"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(families.SETTINGS, "minimax", ("minimax", usual | experts | kinds))
+        loaded = families.loaded("minimax")
+    with pytest.raises(UsageError, match="predicts otherwise on top of its cache than without one"):
+        prefill(loaded, families.token_ids(20))
