@@ -61,7 +61,7 @@ _SPARSE_MLP = {
 _INDEXED = {
     "q_lora_rank": 32,
     "index_topk": 8,
-    "index_n_heads": 2,
+    "index_n_heads": 16,  # of few, none may like a key: ties at zero, broken by chance
     "index_head_dim": 16,
     "initializer_range": 0.2,
 }
@@ -217,6 +217,7 @@ WITHOUT_PROBE = {"falcon"}
 SHARED_CACHE = {"gemma4"}
 LINEAR_AFTER = ("qwen3_next_after", "qwen3_5", "olmo_hybrid", "kimi_linear", "bailing")
 INDEXED = ("deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4")
+COMPRESSED = {"deepseek_v4"}  # attends to entries of several tokens as well
 UNCALIBRATED = {"deepseek_v4"}  # its values are its keys, and never read
 
 
