@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from data.attention import AttentionCall, Output, wrapped_attention
+from data.sparse_index import goes_by_index
 
 BLOCK_SCORES = 2**20  # attention scores held at a time (4 MB): never tokens x tokens
 RECENT_QUERIES = 32  # the last ones, whose attention is measured apart as well
@@ -80,6 +81,8 @@ class AttentionProbe:
     def _attend(self, call: AttentionCall) -> Output:
         """Stands in for an attention function."""
         query, key, mask = call.query, call.key, call.mask
+        if key.shape[-2] > self.n_tokens:  # among them entries that are no tokens
+            return call.run()
         last = slice(-RECENT_QUERIES, None)
         few = mask if mask is None else mask[:, :, last]
         if call.name == "eager":  # returns its weights
@@ -98,6 +101,8 @@ class AttentionProbe:
                 sums = softmax_sums(query[0], key[0], mask, scaling)
         n_keys = key.shape[-2]
         pad = (self.n_tokens - n_keys, 0)  # keys end where the sequence ends
+        if goes_by_index(call.module):  # what it has not chosen could be seen, and got nothing
+            mask = few = None
         seen = _seen_by(mask, query.shape[-2], n_keys, key.device)
         n_last = min(RECENT_QUERIES, query.shape[-2])
         seen_lately = _seen_by(few, n_last, n_keys, key.device)

@@ -13,6 +13,7 @@ from data.cache import KVCache, LayerKV, Past
 from data.forward import forward
 from data.models import LoadedModel
 from data.resume import greedy
+from data.sparse_index import hidden_from_index
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,15 @@ def _evicted_hidden(loaded: LoadedModel, cache: KVCache) -> Iterator[None]:
         if layer is None:
             return call.run()
         reached.add(layer.index)
+        if call.key.shape[-2] != layer.n_tokens + call.query.shape[-2]:
+            raise _attends_to_more(loaded, layer)
         return replace(call, mask=_with_evictions(call, layer)).run()
 
     if not layers:
         yield
         return
-    with wrapped_attention(loaded.model, hidden):
+    evicted = {layer.index: layer for layer in layers.values()}
+    with wrapped_attention(loaded.model, hidden), hidden_from_index(loaded, evicted):
         yield
     if reached != set(layers):
         raise UsageError(
@@ -98,6 +102,15 @@ def _evicted_hidden(loaded: LoadedModel, cache: KVCache) -> Iterator[None]:
             "costs cannot be measured",
             "choose a method that keeps all tokens and heads",
         )
+
+
+def _attends_to_more(loaded: LoadedModel, layer: LayerKV) -> UsageError:
+    return UsageError(
+        f"Layer {layer.index} of {loaded.name} attends to other entries beside those of its "
+        "tokens, in which what is evicted would still be seen, so what that costs cannot be "
+        "measured",
+        "choose a method that keeps all tokens and heads",
+    )
 
 
 def _with_evictions(call: AttentionCall, layer: LayerKV) -> torch.Tensor:

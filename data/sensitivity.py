@@ -7,15 +7,17 @@ sum_s eps_s log p_s(y_s) with random signs eps_s gives the sum of all F_s at onc
 F_s, for other signs' products vanish. KVQuant (arXiv 2401.18079) weighs errors in the same way.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from config import UsageError
-from data.cache import KINDS, KVCache, LayerKV
+from data.cache import KINDS, KVCache, LayerKV, Past
 from data.extraction import prefill
 from data.forward import forward
 from data.models import LoadedModel
@@ -102,6 +104,7 @@ def draws(
     try:
         with torch.enable_grad(), _frozen(loaded.model):
             past = filled(start.past, _with_leaves(cache, leaves), loaded.torch_dtype)
+            _write_states_anew(past)
             logits = forward(loaded, fed, past, n_context).logits[0]
             log_probabilities = torch.log_softmax(logits.float(), dim=-1)
             _refuse_nan(log_probabilities, loaded)
@@ -118,8 +121,9 @@ def draws(
         if any(words in str(error) for words in NO_DERIVATIVE):
             raise _no_gradients(loaded) from error
         raise  # lack of memory, for one
-    if any(g is None for each in gradients for g in each):
-        raise _no_gradients(loaded)
+    unmoved = [leaf for leaf, g in enumerate(gradients[0]) if g is None]
+    if unmoved:
+        raise _no_gradients(loaded, _place(cache, unmoved[0]))
     if not all(g.isfinite().all() for each in gradients for g in each):
         raise UsageError(
             f"{loaded.name} cannot be calibrated, for its gradients hold NaN or Inf in "
@@ -141,10 +145,14 @@ def _refuse_nan(log_probabilities: torch.Tensor, loaded: LoadedModel) -> None:
         )
 
 
-def _no_gradients(loaded: LoadedModel) -> UsageError:
+def _no_gradients(loaded: LoadedModel, by: str = "its cache") -> UsageError:
     return UsageError(
-        f"{loaded.name} cannot be calibrated, for its predictions give no gradients by its cache"
+        f"{loaded.name} cannot be calibrated, for its predictions give no gradients by {by}"
     )
+
+
+def _place(cache: KVCache, leaf: int) -> str:
+    return f"the {KINDS[leaf % 2]}s of layer {cache.layers[leaf // 2].index}"
 
 
 def _drawn(log_probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -178,6 +186,30 @@ def _with_leaves(cache: KVCache, leaves: list[dict[str, torch.Tensor]]) -> KVCac
             keys = layer.rotary.rotated(keys, layer.positions)
         layers.append(replace(layer, keys=keys, values=leaf["value"]))
     return replace(cache, layers=tuple(layers))
+
+
+def _write_states_anew(past: Past) -> None:
+    """From here on the states of linear attention that this copy of a model's cache object holds
+    are not overwritten: what follows goes into tensors of their own, for transformers writes in
+    place, over what the graph has to remember."""
+    for layer in past.layers:
+        for kind in ("recurrent_state", "conv_state"):
+            states = getattr(layer, f"{kind}s", None)
+            if isinstance(states, dict):
+                update = getattr(layer, f"update_{kind}")
+                setattr(layer, f"update_{kind}", partial(_anew, update, states))
+
+
+def _anew(
+    update: Callable[..., torch.Tensor],
+    states: dict[int, torch.Tensor | None],
+    *arguments: Any,
+    **named: Any,
+) -> torch.Tensor:
+    """What `update` gives, which writes over what `states` holds: copies by then."""
+    for number, state in states.items():
+        states[number] = None if state is None else state.clone()
+    return update(*arguments, **named)
 
 
 @contextmanager

@@ -58,6 +58,28 @@ _SHARED_BLOCK = {  # one attention block, read at several depths
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _PARTIAL = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
 _PARTIAL["rope_parameters"]["partial_rotary_factor"] = 0.5
+_LINEAR_AFTER = {
+    "num_hidden_layers": 3,
+    "layer_types": ["full_attention", "linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "initializer_range": 0.2,
+}
+_SPARSE_MLP = {
+    "num_experts": 4,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+}
+_INDEXED = {
+    "q_lora_rank": 32,
+    "index_topk": 8,
+    "index_n_heads": 16,  # of few, none may like a key: ties at zero, broken by chance
+    "index_head_dim": 16,
+    "initializer_range": 0.2,
+}
 
 # name -> (model type of transformers, settings)
 SETTINGS = {
@@ -213,10 +235,65 @@ SETTINGS = {
             "shared_intermediate_size": 32,
         },
     ),
+    # Hybrids whose linear attention follows attention, and models with an index of keys. Wide
+    # weights make their predictions sharp, so that a wrong position or mask is seen in them.
+    "qwen3_next_after": ("qwen3_next", {**_SIZES, **_LINEAR_AFTER, **_SPARSE_MLP, "head_dim": 16}),
+    "qwen3_5": ("qwen3_5_text", {**_SIZES, **_LINEAR_AFTER, "head_dim": 16}),
+    "olmo_hybrid": ("olmo_hybrid", {**_SIZES, **_LINEAR_AFTER}),
+    "kimi_linear": (  # all experts are taken, for a choice that turns over has no derivative
+        "kimi_linear",
+        {
+            **_SIZES,
+            **_MLA,
+            **_LINEAR_AFTER,
+            "linear_num_heads": 4,
+            "linear_head_dim": 16,
+            "num_experts_per_tok": 4,
+        },
+    ),
+    "bailing": ("bailing_hybrid", {**_SIZES, **_MLA, **_LINEAR_AFTER, "num_local_experts": 4}),
+    "deepseek_v32": ("deepseek_v32", {**_SIZES, **_MLA, **_INDEXED}),
+    "glm_moe_dsa": (  # the second layer takes the places that the first has chosen
+        "glm_moe_dsa",
+        {**_SIZES, **_MLA, **_INDEXED, "indexer_types": ["full", "shared"]},
+    ),
+    "axk2": ("axk2", {**_SIZES, **_MLA, **_INDEXED, "n_group": None, "topk_group": None}),
+    "hy_v4": ("hy_v4", {**_SIZES, **_MLA, **_INDEXED}),
+    "deepseek_v4": (  # compressed entries stand beside the window's
+        "deepseek_v4",
+        {
+            **_SIZES,
+            **_INDEXED,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "partial_rotary_factor": 0.5,
+            "layer_types": [
+                "heavily_compressed_attention",
+                "compressed_sparse_attention",
+                "sliding_attention",
+            ],
+            "compress_rates": {
+                "heavily_compressed_attention": 8,
+                "compressed_sparse_attention": 4,
+            },
+            "sliding_window": WINDOW,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "o_groups": 2,
+            "o_lora_rank": 16,
+            "hc_mult": 2,
+        },
+    ),
 }
 WITHOUT_PROBE = {"falcon", "gptj", "codegen"}
 SHARED_CACHE = {"gemma4"}
 CHUNKED = {"llama4"}  # a query sees its own chunk, not a window that moves with it
+LINEAR_AFTER = ("qwen3_next_after", "qwen3_5", "olmo_hybrid", "kimi_linear", "bailing")
+INDEXED = ("deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4")
+COMPRESSED = {"deepseek_v4"}  # attends to entries of several tokens as well
+UNCALIBRATED = {"deepseek_v4"}  # its values are its keys, and never read
 
 
 def model(name: str, settings: dict | None = None, **changes) -> torch.nn.Module:

@@ -93,3 +93,24 @@ def test_where_nothing_fits_it_says_why(compared):
     said = str(refusal.value)
     assert "tucker 128/64 int4 (layer 0 is too small for these ranks" in said
     assert "are 1 x 12 x 16)" in said and "`embed" not in said
+
+
+def test_where_a_model_cannot_be_calibrated_the_rest_is_compared(compared):
+    """Only who asks for nothing else is refused."""
+    report = compared("deepseek_v4", methods=("coded", "coded_fixed", "int8"), needles=False)
+    assert set(report.tables["compare/compare"]["label"]) == {"none", "int8"}
+    missing = left_out(report.lines)
+    assert missing.keys() == {
+        label for name in ("coded", "coded_fixed") for label in presets.families()[name]
+    }
+    assert all("deepseek_v4 cannot be calibrated" in why for why in missing.values())
+    with pytest.raises(UsageError, match="deepseek_v4 cannot be calibrated"):
+        compared("deepseek_v4", methods=("coded", "coded_fixed"), needles=False)
+
+
+@pytest.mark.parametrize("name", families.LINEAR_AFTER)
+def test_coded_is_measured_where_linear_attention_follows_attention(compared, name):
+    report = compared(name, methods=("coded",), needles=False)
+    kl = report.tables["compare/compare"].set_index("label")["kl_mean_nats"]
+    assert kl["none"] == 0 and len(kl) == 4
+    assert (kl.drop("none") > 0).all() and kl["coded 5.0e-05"] < kl["coded 2.0e-04"]

@@ -56,6 +56,13 @@ EXPECTED = {
     "gptj": [(0, "full", 4, N, 16, 16), (1, "full", 4, N, 16, 16)],
     "codegen": [(0, "full", 4, N, 16, 16), (1, "full", 4, N, 16, 16)],
     "granite_hybrid": [(1, "full", 2, N, 16, 16)],
+    "qwen3_next_after": [(0, "full", 2, N, 16, 16), (2, "full", 2, N, 16, 16)],
+    "qwen3_5": [(0, "full", 2, N, 16, 16), (2, "full", 2, N, 16, 16)],
+    "olmo_hybrid": [(0, "full", 2, N, 16, 16), (2, "full", 2, N, 16, 16)],
+    "kimi_linear": [(0, "latent", 1, N, 24, 8), (2, "latent", 1, N, 24, 8)],
+    "bailing": [(0, "latent", 1, N, 24, 8), (2, "latent", 1, N, 24, 8)],
+    **{name: [(i, "latent", 1, N, 24, 8) for i in range(2)] for name in families.INDEXED},
+    "deepseek_v4": [(i, "sliding", 1, 15, 16, 16) for i in range(3)],
 }
 
 

@@ -50,7 +50,7 @@ def same_chunk(size: int) -> torch.Tensor:
     return (key <= query) & (key // size == query // size)
 
 
-@pytest.mark.parametrize("name", sorted(set(PROBED) - families.SHARED_CACHE))
+@pytest.mark.parametrize("name", sorted(set(PROBED) - families.SHARED_CACHE - families.COMPRESSED))
 def test_attention_received_is_the_mean_of_the_models_own_weights(name):
     result = probed(name)
     every_layer = eager_weights(name, families.token_ids(N))

@@ -22,10 +22,10 @@ def tiny_model():
     return families.loaded("llama_gqa"), families.token_ids(CONTEXT + SCORED + 1)
 
 
-def logs(start, cache):
+def logs(start, cache, model=None):
     """(scored, vocabulary) on top of this cache."""
     loaded, ids = tiny_model()
-    return Continuation(loaded, start.past, ids[CONTEXT:]).log_probabilities(cache)
+    return Continuation(model or loaded, start.past, ids[CONTEXT:]).log_probabilities(cache)
 
 
 def moved(cache, errors):
@@ -46,23 +46,45 @@ def nothing(cache):
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_differences(layer, kind):
-    loaded, ids = tiny_model()
+    loaded, _ = tiny_model()
+    refuse_other_gradients(loaded, layer, kind, change=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", families.LINEAR_AFTER)
+def test_gradients_go_through_linear_attention(name, kind):
+    """transformers writes the state of the layer between two that attend over what autograd needs,
+    which was an error before."""
+    loaded = families.loaded(name)
+    refuse_other_gradients(loaded, 0, kind, change=0.01)
+
+
+def refuse_other_gradients(loaded, layer, kind, change):
+    """The largest gradients by one layer are what the sum of log-probabilities changes by."""
+    _, ids = tiny_model()
     start = prefill(loaded, ids[:CONTEXT])
     found = draws(loaded, ids, CONTEXT, seed=3)[0]
     generator = torch.Generator().manual_seed(3)
-    drawn = torch.multinomial(logs(start, start.cache).exp(), 1, generator=generator)
+    drawn = torch.multinomial(logs(start, start.cache, loaded).exp(), 1, generator=generator)
     signs = 2 * torch.randint(0, 2, drawn.shape, generator=generator) - 1
     gradient = found.gradients[layer][kind]
-    assert found.n_scored == SCORED and gradient.shape == start.cache.layers[layer].keys.shape
+    held = start.cache.layers[layer].tensor(kind)
+    assert found.n_scored == SCORED and gradient.shape == held.shape
     for place in gradient.flatten().abs().topk(3).indices.tolist():
         sums = []
-        for change in (-0.1, 0.1):
+        for step in (-change, change):
             errors = nothing(start.cache)
-            errors[layer][kind].view(-1)[place] = change
-            log_probabilities = logs(start, moved(start.cache, errors)).double()
+            errors[layer][kind].view(-1)[place] = step
+            log_probabilities = logs(start, moved(start.cache, errors), loaded).double()
             sums.append((log_probabilities.gather(1, drawn) * signs).sum().item())
-        expected = (sums[1] - sums[0]) / 0.2
+        expected = (sums[1] - sums[0]) / (2 * change)
         assert gradient.flatten()[place].item() == pytest.approx(expected, rel=0.05, abs=2e-4)
+
+
+def test_the_values_that_a_model_never_reads_are_named():
+    loaded = families.loaded("deepseek_v4")
+    with pytest.raises(UsageError, match="no gradients by the values of layer 0"):
+        draws(loaded, families.token_ids(CONTEXT + SCORED + 1), CONTEXT)
 
 
 def test_squared_gradients_tell_the_divergence_of_small_errors():

@@ -128,7 +128,7 @@ class _Moments:
         least = 1e-6 * torch.stack([m.trace() / len(m) for m in means.values()]).mean()
         if not least > 0:
             raise UsageError(
-                "This model cannot be calibrated", "its predictions do not depend on its cache"
+                "This model cannot be calibrated, for its predictions do not depend on its cache"
             )
         roots: Tensors = {}
         scales = []

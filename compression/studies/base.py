@@ -39,10 +39,13 @@ class Report:
 @dataclass(frozen=True)
 class Learned:
     """What was learned on texts that are not scored: the model's calibration, and the caches of
-    some of them by name; where the study asks for them."""
+    some of them by name; where the study asks for them.
+
+    uncalibrated: why there is no calibration, where the model cannot be calibrated."""
 
     calibration: Calibration | None = None
     caches: tuple[tuple[str, KVCache], ...] = ()
+    uncalibrated: UsageError | None = None
 
 
 class Plan(ABC):

@@ -104,13 +104,15 @@ class CompareStudy(Study):
 
     def look(self, judge: Judge, learned: Learned) -> "ComparePlan":
         """Goes on without the settings that can do nothing with such a cache."""
+        left_out = self._uncalibrated(learned)
         labels = {
             make(*setting, learned.calibration): (family, label)
             for family, settings in self.settings.items()
             for label, setting in settings.items()
+            if label not in left_out
         }
         why = _unfit(judge, labels)
-        left_out = {labels[m][1]: reason for m, reason in why.items()}
+        left_out |= {labels[m][1]: reason for m, reason in why.items()}
         fit = {m: names for m, names in labels.items() if m not in why}
         if {family for family, _ in fit.values()} == {"none"}:
             raise UsageError(
@@ -119,6 +121,18 @@ class CompareStudy(Study):
                 "give others, or where more tokens would help a larger `context_tokens`",
             )
         return ComparePlan(self, judge, fit, left_out)
+
+    def _uncalibrated(self, learned: Learned) -> dict[str, str]:
+        """label -> why, of the settings that cannot do without a calibration that there is not;
+        where they are all that was asked for, that is the end."""
+        refusal = learned.uncalibrated
+        if refusal is None:
+            return {}
+        named = {label: one for each in self.settings.values() for label, one in each.items()}
+        lacking = [label for label, setting in named.items() if needs_calibration(*setting)]
+        if named.keys() == {"none", *lacking}:
+            raise refusal
+        return dict.fromkeys(lacking, refusal.reason)
 
 
 def _unfit(judge: Judge, methods: Iterable[Compressor]) -> dict[Compressor, str]:

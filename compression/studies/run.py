@@ -16,6 +16,7 @@ from compression.evaluate import Judge, as_records, summary
 from compression.studies.base import Learned, Plan, Report, Study
 from compression.studies.needle import Needle, needles
 from compression.studies.rows import Rows
+from config import UsageError
 from data import extraction, memory, scored_texts
 from data.models import LoadedModel
 from data.scored_texts import Text
@@ -98,7 +99,11 @@ def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
     caches = (
         (sample.name, extraction.prefill(loaded, ids).cache.in_16_bits()) for sample, ids in others
     )
-    return Learned(calibration_of(loaded) if study.calibrates else None, tuple(caches))
+    try:
+        calibration = calibration_of(loaded) if study.calibrates else None
+    except UsageError as refusal:  # of methods that need it alone, which the study leaves out
+        return Learned(None, tuple(caches), refusal)
+    return Learned(calibration, tuple(caches))
 
 
 def _scored(
