@@ -140,13 +140,71 @@ SETTINGS = {
         },
     ),
 }
+# Caches that hold more than keys and values.
+KEEPS_MORE = {
+    "deepseek_v32": (  # keys of a sparse index
+        "deepseek_v32",
+        {
+            **_SIZES,
+            **_MLA,
+            "q_lora_rank": 32,
+            "head_dim": 8,
+            "index_topk": 8,
+            "index_head_dim": 16,
+            "index_n_heads": 2,
+        },
+    ),
+    "deepseek_v4": (  # values are the keys; compressed entries, and tokens that wait for it
+        "deepseek_v4",
+        {
+            **{name: size for name, size in _SIZES.items() if name != "intermediate_size"},
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "q_lora_rank": 32,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": [
+                "sliding_attention",
+                "compressed_sparse_attention",
+                "heavily_compressed_attention",
+            ],
+            "compress_rates": {
+                "compressed_sparse_attention": 4,
+                "heavily_compressed_attention": 8,
+            },
+            "mlp_layer_types": ["moe"] * 3,
+            "sliding_window": WINDOW,
+            "o_groups": 2,
+            "o_lora_rank": 16,
+            "index_n_heads": 2,
+            "index_head_dim": 16,
+            "index_topk": 4,
+            "hc_mult": 2,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    "minimax": (  # states in a list of the cache itself
+        "minimax",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "block_size": 8,
+        },
+    ),
+    "lfm2": ("lfm2", {**_SIZES, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
+}
 WITHOUT_PROBE = {"falcon"}
 SHARED_CACHE = {"gemma4"}
 
 
 def model(name: str, settings: dict | None = None, **changes) -> torch.nn.Module:
     """A tiny model of a family with the same random weights each time, with other `settings`."""
-    model_type, usual = SETTINGS[name]
+    model_type, usual = (SETTINGS | KEEPS_MORE)[name]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(
         AutoConfig.for_model(model_type, **usual | (settings or {})), **changes

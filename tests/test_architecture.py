@@ -42,8 +42,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.sources": ({"config", "data.default_model"}, HEAVY),
     "data.rotary": (set(), HEAVY - {"torch"}),
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
+    "data.inventory": ({"data.cache"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
-    "analysis": ({"config", "data.cache"}, MODELS | PICTURES),
+    "analysis": ({"config", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
     "compression.headers": (set(), HEAVY),
@@ -80,7 +81,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         HEAVY,
     ),
     "compression.evaluate": (
-        {"config", "compression.base", "data.cache", *RUNNING},
+        {"config", "compression.base", "data.cache", "data.inventory", *RUNNING},
         MODELS | PICTURES,
     ),
     "compression.studies": (
@@ -96,6 +97,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.coded.kept_calibrations",
             *RUNNING,
             "data.cache",
+            "data.inventory",
             "data.scored_texts",
             "data.writing",
         },
