@@ -5,7 +5,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from tqdm import tqdm
@@ -85,7 +85,7 @@ def prefill(
     model = loaded.model
     watch = AttentionProbe(len(token_ids), recent_only) if probe else None
     with seen_tables(model) as tables, watch.watching(model) if watch else nullcontext():
-        output = _forward(loaded, token_ids)
+        output = _forward(loaded, token_ids, every_query=probe)
     past = _own_cache(output, loaded)
     layers = _layers(past, len(token_ids), loaded, tables)
     if watch:
@@ -140,12 +140,20 @@ def refuse_non_finite(
         )
 
 
-def _forward(loaded: LoadedModel, token_ids: torch.Tensor, **kwargs: object) -> _Output:
+def _forward(
+    loaded: LoadedModel, token_ids: torch.Tensor, every_query: bool = False, **kwargs: object
+) -> _Output:
     """The model's output; logits of the last position only, which for a long text are smaller
-    than the cache by far where all of them would be larger."""
-    accepted = inspect.signature(loaded.model.forward).parameters
-    if "logits_to_keep" in accepted:
-        kwargs["logits_to_keep"] = 1
+    than the cache by far where all of them would be larger.
+
+    every_query: run all positions through all layers. Given the last one as a number, models whose
+    last layers have no cache of their own run these on that position alone, not as a place.
+    """
+    kept = inspect.signature(loaded.model.forward).parameters.get("logits_to_keep")
+    if kept is not None:
+        as_place = every_query and torch.Tensor in get_args(kept.annotation)
+        last = torch.tensor([len(token_ids) - 1], device=loaded.device)
+        kwargs["logits_to_keep"] = last if as_place else 1
     fed = token_ids[None].to(loaded.device)
     with strangers_code(partial(_not_run, loaded)):
         output: _Output = loaded.model(fed, use_cache=True, **kwargs)

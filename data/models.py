@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 import config
 from config import UsageError
 from data import downloads, hub, model_files, refusals
 from data.downloads import Listing
+from data.model_classes import auto_class
 from data.refusals import said, strangers_code
 from data.sources import resolve
 from data.texts import printable
@@ -221,8 +222,9 @@ def load(
     dtype: str | None = None,
     trust_remote_code: bool | None = None,
 ) -> LoadedModel:
-    """A causal model by name, hub id, folder or .gguf file, on a device; encoder-decoders and
-    others are refused in a sentence. What is not given is as config.py says.
+    """A causal model by name, hub id, folder or .gguf file, on a device, or a wrapper that shows
+    images to one, which is given text alone; encoder-decoders and others are refused in a sentence.
+    What is not given is as config.py says.
 
     device: auto, cpu, cuda or mps. dtype: auto (float32 on the cpu, elsewhere the checkpoint's),
     float32, bfloat16 or float16.
@@ -248,7 +250,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
         # Weights come from safetensors or GGUF: a pickle could run any code.
         safe = {} if source.gguf else {"use_safetensors": True}
-        weights, report = AutoModelForCausalLM.from_pretrained(
+        weights, report = auto_class(settings).from_pretrained(
             **source.arguments,
             **safe,
             dtype=pick_dtype(dtype or config.DTYPE, place),
@@ -261,7 +263,7 @@ def load(
 
 
 def _refuse_settings(name: str, settings: "PretrainedConfig") -> None:
-    if settings.is_encoder_decoder:
+    if settings.is_encoder_decoder or settings.get_text_config().is_encoder_decoder:
         raise UsageError(
             f"`model` {name} is an encoder-decoder ({settings.model_type})",
             "its cache belongs to two texts at once; give a decoder-only causal model",
