@@ -132,7 +132,7 @@ class Inventory:
 
 
 def _held(path: str, tensor: torch.Tensor, same_as: str | None) -> Held:
-    kind = _kind(path, tensor)
+    kind = kind_of(path) or (STATE if tensor.ndim else COUNTER)
     size = BYTES_PER_ENTRY if kind in KINDS else tensor.element_size()
     return Held(
         path,
@@ -145,10 +145,11 @@ def _held(path: str, tensor: torch.Tensor, same_as: str | None) -> Held:
     )
 
 
-def _kind(path: str, tensor: torch.Tensor) -> str:
+def kind_of(path: str) -> str | None:
+    """ "key" or "value" of what stands there; None of all else."""
     match path.split("."):
         case ["layers", _, "keys"]:
             return "key"
         case ["layers", _, "values"]:
             return "value"
-    return COUNTER if tensor.ndim == 0 else STATE
+    return None

@@ -22,7 +22,16 @@ SEALED = {"config", "compression.base", "compression.sealed", "compression.store
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {
     f"data.{name}"
-    for name in ("memory", "models", "extraction", "scoring", "resume", "texts", "vocabulary")
+    for name in (
+        "memory",
+        "models",
+        "extraction",
+        "scoring",
+        "resume",
+        "own_cache",
+        "texts",
+        "vocabulary",
+    )
 }
 THREADS = "data.threads"  # settled by any room before it brings in torch
 # Room -> (what it may import of ours beside itself, which libraries it does not know).
@@ -60,7 +69,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods.packing",
             "data.cache",
             "data.models",
-            "data.resume",
+            "data.own_cache",
             "data.sensitivity",
             "data.texts",
         },
@@ -78,7 +87,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "compression.files": (
         {*SEALED, "compression.headers", "compression.registry", "data.cache"},
-        HEAVY,
+        HEAVY - {"torch"},
     ),
     "compression.evaluate": (
         {"config", "compression.base", "data.cache", "data.inventory", *RUNNING},
@@ -112,6 +121,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.prompt_file",
             "compression.headers",
             "compression.registry",
+            "compression.stored",
             "compression.coded.kept_calibrations",
             "compression.studies.presets",
             *RUNNING,
