@@ -19,6 +19,7 @@ import torch
 from compression.base import Compressor
 from config import UsageError
 from data.cache import KINDS, KVCache
+from data.inventory import Inventory
 from data.scoring import Continuation
 from data.texts import printable
 
@@ -28,6 +29,7 @@ MEASURES = (
     "per_model_bytes",
     "bits_per_value",
     "ratio",
+    "ratio_of_all_kept",
     "key_error",
     "value_error",
     "perplexity_full",
@@ -71,6 +73,7 @@ class Judge:
     def __init__(self, cache: KVCache, continuation: Continuation) -> None:
         self.cache = cache.in_16_bits()
         self.continuation = continuation
+        self.inventory = Inventory.of(continuation.past)
         self._full = continuation.log_probabilities(self.cache)  # (scored, vocabulary)
         self._full_nats = self._mean_nats(self._full, "the untouched cache")
 
@@ -99,12 +102,17 @@ class Judge:
             "per_model_bytes": method.per_model_nbytes,
             "bits_per_value": 8 * compressed.nbytes / self.cache.n_entries,
             "ratio": compressed.ratio,
+            "ratio_of_all_kept": self._ratio_of_all_kept(compressed.nbytes),
             "key_error": relative["key"],
             "value_error": relative["value"],
             **self.verdict(restored, method.words()),
             "compress_s": compress_s,
             "restore_s": restore_s,
         }
+
+    def _ratio_of_all_kept(self, stored_nbytes: int) -> float:
+        """What the model keeps beside keys and values stays as it is."""
+        return self.inventory.nbytes / (stored_nbytes + self.inventory.state_nbytes)
 
     def verdict(self, restored: KVCache, name: str = "a changed cache") -> dict[str, float]:
         """Perplexities, KL(full || restored) and agreement over the scored tokens."""

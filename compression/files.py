@@ -10,26 +10,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compression import sealed
 from compression.base import CacheShape, Calibration, Compressed
 from compression.headers import fitting, shown, words
 from compression.registry import make
-from compression.stored import Tensors, nbytes
+from compression.stored import FLOATS, Tensors, nbytes, under
 from config import UsageError
 from data.cache import KINDS, KVCache
 
-FORMAT = "compressed cache 2"
+FORMAT = "compressed cache 3"
+STATE = "state."  # how the names of states begin, before their path in the cache object
 WORDS = {"format", "method", "settings", "shape", "facts"}
 DTYPES = ("float16", "bfloat16")  # of caches as they are served
+STATE_DTYPES = (*FLOATS, torch.float64, torch.int32, torch.int64, torch.bool)
 # Of a cache over what is stored of it. Honest files stay far below, and what is restored of a
 # stranger's takes memory in proportion to the file.
 LARGEST_RATIO = 4096
 ANEW = "compress the text again"
 
 
-def save(compressed: Compressed, file: Path | str, **facts: str) -> None:
-    """Write what is stored, and nothing else but a header, which also holds the `facts`; raises
-    OSError where that cannot be."""
+def save(
+    compressed: Compressed, file: Path | str, states: Tensors | None = None, **facts: str
+) -> None:
+    """Write what is stored, the `states` that the model keeps beside, by name, and nothing else but
+    a header, which also holds the `facts`; raises OSError where that cannot be."""
     if compressed.shape.nbytes > LARGEST_RATIO * compressed.nbytes:
         raise UsageError(
             f"Less than a {LARGEST_RATIO}th of the cache is stored, which no file may claim",
@@ -44,14 +50,19 @@ def save(compressed: Compressed, file: Path | str, **facts: str) -> None:
     }
     if compressed.compressor.calibration is not None:
         header["calibration"] = compressed.compressor.calibration.identity
-    sealed.write(Path(file), compressed.stored, header)
+    named = {f"{STATE}{name}": state for name, state in (states or {}).items()}
+    if any(name.startswith(STATE) for name in compressed.stored):
+        raise ValueError(f"names that begin with {STATE} are of states")
+    sealed.write(Path(file), compressed.stored | named, header)
 
 
 @dataclass(frozen=True)
 class OfFile(Compressed):
-    """What a file holds of a cache."""
+    """What a file holds of a cache. states: what the model keeps beside keys and values, as they
+    were."""
 
     file: Path
+    states: Tensors
 
     def restore(self) -> KVCache:
         """Raises UsageError where what is stored is not what its method would have stored of such
@@ -72,6 +83,7 @@ class Content:
     """A file that was read: what is known of the cache before it is restored.
 
     facts: what it was saved with. calibration: the identity of what its method had learned.
+    states: see `OfFile`.
     """
 
     file: Path
@@ -81,6 +93,7 @@ class Content:
     facts: dict[str, str]
     calibration: str | None
     stored: Tensors
+    states: Tensors
 
     @property
     def n_tokens(self) -> int:
@@ -101,7 +114,7 @@ class Content:
         # That of the method, which may keep but a part of what it is given
         if getattr(method.calibration, "identity", None) != self.calibration:
             raise another
-        return OfFile(method, self.stored, self.shape, self.file)
+        return OfFile(method, self.stored, self.shape, self.file, self.states)
 
 
 def load(file: Path | str, calibration: Calibration | None = None) -> OfFile:
@@ -137,13 +150,16 @@ def _content(file: Path, header: dict[str, str], stored: Tensors) -> Content:
     if header.keys() != WORDS:
         raise ValueError(f"its header does not hold {', '.join(sorted(WORDS))}")
     shape: CacheShape = fitting(CacheShape, words(header["shape"]), "shape")
+    states = under(stored, STATE)
+    if not all(x.dtype in STATE_DTYPES and x.isfinite().all() for x in states.values()):
+        raise ValueError("its states are not finite numbers")
     _refuse_claims(shape, stored)
     settings, facts = (words(header[name]) for name in ("settings", "facts"))
     if not isinstance(settings, dict) or not isinstance(facts, dict):
         raise ValueError("its settings and facts are no mappings")
     for name, fact in facts.items():
         fitting(str, fact, shown(name))
-    return Content(file, header["method"], settings, shape, facts, calibration, stored)
+    return Content(file, header["method"], settings, shape, facts, calibration, stored, states)
 
 
 def _refuse_claims(shape: CacheShape, stored: Tensors) -> None:

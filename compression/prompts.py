@@ -7,12 +7,14 @@ from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
 from compression.headers import shown
 from compression.registry import make, needs_calibration
+from compression.stored import Tensors, nbytes
 from compression.studies import presets
 from config import UsageError
 from data import extraction, memory
-from data.cache import KVCache
+from data.cache import KVCache, Past
 from data.models import LoadedModel
-from data.resume import as_past, greedy, own_sizes, refuse_states
+from data.own_cache import OwnCache, states_of
+from data.resume import as_past, greedy
 from data.texts import Sample, printable
 
 DIGITS = 10  # of a token id, and more than any has
@@ -68,7 +70,6 @@ def save(
     The last token is not cached but kept beside: it is what generation goes on with.
     """
     prompt_file.to_write(save_compressed)
-    refuse_states(loaded)
     ids = extraction.tokenise(loaded, sample, context_tokens)
     if len(ids) < 2:
         raise UsageError("A prompt of one token leaves nothing to store", "give a longer one")
@@ -76,24 +77,49 @@ def save(
     calibration = calibration_of(loaded, True) if needs_calibration(name, settings) else None
     method = make(name, settings, calibration)
     with memory.told(loaded.model, len(ids)):
-        cache = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True).cache
+        start = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True)
+        cache, states = start.cache, states_of(start.past)
         compressed = method.compress(cache)
     restored = compressed.restore()
     advice = "give another of `methods`"
     extraction.refuse_non_finite(restored, "16 bits, as it is stored", advice)
-    as_past(loaded, restored)  # refuses what could not be gone on from
+    own = OwnCache.of(loaded, cache.n_tokens, int(ids[-1]))
+    _refuse_other_states(loaded, own, start.past, states)
+    as_past(loaded, restored, states, own)  # refuses what could not be gone on from
     file = prompt_file.to_write(save_compressed)  # again: it was free before the work
     facts = {"model": loaded.identity, "model_name": loaded.name, "text": sample.name}
     facts |= {"cached": str(cache.n_tokens), "last": str(int(ids[-1]))}
     try:
-        files.save(compressed, file, **facts)
+        files.save(compressed, file, states, **facts)
     except OSError as error:
         raise prompt_file.not_written(file, error) from None
     said = (
         f"{len(ids)} tokens of {sample.name}: {compressed.nbytes:,} bytes as {method.name}, "
-        f"{compressed.ratio:.2f} x smaller than {cache.nbytes:,} in 16 bits, in {file}."
+        f"{compressed.ratio:.2f} x smaller than {cache.nbytes:,} in 16 bits{_with(states)}, in "
+        f"{file}."
     )
     return [said, *_idle(method, cache)]
+
+
+def _with(states: Tensors) -> str:
+    if not states:
+        return ""
+    return f" of keys and values, with {nbytes(states):,} bytes of states beside them as they are"
+
+
+def _refuse_other_states(loaded: LoadedModel, own: OwnCache, past: Past, states: Tensors) -> None:
+    """Raise UsageError for a cache object that could not be made again of its states."""
+    if not own.fits(past):
+        raise UsageError(
+            f"{loaded.name} keeps something beside keys and values of which it is not known how it "
+            "grows with the text",
+            "it can be analysed and compressed, not stored",
+        )
+    if not all(state.isfinite().all() for state in states.values()):
+        raise UsageError(
+            f"The states of {loaded.name} hold NaN or Inf in {loaded.dtype}",
+            "try `dtype` float32, or check the model's weights",
+        )
 
 
 def _idle(method: Compressor, cache: KVCache) -> list[str]:
@@ -116,10 +142,11 @@ def go_on(loaded: LoadedModel, load_compressed: str, new_tokens: int) -> str:
     prompt = content.n_tokens + 1
     asked = f"A stored prompt of {prompt} tokens and `new_tokens` {new_tokens}"
     loaded.refuse_beyond(prompt + new_tokens, asked, "`new_tokens`")
-    _refuse_misfit(loaded, content, last)
+    own = OwnCache.of(loaded, content.n_tokens, last)
+    _refuse_misfit(loaded, content, own)
     wanted = content.calibration
     calibration = None if wanted is None else earlier_calibration(loaded, wanted)
-    past = as_past(loaded, content.compressed(calibration).restore())
+    past = as_past(loaded, content.compressed(calibration).restore(), content.states, own)
     continued = greedy(loaded, past, content.n_tokens, last, new_tokens)
     return printable(loaded.tokenizer.decode(continued))
 
@@ -145,13 +172,15 @@ def _last(loaded: LoadedModel, content: files.Content) -> int:
     return int(last)
 
 
-def _refuse_misfit(loaded: LoadedModel, content: files.Content, token: int) -> None:
-    """Raise UsageError for layers other than those that the model caches of so many tokens."""
-    refuse_states(loaded)
+def _refuse_misfit(loaded: LoadedModel, content: files.Content, own: OwnCache) -> None:
+    """Raise UsageError for layers or states other than those that the model keeps of so many
+    tokens."""
     held = [
         (x.index, x.kind, x.n_heads, x.n_tokens, x.key_dim, x.value_dim)
         for x in content.shape.layers
         if x.start + x.n_tokens == content.n_tokens
     ]
-    if held != own_sizes(loaded, content.n_tokens, token):
+    if held != own.sizes:
         raise files.damaged(content.file, f"its layers are not those of {loaded.name}")
+    if not own.fit(content.states):
+        raise files.damaged(content.file, f"its states are not those of {loaded.name}")

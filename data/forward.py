@@ -6,7 +6,7 @@ go on from the wrong place in silence.
 
 import inspect
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 
@@ -53,9 +53,18 @@ def forward_at(
     if "cache_position" in accepted:
         told["cache_position"] = places[0]
     if last_only and "logits_to_keep" in accepted:
-        told["logits_to_keep"] = 1
+        told["logits_to_keep"] = _last_place(accepted["logits_to_keep"], places)
     output: Output = loaded.model(token_ids.to(loaded.device), **told)
     return output
+
+
+def _last_place(kept: inspect.Parameter, places: torch.Tensor) -> torch.Tensor | int:
+    """What keeps the logits of the last position: its place, where the model takes one. Given their
+    number, models whose last layers have no cache of their own run these on that position alone,
+    and nothing is seen of the attention of others."""
+    if torch.Tensor in get_args(kept.annotation):
+        return torch.tensor([places.shape[1] - 1], device=places.device)
+    return 1
 
 
 def parameters(loaded: LoadedModel) -> Mapping[str, inspect.Parameter]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -9,16 +10,17 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 import config
 from config import UsageError
 from data import downloads, hub, model_files, refusals
 from data.downloads import Listing
+from data.model_classes import auto_class
 from data.refusals import said, strangers_code
 from data.sources import resolve
 from data.texts import printable
-from data.token_ids import first_ids
+from data.token_ids import around, first_ids, without_end
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,6 +35,8 @@ OF_A_COPY = {
     "transformers_version",
     "use_cache",
 }
+log = logging.getLogger(__name__)
+
 RENEWED = ("inv_freq", "cos_cached", "sin_cached")
 
 
@@ -92,14 +96,17 @@ class LoadedModel:
         self, text: str, most: int | None = None, special_tokens: bool = True
     ) -> torch.Tensor:
         """(tokens,): the first `most` token ids of a text, or all; the one way from text to ids.
+        It begins as the tokenizer begins every text, and does not end as it ends one: a text here
+        is always gone on from. special_tokens: False for a piece that is put after another.
 
-        Raises UsageError for a text that the tokenizer cannot read, and for ids that the model
-        does not know.
+        Raises UsageError for a text that the tokenizer cannot read, and for ids that the model does
+        not know.
         """
 
         def encode(part: str) -> list[int]:
-            named = {} if special_tokens else {"add_special_tokens": False}
-            return self.tokenizer(part, **named)["input_ids"]
+            if special_tokens:
+                return without_end(self._with_special_tokens(part), self._around[1])
+            return self._plain(part)
 
         with strangers_code(
             lambda error: UsageError(
@@ -110,6 +117,30 @@ class LoadedModel:
             ids = torch.tensor(first_ids(encode, text, most), dtype=torch.long)
         self.refuse_unknown(ids)
         return ids
+
+    @property
+    def beginning(self) -> torch.Tensor:
+        """(tokens,) ids that the tokenizer puts before every text, such as a BOS token."""
+        return torch.tensor(self._around[0], dtype=torch.long)
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after every text; what comes after is told of."""
+        before, after = around(self._with_special_tokens, self._plain)
+        if after:
+            log.warning(
+                "The tokenizer of %s ends every text with %s, which is left out here: a text is "
+                "gone on from.",
+                self.name,
+                printable(self.tokenizer.decode(after)),
+            )
+        return before, after
+
+    def _with_special_tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def refuse_unknown(self, token_ids: torch.Tensor) -> None:
         """Raise UsageError for token ids that the model has no embedding for."""
@@ -221,8 +252,9 @@ def load(
     dtype: str | None = None,
     trust_remote_code: bool | None = None,
 ) -> LoadedModel:
-    """A causal model by name, hub id, folder or .gguf file, on a device; encoder-decoders and
-    others are refused in a sentence. What is not given is as config.py says.
+    """A causal model by name, hub id, folder or .gguf file, on a device, or a wrapper that shows
+    images to one, which is given text alone; encoder-decoders and others are refused in a sentence.
+    What is not given is as config.py says.
 
     device: auto, cpu, cuda or mps. dtype: auto (float32 on the cpu, elsewhere the checkpoint's),
     float32, bfloat16 or float16.
@@ -248,7 +280,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
         # Weights come from safetensors or GGUF: a pickle could run any code.
         safe = {} if source.gguf else {"use_safetensors": True}
-        weights, report = AutoModelForCausalLM.from_pretrained(
+        weights, report = auto_class(settings).from_pretrained(
             **source.arguments,
             **safe,
             dtype=pick_dtype(dtype or config.DTYPE, place),
@@ -261,7 +293,7 @@ def load(
 
 
 def _refuse_settings(name: str, settings: "PretrainedConfig") -> None:
-    if settings.is_encoder_decoder:
+    if settings.is_encoder_decoder or settings.get_text_config().is_encoder_decoder:
         raise UsageError(
             f"`model` {name} is an encoder-decoder ({settings.model_type})",
             "its cache belongs to two texts at once; give a decoder-only causal model",

@@ -58,12 +58,13 @@ def windows(
     n_scored: int = SCORED,
 ) -> list[Window]:
     """One stretch of token ids for each context length, at even distances in the text and
-    without overlap; fewer where it ends. Shorter for a model with fewer positions."""
+    without overlap; fewer where it ends. Shorter for a model with fewer positions. Each begins as
+    the tokenizer begins a text, for so do all texts that are compressed."""
     limit = loaded.max_positions
     if limit is not None:
         n_scored = min(n_scored, limit // 4)
         contexts = [min(n, limit - n_scored - 1) for n in contexts]
-    ids = loaded.ids_of(text)
+    ids, first = loaded.ids_of(text, special_tokens=False), loaded.beginning
     lengths = [n + n_scored + 1 for n in contexts if n >= SHORTEST]
     while lengths and sum(lengths) > len(ids):
         lengths.pop()
@@ -76,7 +77,7 @@ def windows(
     gap = (len(ids) - sum(lengths)) // len(lengths)
     starts = [sum(lengths[:i]) + i * gap for i in range(len(lengths))]
     return [
-        (ids[start : start + length], length - n_scored - 1)
+        (torch.cat([first, ids[start : start + length - len(first)]]), length - n_scored - 1)
         for start, length in zip(starts, lengths, strict=True)
     ]
 

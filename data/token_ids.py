@@ -7,6 +7,7 @@ Encode = Callable[[str], list[int]]
 
 CHARACTERS = 8  # per token, of the first beginning that is tried; more than most languages have
 MARGIN = 64  # tokens ahead of a cut that the cut may have changed
+PROBE = "a"  # any text, to see what is put around it
 BLANKS = re.compile(r"\s*")
 
 
@@ -29,6 +30,23 @@ def first_ids(encode: Encode, text: str, most: int | None = None) -> list[int]:
             return ids[:most]
         length, before = 2 * end + 1, ids
     return encode(text)[:most]
+
+
+def around(encode: Encode, plain: Encode) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts before and after every text: what `encode` adds to `plain`,
+    which adds nothing."""
+    within, bare = encode(PROBE), plain(PROBE)
+    for start in range(len(within) - len(bare) + 1):
+        end = start + len(bare)
+        if within[start:end] == bare:
+            return within[:start], within[end:]
+    return [], []
+
+
+def without_end(ids: list[int], end: list[int]) -> list[int]:
+    """Ids without the last ones, where these are `end`."""
+    n = len(ids) - len(end)
+    return ids[:n] if end and ids[n:] == end else ids
 
 
 def _end_of_blanks(text: str, place: int) -> int:

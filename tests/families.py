@@ -2,7 +2,12 @@
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 300
 WINDOW = 16
@@ -287,6 +292,124 @@ SETTINGS = {
         },
     ),
 }
+# Caches that hold more than keys and values.
+KEEPS_MORE = {
+    "minimax": (  # states in a list of the cache itself
+        "minimax",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "block_size": 8,
+        },
+    ),
+    "lfm2": ("lfm2", {**_SIZES, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
+}
+# Wrappers that show images to a causal model: (model type, settings).
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+WRAPPERS = {
+    "qwen2_5_vl": (
+        "qwen2_5_vl",
+        {
+            "text_config": {
+                **_SIZES,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [2, 3, 3],
+                },
+            },
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 32,
+                "num_heads": 2,
+                "intermediate_size": 32,
+                "out_hidden_size": 64,
+            },
+            "image_token_id": 290,
+            "video_token_id": 291,
+            "vision_start_token_id": 292,
+            "vision_end_token_id": 293,
+        },
+    ),
+    "mistral3": (
+        "mistral3",
+        {
+            "text_config": {"model_type": "mistral", **_SIZES, "sliding_window": None},
+            "vision_config": {"model_type": "pixtral", **_VISION, "head_dim": 16},
+            "image_token_index": 290,
+        },
+    ),
+    "gemma3_wrapped": (
+        "gemma3",
+        {
+            "text_config": SETTINGS["gemma3"][1],
+            "vision_config": _VISION,
+            "mm_tokens_per_image": 4,
+            "image_token_index": 290,
+            "boi_token_index": 291,
+            "eoi_token_index": 292,
+        },
+    ),
+    "gemma4_wrapped": (
+        "gemma4",
+        {
+            "text_config": SETTINGS["gemma4"][1],
+            "vision_config": {**_VISION, "num_key_value_heads": 2, "head_dim": 16},
+            "audio_config": None,
+            "image_token_id": 290,
+            "boi_token_id": 291,
+            "eoi_token_id": 292,
+            "audio_token_id": 293,
+        },
+    ),
+    "llama4_wrapped": (
+        "llama4",
+        {
+            "text_config": {
+                **_SIZES,
+                "head_dim": 16,
+                "num_local_experts": 2,
+                "num_experts_per_tok": 1,
+                "intermediate_size_mlp": 64,
+                "interleave_moe_layer_step": 2,
+                "attention_chunk_size": WINDOW,
+                "no_rope_layers": [1, 0],
+                "layer_types": ["chunked_attention", "full_attention"],
+            },
+            "vision_config": {
+                **_VISION,
+                "vision_output_dim": 32,
+                "projector_input_dim": 32,
+                "projector_output_dim": 32,
+            },
+            "image_token_index": 290,
+            "boi_token_index": 291,
+            "eoi_token_index": 292,
+        },
+    ),
+    "llava": (
+        "llava",
+        {
+            "text_config": {"model_type": "llama", **_SIZES},
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                **_VISION,
+                "projection_dim": 32,
+            },
+            "image_token_index": 290,
+        },
+    ),
+}
 WITHOUT_PROBE = {"falcon", "gptj", "codegen"}
 SHARED_CACHE = {"gemma4"}
 CHUNKED = {"llama4"}  # a query sees its own chunk, not a window that moves with it
@@ -294,13 +417,18 @@ LINEAR_AFTER = ("qwen3_next_after", "qwen3_5", "olmo_hybrid", "kimi_linear", "ba
 INDEXED = ("deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4")
 COMPRESSED = {"deepseek_v4"}  # attends to entries of several tokens as well
 UNCALIBRATED = {"deepseek_v4"}  # its values are its keys, and never read
+WITH_STATES = sorted(
+    {"falcon_h1", "qwen3_next", "bamba", "zamba", "zamba2", "granite_hybrid"}
+    | {*LINEAR_AFTER, *INDEXED, *COMPRESSED, *KEEPS_MORE}
+)
 
 
 def model(name: str, settings: dict | None = None, **changes) -> torch.nn.Module:
     """A tiny model of a family with the same random weights each time, with other `settings`."""
-    model_type, usual = SETTINGS[name]
+    model_type, usual = (SETTINGS | KEEPS_MORE | WRAPPERS)[name]
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(
+    auto = AutoModelForImageTextToText if name in WRAPPERS else AutoModelForCausalLM
+    return auto.from_config(
         AutoConfig.for_model(model_type, **usual | (settings or {})), **changes
     ).eval()
 

@@ -22,7 +22,16 @@ SEALED = {"config", "compression.base", "compression.sealed", "compression.store
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {
     f"data.{name}"
-    for name in ("memory", "models", "extraction", "scoring", "resume", "texts", "vocabulary")
+    for name in (
+        "memory",
+        "models",
+        "extraction",
+        "scoring",
+        "resume",
+        "own_cache",
+        "texts",
+        "vocabulary",
+    )
 }
 THREADS = "data.threads"  # settled by any room before it brings in torch
 # Room -> (what it may import of ours beside itself, which libraries it does not know).
@@ -42,8 +51,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.sources": ({"config", "data.default_model"}, HEAVY),
     "data.rotary": (set(), HEAVY - {"torch"}),
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
+    "data.inventory": ({"data.cache"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
-    "analysis": ({"config", "data.cache"}, MODELS | PICTURES),
+    "analysis": ({"config", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
     "compression.headers": (set(), HEAVY),
@@ -59,7 +69,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods.packing",
             "data.cache",
             "data.models",
-            "data.resume",
+            "data.own_cache",
             "data.sensitivity",
             "data.texts",
         },
@@ -77,10 +87,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "compression.files": (
         {*SEALED, "compression.headers", "compression.registry", "data.cache"},
-        HEAVY,
+        HEAVY - {"torch"},
     ),
     "compression.evaluate": (
-        {"config", "compression.base", "data.cache", *RUNNING},
+        {"config", "compression.base", "data.cache", "data.inventory", *RUNNING},
         MODELS | PICTURES,
     ),
     "compression.studies": (
@@ -96,6 +106,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.coded.kept_calibrations",
             *RUNNING,
             "data.cache",
+            "data.inventory",
             "data.scored_texts",
             "data.writing",
         },
@@ -110,6 +121,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.prompt_file",
             "compression.headers",
             "compression.registry",
+            "compression.stored",
             "compression.coded.kept_calibrations",
             "compression.studies.presets",
             *RUNNING,

@@ -44,6 +44,9 @@ SETTINGS = {
 }
 
 
+STATES = {"layers.1.recurrent_states.0": torch.ones(1, 2, 3)}
+
+
 @once
 def original():
     """A cache of a few kinds of layers, small enough for thousands of tries."""
@@ -73,7 +76,8 @@ def honest(name):
         patch.setattr(
             sealed, "write", lambda file, tensors, header: kept.update(a=(tensors, header))
         )
-        files.save(make(name, settings, learned(name)).compress(original()), "nowhere", last="7")
+        compressed = make(name, settings, learned(name)).compress(original())
+        files.save(compressed, "nowhere", STATES, last="7")
     return kept["a"]
 
 
@@ -105,6 +109,9 @@ def test_an_honest_file_comes_back(name, tmp_path):
     shape, back = restored(file, learned(name))
     assert shape == CacheShape.of(original().in_16_bits())
     assert back.token_ids.tolist() == list(range(10))
+    states = files.load(file, learned(name)).states
+    assert states.keys() == STATES.keys()
+    assert all(torch.equal(states[path], x) for path, x in STATES.items())
 
 
 # Evictions of tokens differ in what they choose and are restored alike.
@@ -133,6 +140,8 @@ def test_whatever_is_changed_is_refused_or_is_a_cache_of_its_shape(name, tmp_pat
             assert tuple(LayerShape.of(layer) for layer in cache.layers) == shape.layers
             assert cache.token_ids.tolist() == list(shape.token_ids)
             assert all(x.tensor(kind).isfinite().all() for x in cache.layers for kind in KINDS)
+            states = files.load(file, learned(name)).states
+            assert all(x.isfinite().all() for x in states.values())
 
     holds()
 

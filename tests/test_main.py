@@ -52,6 +52,7 @@ COLUMNS = {
 }
 
 
+INVENTORY = "cache_inventory.csv"  # of every mode
 SAMPLE = Sample(0, "a prompt", "prompt", PROMPT)
 SHORT = ["--prompt", PROMPT, "--sequence_length", "60", "--new_tokens", "5"]
 
@@ -65,7 +66,11 @@ def whole(ended):
 def written(stems: list[str]) -> set[str]:
     variance = "embeddings/sparse_dense_embedding_patterns_variance.csv"
     more = {variance} if "embeddings/embedding_consistency" in stems else set()
-    return {f"{stem}.{end}" for stem in stems for end in ("png", "csv")} | {"analyze.json"} | more
+    return (
+        {f"{stem}.{end}" for stem in stems for end in ("png", "csv")}
+        | {"analyze.json", INVENTORY}
+        | more
+    )
 
 
 def test_analyze_writes_every_picture_with_its_table(whole):
@@ -130,6 +135,7 @@ def test_analyze_generation_runs_on_the_whole_text(ended):
         "tokens/generation_stages_comparison.png",
         "tokens/generation_stages_comparison.csv",
         "analyze_generation.json",
+        INVENTORY,
     }
 
 
@@ -148,7 +154,7 @@ def tucker(ended):
 
 def test_tucker_measures_and_draws(tucker):
     assert tucker.code == 0
-    tables = {f"tucker/{name}.csv" for name in [*TUCKER, "texts", "summary"]}
+    tables = {f"tucker/{name}.csv" for name in [*TUCKER, "texts", "summary"]} | {INVENTORY}
     assert tucker.files == tables | {f"tucker/{name}.png" for name in TUCKER} | {"tucker.json"}
     row = tucker.table("tucker/texts").set_index("method").loc["tucker"]
     # 2 layers, keys and values, 2 heads: 6 plain tokens of 16 dims, core 8 x 8, factors

@@ -274,7 +274,7 @@ def test_what_is_not_the_models_fault_passes_as_it_is(tiny_model, monkeypatch, l
     def failing(**_):
         raise lack
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", failing)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", failing)
     with pytest.raises(type(lack)) as raised:
         models.load(str(tiny_model), device="cpu")
     assert raised.value is lack

@@ -1,5 +1,6 @@
 """Prompts whose compressed cache is kept in a file, and gone on from."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,13 @@ import torch
 from safetensors import SafetensorError
 
 from compression import files, prompts, sealed
+from compression.stored import nbytes
 from config import UsageError
+from data import extraction
 from data.models import load
+from data.own_cache import states_of
+from data.resume import as_past, greedy
+from data.scoring import filled
 from data.texts import Sample, printable
 from tests import families
 
@@ -176,15 +182,112 @@ def test_a_pipe_and_a_folder_are_not_waited_for(mode, tmp_path, capsys):
         assert "is no file: give one that --save_compressed has written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["falcon_h1", "qwen3_next"])
-def test_a_model_with_a_state_beside_its_cache_is_refused_before_it_is_calibrated(
-    mode, folder_of, monkeypatch, tmp_path, capsys, name
+WITH_STATES = ["falcon_h1", "qwen3_next", "bamba", "deepseek_v32", "deepseek_v4"]
+WITH_STATES += families.KEEPS_MORE
+
+
+@pytest.mark.parametrize("name", WITH_STATES)
+@torch.no_grad()
+def test_states_are_stored_as_they_are_and_gone_on_from(mode, stored, folder_of, capsys, name):
+    folder = folder_of(name)
+    file = stored(TEXT * 2, "--model", folder)
+    said = capsys.readouterr().out
+    loaded = load(folder, device="cpu")
+    ids = loaded.ids_of(TEXT * 2)
+    own = extraction.prefill(loaded, ids[:-1])
+    kept = states_of(own.past)
+    back = files.load(file)
+    assert back.states.keys() == kept.keys()
+    assert all(torch.equal(back.states[path], x) for path, x in kept.items())
+    assert f"with {nbytes(kept):,} bytes of states beside them as they are, in {file}" in said
+    assert mode("store", "--load_compressed", file, "--new_tokens", "12", "--model", folder) == 0
+    goes_on = capsys.readouterr().out
+    past = filled(own.past, own.cache.in_16_bits(), loaded.torch_dtype)
+    resumed = as_past(loaded, back.restore(), back.states)
+    fed = ids[None, -1:]
+    ours, uninterrupted = (
+        loaded.model(fed, past_key_values=p, use_cache=True).logits
+        for p in (resumed, copy.deepcopy(past))
+    )
+    assert torch.equal(ours, uninterrupted)
+    expected = greedy(loaded, past, len(ids) - 1, int(ids[-1]), 12)
+    assert goes_on == printable(loaded.tokenizer.decode(expected)) + "\n"
+
+
+def of_a_state(change):
+    """A change of the first state of a file, by its name."""
+
+    def changed(tensors, header):
+        name = min(name for name in tensors if name.startswith(files.STATE))
+        return change(dict(tensors), name), header
+
+    return changed
+
+
+def without(tensors, name):
+    del tensors[name]
+    return tensors
+
+
+STATES = {
+    "one fewer": without,
+    "another name": lambda t, name: without(t | {f"{name}.\x1b[31m": t[name]}, name),
+    "one more": lambda t, name: t | {"state.layers.9.x": torch.zeros(1)},
+    "another dtype": lambda t, name: t | {name: t[name].half()},
+    "another size": lambda t, name: t | {name: t[name][..., :-1].clone()},
+    "another form": lambda t, name: t | {name: t[name].flatten()},
+    "without end": lambda t, name: t | {name: t[name].new_zeros(0, 10**9)},
+    "NaN": lambda t, name: t | {name: t[name] * torch.nan},
+    "eight bits": lambda t, name: t | {name: t[name].to(torch.float8_e4m3fn)},
+}
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "deepseek_v32"])
+@pytest.mark.parametrize("change", STATES.values(), ids=STATES)
+def test_states_that_are_none_of_the_models_are_refused_in_a_sentence(
+    mode, stored, folder_of, capsys, change, name
 ):
-    monkeypatch.setattr(prompts, "calibration_of", lambda *_: pytest.fail("it was calibrated"))
-    flags = ["--save_compressed", str(tmp_path / "x.kv"), "--prompt", TEXT, "--methods", "coded"]
-    assert mode("store", *flags, "--model", folder_of(name)) == 2
-    assert f"{name} keeps more than keys and values" in capsys.readouterr().err
-    assert not (tmp_path / "x.kv").exists()
+    file = Path(stored(TEXT, "--model", folder_of(name)))
+    sealed.write(file, *of_a_state(change)(*sealed.read(file)))
+    capsys.readouterr()
+    assert mode("store", "--load_compressed", str(file), "--model", folder_of(name)) == 2
+    said = capsys.readouterr().err
+    assert "is damaged, of an older version or no compressed cache (its states are not" in said
+    assert len(said.strip().splitlines()) == 1 and "\x1b" not in said
+
+
+def test_a_state_in_the_file_of_a_model_without_any_is_refused(mode, stored, capsys):
+    file = Path(stored(TEXT))
+    tensors, header = sealed.read(file)
+    sealed.write(file, tensors | {"state.layers.0.keys": tensors["0.key"].clone()}, header)
+    assert mode("store", "--load_compressed", str(file)) == 2
+    assert "its states are not those of tiny-llama" in capsys.readouterr().err
+
+
+def test_what_grows_in_a_way_that_is_not_known_is_not_stored(tmp_path, monkeypatch):
+    loaded = families.loaded("llama_gqa")
+    really = extraction.prefill
+
+    def with_squares(loaded, ids, **named):
+        start = really(loaded, ids, **named)
+        start.past.layers[0].pairs = torch.zeros(len(ids) ** 2)
+        return start
+
+    monkeypatch.setattr(extraction, "prefill", with_squares)
+    text = Sample(0, "a", "prompt", TEXT)
+    with pytest.raises(UsageError, match="not known how it grows with the text"):
+        prompts.save(loaded, text, str(tmp_path / "a.kv"), ["none"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_states_that_are_not_finite_are_not_stored(tmp_path):
+    loaded = families.loaded("deepseek_v32")
+    with torch.no_grad():
+        loaded.model.model.layers[1].self_attn.indexer.wk.weight.fill_(torch.nan)
+    text = Sample(0, "a", "prompt", TEXT[:6])  # all of which is seen, so the rest is right
+    with pytest.raises(UsageError, match="hold NaN or Inf in float32"):
+        prompts.save(loaded, text, str(tmp_path / "a.kv"), ["none"])
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["llama_gqa", "opt"])

@@ -27,6 +27,7 @@ from tests.commands import PROMPT, both, done, run
 
 LENGTHS = ["--context_tokens", "80", "--score_tokens", "8"]
 TWO = ["--num_samples", "2", *LENGTHS]
+ALWAYS = {"cache_inventory.csv"}  # of every mode
 LOWER = {"context_tokens": 80, "score_tokens": 8, "num_samples": 1}
 
 
@@ -43,7 +44,7 @@ def compressed(ended):
 
 
 def test_compress(compressed):
-    tables = {"embeddings/dimension_compression_texts.csv", "compress.json"}
+    tables = {"embeddings/dimension_compression_texts.csv", *ALWAYS, "compress.json"}
     pictures = both("embeddings/dimension_compression", "similarity/embedding_dimension_groups")
     assert compressed.code == 0 and compressed.files == tables | pictures
     rows = compressed.table("embeddings/dimension_compression_texts")
@@ -87,7 +88,7 @@ def pruned(ended):
 
 def test_prune_without_a_word_tries_what_the_heuristics_recommend(pruned):
     pictures = both(*(f"pruning/{n}" for n in ("pruning_impact", "heuristics_on_trial")))
-    more = both("pruning/cost_of_each_part") | {"pruning/texts.csv", "prune.json"}
+    more = both("pruning/cost_of_each_part") | {"pruning/texts.csv", *ALWAYS, "prune.json"}
     assert pruned.code == 0 and pruned.files == pictures | more
     impact = pruned.table("pruning/pruning_impact")
     assert set(impact["level"]) == {"layer", "head", "dimension", "threshold", "token"}

@@ -14,7 +14,7 @@ from config import UsageError
 from data import sensitivity
 from data.cache import KINDS
 from data.models import LoadedModel
-from data.resume import own_sizes
+from data.own_cache import OwnCache
 from data.texts import Sample, reference_samples
 
 FORMAT = "calibration of coded 3"
@@ -104,7 +104,7 @@ def _fitting(loaded: LoadedModel, learned: Calibration) -> Calibration:
     """The same; raises ValueError where it is not what would be learned of this model."""
     widths = {
         (i, kind): heads * dim
-        for i, (_, _, heads, _, *dims) in enumerate(own_sizes(loaded, n_tokens=1, token=0))
+        for i, (_, _, heads, _, *dims) in enumerate(OwnCache.of(loaded, n_tokens=1, token=0).sizes)
         for kind, dim in zip(KINDS, dims, strict=True)
     }
     transform.refuse_misfit(learned.tensors, widths)

@@ -11,16 +11,18 @@ import torch
 import config
 from analysis.findings import key_findings, recommendations
 from analysis.generation import generation_stages
+from analysis.inventory import inventory_table, kept
 from analysis.measures import sweep, thresholds
 from analysis.tables import Subject, tables
 from compression.evaluate import Judge, summary
-from compression.studies.base import Learned, Tables, refuse_counts
+from compression.studies.base import INVENTORY, Learned, Tables, refuse_counts
 from compression.studies.prune import PruneStudy
 from compression.studies.run import Phase, scores, untimed
 from config import UsageError
 from data import extraction, memory, scored_texts, texts
 from data.cache import KVCache
 from data.extraction import Prefill
+from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scored_texts import Text
 from data.scoring import Continuation
@@ -35,7 +37,8 @@ Made = Callable[[Tables, list[Sample], int], None]  # tables, their text and its
 class Findings:
     """What `analyze` gives; lines in sentences, those of `measured` only where that was asked for.
 
-    thresholds: kind -> the magnitude below which an entry counts as sparse.
+    thresholds: kind -> the magnitude below which an entry counts as sparse. inventory: what the
+    model keeps of the text.
     """
 
     tables: Tables
@@ -45,6 +48,7 @@ class Findings:
     findings: list[str]
     recommendations: list[str]
     measured: list[str]
+    inventory: Inventory
 
     def said(self, model: str) -> dict[str, list[str]]:
         """For people, by headings."""
@@ -59,6 +63,7 @@ class Findings:
     def facts(self) -> dict[str, Any]:
         """For a manifest."""
         return {
+            "cache": self.inventory.facts,
             "thresholds": self.thresholds,
             "findings": self.findings,
             "recommendations_not_measured": self.recommendations,
@@ -131,9 +136,10 @@ class Analysis:
         with phase("prefill"):
             probes = self.measure or self.analysis_focus in ("all", "tokens")
             start = extraction.prefill(loaded, read, probe=probes)
+            inventory = Inventory.of(start.past)  # now: generation goes on in the same object
         with phase("analysis"):
             limits = thresholds(start.cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-            all_tables = self._tables(loaded, start)
+            all_tables = self._tables(loaded, start) | {INVENTORY: inventory_table(inventory)}
             made(all_tables, [sample], len(read))
         measured: list[str] = []
         if self.measure:
@@ -151,9 +157,10 @@ class Analysis:
             sample,
             len(read),
             limits,
-            key_findings(all_tables, sparse, dense, config.TOP_TOKENS),
+            [kept(inventory), *key_findings(all_tables, sparse, dense, config.TOP_TOKENS)],
             recommendations(all_tables, sparse),
             measured,
+            inventory,
         )
 
     def _text(

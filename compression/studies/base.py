@@ -19,6 +19,7 @@ from config import UsageError
 from data.cache import KVCache
 
 Tables = dict[str, pd.DataFrame]
+INVENTORY = "cache_inventory"  # the table of all that the model keeps, in every mode
 
 
 @dataclass(frozen=True)

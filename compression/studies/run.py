@@ -3,21 +3,23 @@ each text once, score the study's methods on it, and report. Nothing here prints
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
+from analysis.inventory import beside, inventory_table
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, leak
 from compression.evaluate import Judge, as_records, summary
-from compression.studies.base import Learned, Plan, Report, Study
+from compression.studies.base import INVENTORY, Learned, Plan, Report, Study
 from compression.studies.needle import Needle, needles
 from compression.studies.rows import Rows
 from config import UsageError
 from data import extraction, memory, scored_texts
+from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scored_texts import Text
 from data.scoring import Continuation
@@ -35,7 +37,8 @@ class Outcome:
     """What a run gives: the report, and what it rests on.
 
     rows: one per method and text. summary: their means. samples: the texts that were scored;
-    learned_on: names of those that were only learned from.
+    learned_on: names of those that were only learned from. inventory: what the model keeps of the
+    first text.
     """
 
     report: Report
@@ -43,6 +46,7 @@ class Outcome:
     summary: pd.DataFrame
     samples: tuple[Sample, ...]
     learned_on: tuple[str, ...]
+    inventory: Inventory
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -50,6 +54,7 @@ class Outcome:
         return {
             "texts": [sample.name for sample in self.samples],
             "calibration_texts": list(self.learned_on),
+            "cache": self.inventory.facts,
             "verdict": self.report.lines,
             "summary": as_records(self.summary),
         }
@@ -82,17 +87,36 @@ def run(
     with memory.told(loaded.model, study.context + study.n_scored):
         with phase("calibration"):
             learned = _learned(study, loaded, others)
-        plan, scored = _scored(study, loaded, texts, learned, phase)
+        plan, scored, inventory = _scored(study, loaded, texts, learned, phase)
         sought = _sought(study, loaded, texts[0], plan, phase)
         rows = pd.DataFrame(scored)
-        report = plan.report(rows, summary(rows), sought)
+        means = summary(rows)
+        report = plan.report(rows, means, sought)
     return Outcome(
-        Report(report.tables, [*too_good, *report.lines], report.continued, report.refused),
+        replace(
+            report,
+            tables=report.tables | {INVENTORY: inventory_table(inventory)},
+            lines=[*too_good, *report.lines, *_of_all_kept(means, inventory)],
+        ),
         rows,
-        summary(rows),
+        means,
         samples,
         tuple(sample.name for sample, _ in others),
+        inventory,
     )
+
+
+def _of_all_kept(summary: pd.DataFrame, inventory: Inventory) -> list[str]:
+    """What the largest ratio is of all that the model keeps, where that is more than keys and
+    values."""
+    if not inventory.state_nbytes:
+        return []
+    row = summary.loc[summary["ratio"].idxmax()]
+    return [
+        f"A ratio is of keys and values; {beside(inventory)}. That stays as it is: the largest "
+        f"ratio, {row['ratio']:.2f} x of {row['method']}, is {row['ratio_of_all_kept']:.2f} x of "
+        "all that is kept."
+    ]
 
 
 def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
@@ -108,9 +132,11 @@ def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
 
 def _scored(
     study: Study, loaded: LoadedModel, texts: list[Text], learned: Learned, phase: Phase
-) -> tuple[Plan, list[dict[str, Any]]]:
-    """The plan that the study makes on the first text, and the rows of all texts."""
+) -> tuple[Plan, list[dict[str, Any]], Inventory]:
+    """The plan that the study makes on the first text, the rows of all texts, and what the model
+    keeps of the first."""
     plan: Plan | None = None
+    inventory: Inventory | None = None
     methods: list[Compressor] = []
     rows: list[dict[str, Any]] = []
     n = study.context
@@ -124,12 +150,12 @@ def _scored(
         judge = judge_of(loaded, ids, n, study.probes, phase)
         with phase("scoring"):
             if plan is None:
-                plan = study.look(judge, learned)
+                plan, inventory = study.look(judge, learned), judge.inventory
                 methods = list(dict.fromkeys(plan.methods))
             rows += [named | row for row in scores(judge, methods, kept)]
-    if plan is None:
+    if plan is None or inventory is None:
         raise ValueError("a run takes at least one text")
-    return plan, rows
+    return plan, rows, inventory
 
 
 def judge_of(
