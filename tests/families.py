@@ -294,17 +294,6 @@ SETTINGS = {
 }
 # Caches that hold more than keys and values.
 KEEPS_MORE = {
-    "minimax": (  # states in a list of the cache itself
-        "minimax",
-        {
-            **_SIZES,
-            "head_dim": 16,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "layer_types": ["linear_attention", "full_attention"],
-            "block_size": 8,
-        },
-    ),
     "lfm2": ("lfm2", {**_SIZES, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
 }
 # Wrappers that show images to a causal model: (model type, settings).

@@ -59,7 +59,6 @@ def test_what_is_counted_is_all_that_can_be_reached_each_memory_once(name):
         ("gemma4", 0, "in 2 of 4 layers; that is all that is kept."),
         ("qwen3_next", 128 * 4 + 4 * 16 * 16, "4,096 bytes of recurrent states in 1 layer"),
         ("lfm2", 64 * 3, "768 bytes of convolution states in 1 layer: "),
-        ("minimax", 4 * 16 * 16, "4,096 bytes of states of linear attention in 1 layer: "),
         ("deepseek_v32", 2 * TOKENS * 16, "5,376 bytes of keys of a sparse index in 2 layers: "),
         ("deepseek_v4", 832 + 144, "of compressed entries in 2 layers"),
     ],

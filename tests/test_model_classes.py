@@ -8,7 +8,8 @@ import torch
 from config import UsageError
 from data import models
 from data.attention import wrapped_attention
-from data.extraction import _forward, generate, prefill
+from data.extraction import generate, prefill
+from data.forward import forward
 from data.model_classes import auto_class
 from data.resume import as_past
 from data.scoring import Continuation
@@ -73,14 +74,14 @@ def test_a_causal_model_is_loaded_as_one(name):
 
 def test_layers_without_a_cache_of_their_own_are_watched_on_every_query():
     """Gemma 4 runs them on the last query alone where one logit is asked for as a number."""
-    loaded, ids = families.loaded("gemma4"), families.token_ids(40)
-    for every_query, queries in ((True, [40, 40, 40, 40]), (False, [40, 40, 1, 1])):
-        seen = []
+    loaded, ids, seen = families.loaded("gemma4"), families.token_ids(40), []
 
-        def watch(call, seen=seen):
-            seen.append(call.query.shape[2])
-            return call.run()
+    def watch(call):
+        seen.append(call.query.shape[2])
+        return call.run()
 
-        with torch.no_grad(), wrapped_attention(loaded.model, watch):
-            logits = _forward(loaded, ids, every_query=every_query).logits
-        assert seen == queries and logits.shape[1] == 1
+    with torch.no_grad(), wrapped_attention(loaded.model, watch):
+        logits = forward(loaded, ids, last_only=True).logits
+        assert seen == [40, 40, 40, 40] and logits.shape[1] == 1
+        loaded.model(ids[None], logits_to_keep=1)
+    assert seen[4:] == [40, 40, 1, 1]

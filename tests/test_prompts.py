@@ -285,7 +285,7 @@ def test_states_that_are_not_finite_are_not_stored(tmp_path):
     with torch.no_grad():
         loaded.model.model.layers[1].self_attn.indexer.wk.weight.fill_(torch.nan)
     text = Sample(0, "a", "prompt", TEXT[:6])  # all of which is seen, so the rest is right
-    with pytest.raises(UsageError, match="hold NaN or Inf in float32"):
+    with pytest.raises(UsageError, match=r"hold NaN or Inf in float32|predicts otherwise"):
         prompts.save(loaded, text, str(tmp_path / "a.kv"), ["none"])
     assert not any(tmp_path.iterdir())
 
