@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import transformers
@@ -20,7 +18,7 @@ from data.model_classes import auto_class
 from data.refusals import said, strangers_code
 from data.sources import resolve
 from data.texts import printable
-from data.token_ids import around, first_ids, without_end
+from data.token_ids import Reader, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,19 +33,7 @@ OF_A_COPY = {
     "transformers_version",
     "use_cache",
 }
-log = logging.getLogger(__name__)
-
 RENEWED = ("inv_freq", "cos_cached", "sin_cached")
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer of transformers."""
-
-    def __call__(
-        self, text: str, *, add_special_tokens: bool = True
-    ) -> Mapping[str, list[int]]: ...
-
-    def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -103,44 +89,24 @@ class LoadedModel:
         not know.
         """
 
-        def encode(part: str) -> list[int]:
-            if special_tokens:
-                return without_end(self._with_special_tokens(part), self._around[1])
-            return self._plain(part)
-
         with strangers_code(
             lambda error: UsageError(
                 f"The tokenizer of {self.name} cannot read the text ({said(error)})",
                 "give another text, or mend the model",
             )
         ):
-            ids = torch.tensor(first_ids(encode, text, most), dtype=torch.long)
+            ids = torch.tensor(self._reader.ids(text, most, special_tokens), dtype=torch.long)
         self.refuse_unknown(ids)
         return ids
 
     @property
     def beginning(self) -> torch.Tensor:
         """(tokens,) ids that the tokenizer puts before every text, such as a BOS token."""
-        return torch.tensor(self._around[0], dtype=torch.long)
+        return torch.tensor(self._reader.around[0], dtype=torch.long)
 
     @cached_property
-    def _around(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after every text; what comes after is told of."""
-        before, after = around(self._with_special_tokens, self._plain)
-        if after:
-            log.warning(
-                "The tokenizer of %s ends every text with %s, which is left out here: a text is "
-                "gone on from.",
-                self.name,
-                printable(self.tokenizer.decode(after)),
-            )
-        return before, after
-
-    def _with_special_tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text)["input_ids"]
-
-    def _plain(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _reader(self) -> Reader:
+        return Reader(self.tokenizer, self.name)
 
     def refuse_unknown(self, token_ids: torch.Tensor) -> None:
         """Raise UsageError for token ids that the model has no embedding for."""

@@ -1,7 +1,11 @@
 """Text into token ids: of a long text no more is read than its first tokens need."""
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 Encode = Callable[[str], list[int]]
 
@@ -9,6 +13,54 @@ CHARACTERS = 8  # per token, of the first beginning that is tried; more than mos
 MARGIN = 64  # tokens ahead of a cut that the cut may have changed
 PROBE = "a"  # any text, to see what is put around it
 BLANKS = re.compile(r"\s*")
+
+log = logging.getLogger(__name__)
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer of transformers."""
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True
+    ) -> Mapping[str, list[int]]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads texts with the tokenizer of the model `name`: they begin as that begins every text, and
+    do not end as it ends one, for a text here is always gone on from."""
+
+    tokenizer: Tokenizer
+    name: str
+
+    def ids(self, text: str, most: int | None = None, special_tokens: bool = True) -> list[int]:
+        """The first `most` token ids, or all. special_tokens: False for a piece of text that is put
+        after another."""
+        return first_ids(self._text if special_tokens else self._plain, text, most)
+
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after every text; what comes after is told of."""
+        before, after = around(self._whole, self._plain)
+        if after:
+            log.warning(
+                "The tokenizer of %s ends every text with %s, which is left out here: a text is "
+                "gone on from.",
+                self.name,
+                ascii(self.tokenizer.decode(after)),
+            )
+        return before, after
+
+    def _text(self, text: str) -> list[int]:
+        return without_end(self._whole(text), self.around[1])
+
+    def _whole(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def first_ids(encode: Encode, text: str, most: int | None = None) -> list[int]:
