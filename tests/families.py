@@ -185,6 +185,37 @@ SETTINGS = {
     ),
     "axk2": ("axk2", {**_SIZES, **_MLA, **_INDEXED, "n_group": None, "topk_group": None}),
     "hy_v4": ("hy_v4", {**_SIZES, **_MLA, **_INDEXED}),
+    "qwen4": (  # its index takes blocks of the tokens that can be seen
+        "qwen4_exp_text",
+        {
+            **_SIZES,
+            **_LINEAR_AFTER,
+            **_SPARSE_MLP,
+            "head_dim": 16,
+            "indexer_n_heads": 4,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 16,
+            "indexer_budget": 16,
+            "indexer_compress_ratio": 4,
+        },
+    ),
+    "minimax_m3": (  # its index takes blocks of places, and is given no mask
+        "minimax_m3_vl_text",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "rotary_dim": 8,
+            "layer_types": ["full_attention", "minimax_m3_sparse"],
+            "index_n_heads": 2,
+            "index_head_dim": 16,
+            "index_block_size": 4,
+            "index_topk_blocks": 3,
+            "index_local_blocks": 1,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "initializer_range": 0.2,
+        },
+    ),
     "deepseek_v4": (  # compressed entries stand beside the window's
         "deepseek_v4",
         {
@@ -215,8 +246,19 @@ SETTINGS = {
 }
 WITHOUT_PROBE = {"falcon"}
 SHARED_CACHE = {"gemma4"}
+UNHIDDEN = {"falcon", "minimax_m3", "deepseek_v4"}  # evictions are refused
 LINEAR_AFTER = ("qwen3_next_after", "qwen3_5", "olmo_hybrid", "kimi_linear", "bailing")
 INDEXED = ("deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4")
+MORE_THAN_KEYS_AND_VALUES = {
+    "falcon_h1",
+    "qwen3_next",
+    *LINEAR_AFTER,
+    *INDEXED,
+    "qwen4",
+    "minimax_m3",
+    "deepseek_v4",
+}
+UNKNOWN_ROTATION = {"qwen4", "deepseek_v4"}
 COMPRESSED = {"deepseek_v4"}  # attends to entries of several tokens as well
 UNCALIBRATED = {"deepseek_v4"}  # its values are its keys, and never read
 

@@ -49,7 +49,7 @@ def test_analyze(name, focus):
 @every_family
 @pytest.mark.parametrize("mode", STUDIES)
 def test_a_mode_runs_or_says_why_not(name, mode, empty_cache):
-    refused = mode in EVICT and name in families.WITHOUT_PROBE | families.COMPRESSED
+    refused = mode in EVICT and name in families.UNHIDDEN
     try:
         outcome = run(STUDIES[mode], loaded(name), reference_samples())
     except UsageError as refusal:

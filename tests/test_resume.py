@@ -10,15 +10,13 @@ from data.extraction import prefill
 from data.resume import as_past, greedy, side_by_side
 from tests import families
 
-WITH_STATES = {"falcon_h1", "qwen3_next"}
-
 
 @pytest.mark.parametrize("name", families.SETTINGS)
 @torch.no_grad()
 def test_logits_after_a_restored_cache_are_those_after_the_models_own(name):
     loaded, ids = families.loaded(name), families.token_ids(44)
     start = prefill(loaded, ids[:40])
-    if name in WITH_STATES:
+    if name in families.MORE_THAN_KEYS_AND_VALUES:
         with pytest.raises(UsageError, match="keeps more than keys and values"):
             as_past(loaded, start.cache)
         return

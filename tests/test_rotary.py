@@ -7,11 +7,9 @@ from data.extraction import generate, prefill
 from data.rotary import NOT_ROTATED, Rotary
 from tests import families
 
-ROTATED_FIRST_LAYER = [
-    name
-    for name in families.SETTINGS
-    if name not in {"gpt2", "opt", "deepseek_v2", "deepseek_v3", "qwen3_next"}
-]
+LATENT = {"deepseek_v2", "deepseek_v3", "kimi_linear", "bailing", *families.INDEXED}
+NOT_ROTATED_FIRST = {"gpt2", "opt", "qwen3_next", *LATENT, *families.UNKNOWN_ROTATION}
+ROTATED_FIRST_LAYER = sorted(families.SETTINGS.keys() - NOT_ROTATED_FIRST)
 SOME = Rotary((1.0, 0.3, 0.01), scaling=1.3)
 
 
