@@ -264,6 +264,37 @@ SETTINGS = {
     ),
     "axk2": ("axk2", {**_SIZES, **_MLA, **_INDEXED, "n_group": None, "topk_group": None}),
     "hy_v4": ("hy_v4", {**_SIZES, **_MLA, **_INDEXED}),
+    "qwen4": (  # its index takes blocks of the tokens that can be seen
+        "qwen4_exp_text",
+        {
+            **_SIZES,
+            **_LINEAR_AFTER,
+            **_SPARSE_MLP,
+            "head_dim": 16,
+            "indexer_n_heads": 4,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 16,
+            "indexer_budget": 16,
+            "indexer_compress_ratio": 4,
+        },
+    ),
+    "minimax_m3": (  # its index takes blocks of places, and is given no mask
+        "minimax_m3_vl_text",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "rotary_dim": 8,
+            "layer_types": ["full_attention", "minimax_m3_sparse"],
+            "index_n_heads": 2,
+            "index_head_dim": 16,
+            "index_block_size": 4,
+            "index_topk_blocks": 3,
+            "index_local_blocks": 1,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "initializer_range": 0.2,
+        },
+    ),
     "deepseek_v4": (  # compressed entries stand beside the window's
         "deepseek_v4",
         {
@@ -402,13 +433,15 @@ WRAPPERS = {
 WITHOUT_PROBE = {"falcon", "gptj", "codegen"}
 SHARED_CACHE = {"gemma4"}
 CHUNKED = {"llama4"}  # a query sees its own chunk, not a window that moves with it
+UNHIDDEN = {"falcon", "gptj", "codegen", "minimax_m3", "deepseek_v4"}  # evictions are refused
 LINEAR_AFTER = ("qwen3_next_after", "qwen3_5", "olmo_hybrid", "kimi_linear", "bailing")
 INDEXED = ("deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4")
+UNKNOWN_ROTATION = {"qwen4", "deepseek_v4"}
 COMPRESSED = {"deepseek_v4"}  # attends to entries of several tokens as well
 UNCALIBRATED = {"deepseek_v4"}  # its values are its keys, and never read
 WITH_STATES = sorted(
     {"falcon_h1", "qwen3_next", "bamba", "zamba", "zamba2", "granite_hybrid"}
-    | {*LINEAR_AFTER, *INDEXED, *COMPRESSED, *KEEPS_MORE}
+    | {*LINEAR_AFTER, *INDEXED, *COMPRESSED, "qwen4", "minimax_m3", *KEEPS_MORE}
 )
 
 

@@ -62,6 +62,8 @@ EXPECTED = {
     "kimi_linear": [(0, "latent", 1, N, 24, 8), (2, "latent", 1, N, 24, 8)],
     "bailing": [(0, "latent", 1, N, 24, 8), (2, "latent", 1, N, 24, 8)],
     **{name: [(i, "latent", 1, N, 24, 8) for i in range(2)] for name in families.INDEXED},
+    "qwen4": [(0, "full", 2, N, 16, 16), (2, "full", 2, N, 16, 16)],
+    "minimax_m3": [(0, "full", 2, N, 16, 16), (1, "full", 2, N, 16, 16)],
     "deepseek_v4": [(i, "sliding", 1, 15, 16, 16) for i in range(3)],
 }
 

@@ -9,8 +9,8 @@ from tests import families
 
 STATES_BEFORE = {"qwen3_next", "bamba", "zamba", "zamba2", "granite_hybrid"}  # of the same word
 LATENT = {"deepseek_v2", "deepseek_v3", "kimi_linear", "bailing", *families.INDEXED}
-WITHOUT_ROTATED_FIRST = {"gpt2", "opt"} | LATENT | STATES_BEFORE | families.COMPRESSED
-ROTATED_FIRST_LAYER = [name for name in families.SETTINGS if name not in WITHOUT_ROTATED_FIRST]
+NOT_ROTATED_FIRST = {"gpt2", "opt", *STATES_BEFORE, *LATENT, *families.UNKNOWN_ROTATION}
+ROTATED_FIRST_LAYER = sorted(families.SETTINGS.keys() - NOT_ROTATED_FIRST)
 SOME = Rotary((1.0, 0.3, 0.01), scaling=1.3)
 
 

@@ -104,3 +104,19 @@ def test_compressed_entries_are_no_tokens():
     evicted = Recent(keep=0.5).compress(start.cache).restore()
     with pytest.raises(UsageError, match="Layer 0 of deepseek_v4 attends to other entries"):
         continuation.log_probabilities(evicted)
+
+
+def test_an_index_that_is_given_no_mask_is_refused():
+    """MiniMax-M3 takes blocks of places by an index of its own making."""
+    _, _, start, continuation = families.scored("minimax_m3")
+    evicted = Recent(keep=0.5).compress(start.cache).restore()
+    with pytest.raises(UsageError, match=r"minimax_m3 chooses the tokens .* cannot be hidden"):
+        continuation.log_probabilities(evicted)
+
+
+def test_an_index_of_blocks_takes_none_of_what_is_evicted():
+    loaded, _, start, continuation = families.scored("qwen4")
+    chosen, gone = watched(loaded.model), some()
+    continuation.log_probabilities(without(start.cache, [gone] * 2))
+    assert chosen and not any(mask[0, :, : families.CONTEXT][:, gone].any() for mask in chosen)
+    assert any(mask[0, :, : families.CONTEXT][:, ~gone].any() for mask in chosen)
