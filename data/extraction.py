@@ -80,6 +80,7 @@ def prefill(
     with watch.watching(loaded.model) if watch else nullcontext():
         output = _forward(loaded, token_ids)
     past = _own_cache(output, loaded)
+    refuse_wrong_cache(loaded)
     layers = _layers(past, len(token_ids), loaded, rotations(loaded, len(token_ids)))
     if watch:
         layers = _with_attention(watch, layers)
@@ -93,9 +94,7 @@ def prefill(
             loaded.name,
             "any layer" if all(blind) else "some layers",
         )
-    next_token = loaded.likeliest(output.logits)
-    refuse_wrong_cache(loaded)
-    return Prefill(cache, next_token, past)
+    return Prefill(cache, loaded.likeliest(output.logits), past)
 
 
 @torch.no_grad()

@@ -1,21 +1,38 @@
 """The one way to run a model: where its tokens stand in the text is always said.
 
 Left to themselves some models count from 0 on every call, whatever their cache holds (Bamba), and
-go on from the wrong place in silence.
+go on from the wrong place in silence. Others forget a part of their cache when they are given
+several tokens on top of it (the state of Jamba and Zamba, MiniMax the order of the tokens): those
+that the self-test finds out are given one after the other.
 """
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, get_args
+from weakref import WeakSet
 
 import torch
 
 from data.cache import Past
 from data.models import LoadedModel
 
+one_by_one: WeakSet[torch.nn.Module] = WeakSet()  # models that are right in no other way
+
 
 class Output(Protocol):
     """Of a model that keeps keys and values; others have no `past_key_values`."""
+
+    @property
+    def logits(self) -> torch.Tensor: ...
+
+    @property
+    def past_key_values(self) -> Past: ...
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What the outputs of single tokens come to."""
 
     logits: torch.Tensor
     past_key_values: Past
@@ -34,6 +51,13 @@ def forward(
     by far where all of them would be larger.
     """
     positions = torch.arange(n_past, n_past + len(token_ids))
+    if past is not None and len(token_ids) > 1 and loaded.model in one_by_one:
+        steps = [
+            forward_at(loaded, token[None], position[None], past, last_only)
+            for token, position in zip(token_ids.split(1), positions.split(1), strict=True)
+        ]
+        kept = steps[-1:] if last_only else steps
+        return _Steps(torch.cat([step.logits for step in kept], dim=1), past)
     return forward_at(loaded, token_ids[None], positions[None], past, last_only)
 
 

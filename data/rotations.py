@@ -66,7 +66,7 @@ def rotations(loaded: LoadedModel, n_tokens: int) -> Rotations:
 
 @torch.no_grad()
 def _rotations(loaded: LoadedModel, n_tokens: int) -> Rotations:
-    places = _places(min(max(n_tokens, 2 * PAIRS), loaded.max_positions or n_tokens + 2 * PAIRS))
+    places = _places(max(n_tokens, min(2 * PAIRS, loaded.max_positions or 2 * PAIRS)))
     ids = some_token_ids(loaded, PAIRS).repeat(2)
     try:
         with strangers_code(lambda error: _not_run(loaded, error)):

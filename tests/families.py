@@ -188,7 +188,13 @@ SETTINGS = {
     ),
     "zamba": (  # no positions; the shared block has no layer_idx
         "zamba",
-        {**_SIZES, **_SHARED_BLOCK, "mamba_d_state": 8, "n_mamba_heads": 2},
+        {
+            **_SIZES,
+            **_SHARED_BLOCK,
+            "mamba_d_state": 8,
+            "n_mamba_heads": 2,
+            "initializer_range": 0.1,  # such that its attention matters
+        },
     ),
     "zamba2": (  # the shared block's layer_idx is -1
         "zamba2",
@@ -432,6 +438,7 @@ WRAPPERS = {
 }
 WITHOUT_PROBE = {"falcon", "gptj", "codegen"}
 SHARED_CACHE = {"gemma4"}
+WITHOUT_GRADIENTS = {"hrm_text"}  # its first cycles run without, by its own code
 CHUNKED = {"llama4"}  # a query sees its own chunk, not a window that moves with it
 UNHIDDEN = {"falcon", "gptj", "codegen", "minimax_m3", "deepseek_v4"}  # evictions are refused
 LINEAR_AFTER = ("qwen3_next_after", "qwen3_5", "olmo_hybrid", "kimi_linear", "bailing")

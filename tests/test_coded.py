@@ -180,6 +180,10 @@ def test_every_family_is_calibrated_and_compressed(family):
     text = "".join(chr(97 + i % 26) for i in range(400))
     chosen = windows(loaded, text, contexts=(60, 24), n_scored=12)
     assert [n for _, n in chosen] == [60, 24]
+    if family in families.WITHOUT_GRADIENTS:
+        with pytest.raises(UsageError, match="predictions give no gradients by its cache"):
+            calibrate(sensitivities(loaded, chosen), "letters")
+        return
     calibration = calibrate(sensitivities(loaded, chosen), "letters")
     cache = prefill(loaded, families.token_ids(40), probe=True).cache.in_16_bits()
     errors = []
