@@ -222,7 +222,8 @@ SETTINGS = {
 }
 WITHOUT_PROBE = {"falcon", "gptj", "codegen"}
 SHARED_CACHE = {"gemma4"}
-WITHOUT_GRADIENTS = {"hrm_text"}  # its first cycles run without, by its own code
+# The first cycles of the one run without by its own code; the other writes its state in place.
+WITHOUT_GRADIENTS = {"hrm_text", "zamba"}
 CHUNKED = {"llama4"}  # a query sees its own chunk, not a window that moves with it
 
 
