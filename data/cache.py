@@ -124,6 +124,9 @@ class PastLayer(Protocol):
     keys: torch.Tensor
     values: torch.Tensor
 
+    def get_seq_length(self) -> int:
+        """Tokens that it was given, those that a window has forgotten too."""
+
 
 class Past(Protocol):
     """The model's own cache object, as far as it is looked into here."""

@@ -41,7 +41,7 @@ class Continuation:
         are invisible to every query; new tokens see each other.
         """
         past = filled(self.past, cache, self.loaded.torch_dtype)
-        with _evicted_hidden(self.loaded, cache):
+        with _evicted_hidden(self.loaded, cache, past):
             output = forward(self.loaded, self.token_ids[:-1], past, cache.n_tokens)
         logits = output.logits[0]
         return torch.log_softmax(logits.float(), dim=-1)
@@ -50,7 +50,7 @@ class Continuation:
     def greedy(self, cache: KVCache, n_tokens: int) -> list[int]:
         """The most likely `n_tokens` after the context and the first token that follows it."""
         past = filled(self.past, cache, self.loaded.torch_dtype)
-        with _evicted_hidden(self.loaded, cache):
+        with _evicted_hidden(self.loaded, cache, past):
             return greedy(self.loaded, past, cache.n_tokens, int(self.token_ids[0]), n_tokens)
 
     def nats(self, log_probabilities: torch.Tensor) -> torch.Tensor:
@@ -74,8 +74,9 @@ def filled(past: Past, cache: KVCache, dtype: torch.dtype) -> Past:
 
 
 @contextmanager
-def _evicted_hidden(loaded: LoadedModel, cache: KVCache) -> Iterator[None]:
-    """While entered, no query of the model sees an entry that was evicted."""
+def _evicted_hidden(loaded: LoadedModel, cache: KVCache, past: Past) -> Iterator[None]:
+    """While entered, no query of the model, run on top of `past`, which holds `cache`, sees an
+    entry that was evicted."""
     layers: dict[int | None, LayerKV] = {
         layer.index: layer for layer in cache.layers if layer.keep is not None
     }
@@ -86,9 +87,10 @@ def _evicted_hidden(loaded: LoadedModel, cache: KVCache) -> Iterator[None]:
         if layer is None:
             return call.run()
         reached.add(layer.index)
-        if call.key.shape[-2] != layer.n_tokens + call.query.shape[-2]:
+        n_new = past.layers[layer.index].get_seq_length() - cache.n_tokens
+        if call.key.shape[-2] > layer.n_tokens + n_new:
             raise _attends_to_more(loaded, layer)
-        return replace(call, mask=_with_evictions(call, layer)).run()
+        return replace(call, mask=_with_evictions(call, layer, n_new)).run()
 
     if not layers:
         yield
@@ -113,14 +115,16 @@ def _attends_to_more(loaded: LoadedModel, layer: LayerKV) -> UsageError:
     )
 
 
-def _with_evictions(call: AttentionCall, layer: LayerKV) -> torch.Tensor:
+def _with_evictions(call: AttentionCall, layer: LayerKV, n_new: int) -> torch.Tensor:
     """The call's mask (1, 1 or heads, queries, keys) with the layer's evicted entries hidden: the
-    cached tokens are the first keys, the queries' own the last."""
+    first keys are those of its tokens that a window has not forgotten, the last `n_new` are of
+    later tokens."""
     query, mask = call.query, call.mask
     n_queries, n_keys = query.shape[-2], call.key.shape[-2]
     kept = torch.ones(layer.n_heads, n_keys, dtype=torch.bool, device=query.device)
-    if layer.keep is not None:
-        kept[:, : layer.n_tokens] = layer.keep
+    n_held = min(layer.n_tokens, n_keys - n_new)
+    if layer.keep is not None and n_held > 0:
+        kept[:, :n_held] = layer.keep[:, -n_held:]
     kept = kept.repeat_interleave(query.shape[1] // layer.n_heads, dim=0)[None, :, None]
     if mask is None:  # plain causal attention, the last query at the last key
         causal = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)

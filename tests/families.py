@@ -438,12 +438,13 @@ WRAPPERS = {
 }
 WITHOUT_PROBE = {"falcon", "gptj", "codegen"}
 SHARED_CACHE = {"gemma4"}
-WITHOUT_GRADIENTS = {"hrm_text"}  # its first cycles run without, by its own code
+# The first cycles of the one run without by its own code; the other writes its state in place.
+WITHOUT_GRADIENTS = {"hrm_text", "zamba"}
 CHUNKED = {"llama4"}  # a query sees its own chunk, not a window that moves with it
 UNHIDDEN = {"falcon", "gptj", "codegen", "minimax_m3", "deepseek_v4"}  # evictions are refused
 LINEAR_AFTER = ("qwen3_next_after", "qwen3_5", "olmo_hybrid", "kimi_linear", "bailing")
 INDEXED = ("deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4")
-UNKNOWN_ROTATION = {"qwen4", "deepseek_v4"}
+UNKNOWN_ROTATION = {"minimax_m3", "deepseek_v4"}
 COMPRESSED = {"deepseek_v4"}  # attends to entries of several tokens as well
 UNCALIBRATED = {"deepseek_v4"}  # its values are its keys, and never read
 WITH_STATES = sorted(

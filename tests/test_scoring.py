@@ -8,6 +8,8 @@ import torch
 
 from config import UsageError
 from data.extraction import prefill
+from data.forward import forward
+from data.scoring import _evicted_hidden, filled
 from tests import families
 from tests.caches import with_keep
 from tests.families import CONTEXT, SCORED
@@ -61,6 +63,22 @@ def test_an_evicted_token_is_invisible_and_new_tokens_see_each_other(name):
             position_ids=positions,
         ).logits[0]
     torch.testing.assert_close(found, torch.log_softmax(logits.float(), -1), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "mistral", "gemma2", "gemma4", "llama4", "hrm_text"])
+def test_what_was_evicted_stays_hidden_token_after_token(name):
+    loaded, ids, start, continuation = scored(name)
+    keep = torch.ones(CONTEXT, dtype=torch.bool)
+    keep[[0, 5, 30, 33, 36, CONTEXT - 1]] = False  # the window has them in other places each time
+    cache = with_keep(start.cache, keep)
+    past = filled(start.past, cache, loaded.torch_dtype)
+    with torch.no_grad(), _evicted_hidden(loaded, cache, past):
+        steps = [
+            forward(loaded, ids[i : i + 1], past, i).logits[0] for i in range(CONTEXT, len(ids) - 1)
+        ]
+    found = torch.log_softmax(torch.cat(steps).float(), -1)
+    expected = continuation.log_probabilities(cache)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_eviction_is_of_one_slot_where_a_module_fills_several():
