@@ -199,7 +199,8 @@ def _with_doubles(x: torch.Tensor) -> torch.Tensor:
 
 
 def _kind(layer: PastLayer, settings: object) -> str:
-    if layer.keys.shape[1] == 1 and layer.keys.shape[-1] == getattr(settings, "kv_lora_rank", None):
+    latent = vars(settings).get("kv_lora_rank")  # not asked for: it may differ by layer
+    if layer.keys.shape[1] == 1 and layer.keys.shape[-1] == latent:
         return "latent"
     return "sliding" if getattr(layer, "is_sliding", False) else "full"
 

@@ -5,6 +5,7 @@ locked by the process that works there. One that is killed leaves it behind unlo
 that makes something beside it clears it away.
 """
 
+import atexit
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from uuid import uuid4
 from data import locks
 
 LOCK = ".lock"
+_stages: set[tuple[int, Path]] = set()  # hidden folders that are there, by the process they are of
 UNFINISHED = re.compile(r"\.unfinished-.+\.[0-9a-f]{12}", re.DOTALL)
 
 
@@ -31,17 +33,27 @@ def unfinished(final: Path) -> Iterator[Path]:
         yield _own_stage(final, undo)
 
 
+@atexit.register
+def _clear_own() -> None:
+    """What a signal has kept from being removed, one that came between any two steps."""
+    for process, stage in _stages:
+        if process == os.getpid():
+            shutil.rmtree(stage, ignore_errors=True)
+
+
 def _own_stage(final: Path, undo: ExitStack) -> Path:
     """A new hidden folder, with its lock where the disk has locks."""
     while True:
         stage = final.with_name(f".unfinished-{final.name}.{uuid4().hex[:12]}")
         # First of all, since a signal may come at any moment
+        _stages.add((os.getpid(), stage))
+        undo.callback(_stages.discard, (os.getpid(), stage))
         undo.callback(shutil.rmtree, stage, ignore_errors=True)
         stage.mkdir()
         try:
             lock = locks.taken(stage / LOCK)
-        except FileNotFoundError:
-            continue  # as below, and it is removed already
+        except (FileNotFoundError, FileExistsError):
+            continue  # as below, and it is removed already, or just now while its lock was made
         except OSError as error:
             if locks.is_of_a_disk_without_locks(error):
                 return stage
