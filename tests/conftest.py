@@ -90,3 +90,16 @@ def mode(tiny_model, tmp_path, empty_cache):
         return run(*of_mode(name, tiny_model, tmp_path / "out", *flags))
 
     return go
+
+
+@pytest.fixture
+def stored(mode, tmp_path) -> Callable[..., str]:
+    """Stores a text as `none`, on the tiny model unless another is named; the file."""
+
+    def store(text: str, *flags: str) -> str:
+        file = str(tmp_path / "prompt.kv")
+        as_none = ["--methods", "none", "--save_compressed", file, "--prompt", text]
+        assert mode("store", *as_none, *flags) == 0
+        return file
+
+    return store

@@ -174,7 +174,8 @@ def test_a_function_is_handed_the_flags_of_its_arguments():
 
 
 def test_both_names_of_a_length_are_the_same():
-    assert parse("--sequence_length", "9")["context_tokens"] == 9
+    given = parse("--sequence_length", "9")
+    assert given["context_tokens"] == given["sequence_length"] == 9
     assert parse("--context_tokens", "9")["context_tokens"] == 9
 
 
@@ -203,7 +204,7 @@ def test_the_examples_of_the_help_can_be_typed(example):
     given = parse(*shlex.split(example))
     for taker in TAKERS[given["mode"]]:
         if taker not in (refuse, save, go_on):  # which look for files
-            taker(**flags.arguments_of(taker, given))
+            assert taker(**flags.arguments_of(taker, given))
 
 
 def test_arguments_are_shown_as_the_flags_that_they_came_from():

@@ -45,7 +45,6 @@ def parse(arguments: Sequence[str] | None = None) -> Given:
         _refuse_without_effect(BY_NAME[name], mode, given, everything)
     if "context_tokens" in everything:
         everything["context_tokens"] = given.get("context_tokens", given.get("sequence_length"))
-        everything["sequence_length"] = None
     return {"mode": mode, **everything}
 
 
