@@ -133,6 +133,7 @@ def test_recall_is_the_models_own_probability_of_the_answer():
     assert probability == pytest.approx(np.exp(expected), rel=1e-4) and not right
 
 
+BITS = {"max_bits": 0.01}
 LENGTHS = ["--context_tokens", "100", "--score_tokens", "12", "--num_samples", "2"]
 ASKED = ["--methods", "recent,svd,int8", "--max_bits", "10", "--memory_gib", "1"]
 
@@ -210,6 +211,18 @@ def test_near_the_end_of_the_positions_needles_are_left_out(empty_cache, caplog)
     assert [x for x in caplog.messages if "Needles are left out" in x] == caplog.messages[-1:]
     assert "compare/compare" in report.tables and "compare/needle" not in report.tables
     assert next(iter(report.continued)) == "From the untouched cache"
+
+
+@pytest.mark.parametrize(("budget", "within"), [({}, "1e-30 nats of KL"), (BITS, "the budget")])
+def test_where_nothing_can_be_shown_side_by_side_it_is_said(
+    empty_cache, monkeypatch, budget, within
+):
+    monkeypatch.setattr(config, "ACCEPTABLE_KL", 1e-30)
+    study = CompareStudy(
+        context_tokens=80, score_tokens=8, methods=("svd",), quick=True, show_generation=5, **budget
+    )
+    report = carried_out(study, families.sharp("llama_gqa"), reference_samples()).report
+    assert report.continued == {} and f"no setting is within {within}: " in report.lines[-1]
 
 
 def test_a_budget_nobody_reaches_names_the_closest_and_keeps_the_results(mode, tmp_path, capsys):

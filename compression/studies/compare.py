@@ -183,6 +183,8 @@ class ComparePlan(Plan):
             lines.append(words.on_a_card(table, best, loaded.weight_nbytes, *card, has_budget))
         lines += [words.lost_needles(needles)] if len(needles) else []
         lines += words.engines(table)
+        if self.study.show_generation and best is None:
+            lines.append(words.nothing_to_show(bool(self.study.budget)))
         return Report(tables, lines, self._continued(best), self._refused(table, best))
 
     def labelled(self, summary: pd.DataFrame) -> pd.DataFrame:

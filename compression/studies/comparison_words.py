@@ -141,3 +141,12 @@ def on_a_card(
         f"{beside}; with {label} {tokens:,.0f} (bytes per token as measured at {context} "
         f"tokens{several})."
     )
+
+
+def nothing_to_show(has_budget: bool) -> str:
+    """Why nothing is generated side by side."""
+    within = "the budget" if has_budget else f"{config.ACCEPTABLE_KL:g} nats of KL"
+    return (
+        f"Nothing is generated side by side, for no setting is within {within}: `show_generation` "
+        "takes the smallest that is; allow more with `max_kl`."
+    )

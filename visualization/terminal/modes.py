@@ -66,7 +66,7 @@ MODES = {
         (
             "--mode compare --quick",
             "--mode compare --methods coded,kivi --max_kl 0.01 --memory_gib 24",
-            "--mode compare --methods snapkv --levels 0.5,0.25 --show_generation 40",
+            "--mode compare --methods kivi,snapkv --levels 0.5,0.25 --show_generation 40",
         ),
     ),
     "calibrate": Mode(
