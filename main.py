@@ -14,6 +14,9 @@ from visualization.terminal.flags import Given, arguments_of
 from visualization.terminal.streams import tell
 
 if TYPE_CHECKING:
+    from compression.studies.base import Study
+    from compression.studies.places import Place
+    from compression.studies.run import Outcome
     from data.models import LoadedModel
     from data.texts import Sample
     from visualization.delivery import Delivery
@@ -43,24 +46,56 @@ def analyze_generation(given: Given, workers: int) -> None:
 
 
 def study(name: str, given: Given, workers: int) -> None:
-    """A mode that compresses: `module.Class` of compression/studies, asked for by its flags."""
-    from compression.studies.run import run
-    from visualization.delivery import Delivery
+    """A mode that compresses: `module.Class` of compression/studies, asked for by its flags; on one
+    model, or on several and then over all of them."""
+    from compression.studies.over_models import apart, over_models
+    from compression.studies.places import place
 
     module, class_name = name.split(".")
     asked = getattr(import_module(f"compression.studies.{module}"), class_name)
     asked = asked(**arguments_of(asked, given))
+    with place(**arguments_of(place, given)) as where:
+        if given["models"] is None:
+            outcomes = [_carried_out(asked, given, workers, where)]
+        else:
+            each = apart(given["models"], given["output_dir"])
+            outcomes = [_carried_out(asked, given | one, workers, where) for one in each]
+            _deliver(asked, given, workers, over_models(outcomes))
+    for refused in (outcome.report.refused for outcome in outcomes):
+        if refused is not None:
+            raise refused
+
+
+def _carried_out(asked: "Study", given: Given, workers: int, where: "Place") -> "Outcome":
+    """A study on one model, delivered."""
+    from compression.studies.run import carry_out
+    from data import models, texts
+    from visualization.delivery import Delivery
+
     with Delivery(given, STARTED, workers) as delivery:
-        loaded, candidates = _model_and_texts(given, delivery)
-        outcome = run(asked, loaded, candidates, given["continuation"], delivery.phase)
-        report, sample = outcome.report, outcome.samples[0]
-        delivery.draw(loaded.name, report.tables, outcome.samples, asked.context)
-        files = delivery.commit(loaded, sample, asked.context, outcome.facts)
-    if not given["quiet"]:
-        title = f"{asked.title} on {loaded.name}, {sample.source}"
+        with delivery.phase("text"):
+            candidates = texts.candidates(**arguments_of(texts.candidates, given))
+        with where.work(arguments_of(models.load, given), delivery.phase) as work:
+            _all_is_imported()
+            outcome = carry_out(asked, work, candidates, given["continuation"])
+        _draw_and_tell(delivery, asked, outcome)
+    return outcome
+
+
+def _deliver(asked: "Study", given: Given, workers: int, outcome: "Outcome") -> None:
+    from visualization.delivery import Delivery
+
+    with Delivery(given, STARTED, workers) as delivery:
+        _draw_and_tell(delivery, asked, outcome)
+
+
+def _draw_and_tell(delivery: "Delivery", asked: "Study", outcome: "Outcome") -> None:
+    report, model, sample = outcome.report, outcome.model, outcome.samples[0]
+    delivery.draw(model.name, report.tables, outcome.samples, asked.context)
+    files = delivery.commit(model, sample, asked.context, outcome.facts)
+    if not delivery.settings["quiet"]:
+        title = f"{asked.title} on {model.name}, {sample.source}"
         tell(delivery.told({title: report.lines}, files, report.continued))
-    if report.refused is not None:
-        raise report.refused
 
 
 def calibrate(given: Given, workers: int) -> None:
@@ -101,9 +136,13 @@ def _loaded(given: Given) -> "LoadedModel":
     from data import models
 
     loaded = models.load(**arguments_of(models.load, given))
-    gc.freeze()  # what was imported stays: nothing to look through again and again
-    gc.enable()
+    _all_is_imported()
     return loaded
+
+
+def _all_is_imported() -> None:
+    gc.freeze()  # it stays: nothing to look through again and again
+    gc.enable()
 
 
 def _model_and_texts(

@@ -12,6 +12,7 @@ from compression.studies import presets
 from compression.studies.analyze import Analysis
 from compression.studies.compare import CompareStudy
 from compression.studies.compress import CompressStudy
+from compression.studies.places import place
 from compression.studies.prune import PruneStudy
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
@@ -79,12 +80,14 @@ def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     taken = {flag.name for flag in flags.FLAGS if mode in flag.modes}
     called = list(TAKERS[mode])
     called += [models.load] if mode != "list_samples" else []
+    called += [place] if mode in flags.STUDIES else []
     called += [texts.candidates] if mode not in ("list_samples", "calibrate") else []
     arguments = {name for each in called for name in inspect.signature(each).parameters}
     arguments -= {"loaded", "sample", "needles"}  # of the library alone
     if mode == "analyze_generation":
         arguments -= {"analysis_focus", "measure", "score_tokens"}
-    own = {"debug", "quiet", "sequence_length", "output_dir", "continuation"}  # main.py reads these
+    # main.py reads these
+    own = {"debug", "quiet", "sequence_length", "output_dir", "continuation", "models"}
     assert arguments <= taken and taken <= arguments | own
 
 

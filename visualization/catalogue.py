@@ -44,6 +44,7 @@ MODULES = {
     "tucker/tucker_components": "tucker",
     "tucker/layer_sensitivity": "tucker",
     "tucker/rank_sensitivity": "tucker",
+    "models/models": "models",
 }
 
 

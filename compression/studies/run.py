@@ -16,7 +16,7 @@ from compression.evaluate import as_records, summary
 from compression.studies.base import INVENTORY, Report, Study
 from compression.studies.rows import Row, Rows
 from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, SideBySide
-from compression.studies.work import Here, Phase, Work, untimed
+from compression.studies.work import Here, Model, Phase, Work, untimed
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scored_texts import Text
@@ -25,11 +25,11 @@ from data.texts import Sample
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives: the report, and what it rests on.
+    """What a run gives: the report, and what it rests on, on one model or on several.
 
     rows: one per method and text. summary: their means. samples: the texts that were scored;
     learned_on: names of those that were only learned from. inventory: what the model keeps of the
-    first text.
+    first text; None of several models.
     """
 
     report: Report
@@ -37,7 +37,8 @@ class Outcome:
     summary: pd.DataFrame
     samples: tuple[Sample, ...]
     learned_on: tuple[str, ...]
-    inventory: Inventory
+    model: Model
+    inventory: Inventory | None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -45,7 +46,7 @@ class Outcome:
         return {
             "texts": [sample.name for sample in self.samples],
             "calibration_texts": list(self.learned_on),
-            "cache": self.inventory.facts,
+            **({} if self.inventory is None else {"cache": self.inventory.facts}),
             "verdict": self.report.lines,
             "summary": as_records(self.summary),
         }
@@ -69,8 +70,7 @@ def carry_out(
 
     continuation: what is scored after each context instead of its own text.
     """
-    with work.phase("text"):
-        texts, others = work.one(Choice(study, candidates, continuation))
+    texts, others = work.one(Choice(study, candidates, continuation))
     samples = tuple(sample for sample, _ in texts)
     too_good = leak(samples) if study.calibrates else []
     plan, inventory = work.one(Look(study, texts[0][1], others))
@@ -81,8 +81,7 @@ def carry_out(
     report = plan.report(rows, means, sought, work.model)
     shown = plan.shown(means)
     if shown is not None:
-        with work.phase("scoring"):
-            continued = work.one(SideBySide(study, texts[0][1], *shown))
+        continued = work.one(SideBySide(study, texts[0][1], *shown))
         report = replace(report, continued=continued)
     return Outcome(
         replace(
@@ -94,6 +93,7 @@ def carry_out(
         means,
         samples,
         tuple(sample.name for sample, _ in others),
+        work.model,
         inventory,
     )
 
@@ -142,8 +142,7 @@ def _kept_or_measured(work: Work, tasks: Sequence[Score | Recall], what: str) ->
     kept = [Rows(work, task.ids, task.study.context, what) for task in tasks]
     rows = [each.get(task.method) for each, task in zip(kept, tasks, strict=True)]
     missing = [i for i, row in enumerate(rows) if row is None]
-    done = work.each([tasks[i] for i in missing], "score")
-    for i, row in zip(missing, done, strict=True):
-        kept[i].put(tasks[i].method, row)
-        rows[i] = row
+    for i, row in work.as_done([tasks[i] for i in missing], "score"):
+        kept[missing[i]].put(tasks[missing[i]].method, row)
+        rows[missing[i]] = row
     return [row for row in rows if row is not None]

@@ -24,6 +24,7 @@ Condition = tuple[str, tuple[object, ...]]  # a flag, and which of its values wi
 
 WHAT, MODEL, TEXT, SCORING = "what to do", "model", "text", "how much is read and scored"
 COMPRESSION, PRUNING, BUDGET, OUTPUT = "compression", "pruning", "methods and budgets", "output"
+CLUSTER = "many models, many machines"
 
 ALL = tuple(MODES)
 STUDIES = ("analyze_similarity", "tucker", "compress", "prune", "compare")
@@ -38,6 +39,7 @@ CONTEXTS = {
 }
 FEWER = {"compare": "fewer with --quick"}
 MEASURED = {"analyze": ("measure", (True,))}
+ON_CLUSTER = dict.fromkeys(STUDIES, ("ray", ()))
 STORED_TEXT = ("load_compressed",)  # is of the file
 
 
@@ -91,6 +93,7 @@ NAMES = Rule(
     lambda text: tuple(name.strip() for name in text.split(",")),
     "NAMES",
 )
+SEVERAL = Rule(NAMES.holds, "models such as smollm2-135m,./my-model", NAMES.read, "MODELS")
 TOKENS = count(1, "tokens")
 
 FLAGS = (
@@ -176,6 +179,16 @@ FLAGS = (
          above_zero("a number above 0", "GIB")),
     Flag("show_generation", BUDGET, ("compare",), "tokens to generate from the full and the "
          "compressed cache, side by side", count(0, "tokens"), 0),
+    Flag("models", CLUSTER, STUDIES, "several models, with commas, each as --model takes it: one "
+         "after the other, then a table and a picture of all", SEVERAL, not_beside=("model",)),
+    Flag("ray", CLUSTER, STUDIES, "spread the work over a Ray cluster: auto starts one on this "
+         "machine, an address connects to one that runs", WORDS),
+    Flag("ray_workers", CLUSTER, STUDIES, "how many hold the model at a time; as many as there is "
+         "room for where it is not given", count(1, "workers"), only_with=ON_CLUSTER),
+    Flag("ray_cpus", CLUSTER, STUDIES, "CPUs of each worker, or a fraction of one",
+         above_zero("a number above 0", "CPUS"), 1.0, only_with=ON_CLUSTER),
+    Flag("ray_gpus", CLUSTER, STUDIES, "GPUs of each worker, or a fraction of one",
+         rules.number(0, 1024, "a number of 0 or more", "GPUS"), 0.0, only_with=ON_CLUSTER),
     Flag("save_compressed", OUTPUT, ("store",), "the file of a compressed prompt",
          rules.path("a file", "FILE")),
     Flag("load_compressed", OUTPUT, ("store",), "go on from such a file",
