@@ -34,7 +34,6 @@ from data.saved_layers import TENSORS
 from data.tensor_files import Form, write
 
 FORMAT = "plain cache 1"
-OURS = "plain cache "  # how the format of our files begins, in any version
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 TOKEN_IDS, WORDS = "token_ids", "words"
 KINDS_OF_LAYERS = ("full", "sliding", "latent")

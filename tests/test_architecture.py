@@ -17,6 +17,7 @@ HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "
 PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.writing"}
+SAVING = {"data.own_files", "data.saving"}
 LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
 SEALED = {"config", "compression.base", "compression.sealed", "compression.stored"}
 PARTS = {"data.cache", "data.rotary"}
@@ -41,6 +42,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.threads": (set(), HEAVY - {"torch"}),  # where torch is there already, it is settled too
     "data.locks": (set(), HEAVY),
     "data.writing": ({"data.locks"}, HEAVY),
+    "data.own_files": ({"config", *WRITING}, HEAVY),
     "data.memory": ({"config"}, HEAVY - {"torch"}),
     "data.hub": ({"config"}, HEAVY),
     "data.texts": ({"config", "data.hub"}, HEAVY - {"datasets"}),
@@ -61,6 +63,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.plain_reading": (
         {
             "config",
+            "data.own_files",
             "data.headers",
             "data.plain_files",
             "data.saved_layers",
@@ -149,10 +152,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "data.inventory",
             "data.scored_texts",
             "data.writing",
+            *SAVING,
         },
         MODELS | PICTURES,
     ),
-    "compression.prompt_file": ({"config", "data.writing"}, HEAVY),
+    "compression.prompt_file": ({"config", "data.own_files"}, HEAVY),
     "compression.prompts": (
         {
             "config",
@@ -165,6 +169,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.coded.kept_calibrations",
             "compression.studies.presets",
             *RUNNING,
+            *SAVING,
             "data.cache",
         },
         HEAVY,

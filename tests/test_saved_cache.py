@@ -1,5 +1,6 @@
 """A plain cache comes back from its file as it was, or not at all."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from config import UsageError
+from data import tensor_files
 from data.cache import KINDS, KVCache
 from data.plain_files import FORMAT
 from data.saved_cache import load, save
 from data.saved_layers import TENSORS
 from tests import caches
-from tests.commands import ROOT
+from tests.commands import PROMPT, ROOT
 
 MODEL = {"name": "random", "revision": "1", "identity": "a" * 64, "dtype": "float32"}
 TEXT = {"source": "prompt", "index": "0", "title": "Of é ␣", "sha256": "b" * 64}
@@ -203,8 +205,6 @@ def test_one_tensor_is_in_memory_a_second_time_not_the_cache(tmp_path, monkeypat
         held.append(made.numel() if made is not x else 0)
         return made
 
-    from data import tensor_files
-
     written = tensor_files.checksums
 
     def done(raw):
@@ -216,3 +216,57 @@ def test_one_tensor_is_in_memory_a_second_time_not_the_cache(tmp_path, monkeypat
     monkeypatch.setattr(tensor_files, "checksums", done)
     save(tmp_path / "a", cache)
     assert max(most) == cache.layers[0].keys.numel()
+
+
+def test_a_text_that_is_analysed_is_kept_with_what_was_measured_on_it(mode, tmp_path, capsys):
+    file = tmp_path / "text.cache"
+    asked = ["--prompt", PROMPT, "--context_tokens", "40", "--save_cache", str(file)]
+    assert mode("analyze", "--analysis_focus", "tokens", *asked) == 0
+    assert f"40 tokens of prompt #0: {PROMPT[:20]}" in capsys.readouterr().out
+    saved = touched(load(str(file)))
+    assert "".join(saved.words).replace("␣", " ") == PROMPT[:40]
+    assert all(layer.attention is not None for layer in saved.cache.layers)
+    assert saved.text["sha256"] == hashlib.sha256(PROMPT.encode()).hexdigest()
+    assert saved.text["source"] == "prompt" and saved.model["name"] == saved.cache.model
+    assert saved.model["dtype"] == "float32" and saved.cache.layers[0].keys.dtype == torch.float16
+    heads = tmp_path / "heads.cache"
+    asked[-1] = str(heads)
+    assert mode("analyze", "--analysis_focus", "heads", *asked) == 0
+    assert load(str(heads)).cache.layers[0].attention is None
+
+
+def test_store_keeps_the_same_cache_as_analyze(mode, tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    text = ["--prompt", PROMPT, "--context_tokens", "40"]
+    assert mode("analyze", "--analysis_focus", "tokens", *text, "--save_cache", str(one)) == 0
+    assert mode("store", *text, "--save_cache", str(two)) == 0
+    assert one.read_bytes() == two.read_bytes()
+    assert "with the attention that its tokens receive, in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode_name", ["analyze", "store"])
+def test_nothing_is_overwritten_but_an_earlier_saved_cache(mode_name, mode, tmp_path, capsys):
+    file = tmp_path / "mine"
+    file.write_text("kept")
+    asked = (mode_name, "--prompt", PROMPT, "--context_tokens", "20", "--save_cache")
+    assert mode(*asked, str(file)) == 2
+    assert "--save_cache" in (said := capsys.readouterr().err) and "is no saved cache" in said
+    assert file.read_text() == "kept"
+    assert mode(*asked, str(tmp_path)) == 2
+    assert "is no file: give a name such as text.cache" in capsys.readouterr().err
+    assert mode(*asked, str(tmp_path / "nowhere" / "a")) == 2
+    assert "cannot be written (No such file or directory)" in capsys.readouterr().err
+    save(file.with_name("earlier"), everything())
+    assert mode(*asked, str(file.with_name("earlier"))) == 0
+    assert load(str(file.with_name("earlier"))).cache.n_tokens == 20
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(mode, tmp_path, monkeypatch, capsys):
+    def full(raw):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensor_files, "checksums", full)
+    file = tmp_path / "text.cache"
+    assert mode("store", "--prompt", PROMPT, "--save_cache", str(file)) == 2
+    assert "cannot be written (No space left on device): give a file" in capsys.readouterr().err
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith((".unfinished", "text"))]
