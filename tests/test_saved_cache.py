@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from config import UsageError
 from data import tensor_files
-from data.cache import KINDS, KVCache
+from data.cache import KINDS
 from data.plain_files import FORMAT
 from data.saved_cache import load, save
 from data.saved_layers import TENSORS
@@ -24,41 +24,16 @@ MODEL = {"name": "random", "revision": "1", "identity": "a" * 64, "dtype": "floa
 TEXT = {"source": "prompt", "index": "0", "title": "Of é ␣", "sha256": "b" * 64}
 
 
-def same(one: KVCache, two: KVCache) -> bool:
-    """Whether everything of two caches is the same, bit for bit."""
-    if len(one.layers) != len(two.layers):
-        return False
-    for a, b in zip(one.layers, two.layers, strict=True):
-        if (a.index, a.kind, a.rotary) != (b.index, b.kind, b.rotary):
-            return False
-        for name in TENSORS:
-            x, y = getattr(a, name), getattr(b, name)
-            if (x is None) != (y is None):
-                return False
-            if x is not None and (x.dtype != y.dtype or not torch.equal(x, y)):
-                return False
-    known = ("n_prompt", "model")
-    alike = all(getattr(one, name) == getattr(two, name) for name in known)
-    return alike and torch.equal(one.token_ids, two.token_ids)
-
-
-def everything() -> KVCache:
-    """Attention, evicted entries, layers of every kind, and tokens that were generated."""
-    watched = caches.watched(caches.mixed())
-    kept = caches.with_keep(watched, torch.arange(10) % 3 > 0)
-    return replace(kept, n_prompt=7)
-
-
 @pytest.fixture
 def file(tmp_path):
-    save(tmp_path / "a.cache", everything(), caches.words(everything()), MODEL, TEXT)
+    save(tmp_path / "a.cache", caches.everything(), caches.words(caches.everything()), MODEL, TEXT)
     return tmp_path / "a.cache"
 
 
 def test_all_that_is_saved_comes_back(file):
     saved = load(str(file))
-    assert same(saved.cache, everything().in_16_bits())
-    assert saved.words == tuple(caches.words(everything()))
+    assert caches.same(saved.cache, caches.everything().in_16_bits())
+    assert saved.words == tuple(caches.words(caches.everything()))
     assert (saved.model, saved.text, saved.assumed) == (MODEL, TEXT, ())
     assert list(file.parent.iterdir()) == [file]
 
@@ -69,7 +44,7 @@ def test_caches_of_every_shape_come_back(name, as_computed, tmp_path):
     cache = caches.SHAPES[name]()
     save(tmp_path / "a", cache, as_computed=as_computed)
     saved = load(str(tmp_path / "a"))
-    assert same(saved.cache, cache if as_computed else cache.in_16_bits())
+    assert caches.same(saved.cache, cache if as_computed else cache.in_16_bits())
     assert saved.words is None and saved.text == {} and saved.model == {"name": "random"}
 
 
@@ -92,7 +67,7 @@ def test_anybody_can_read_it(file):
         "words",
         *(f"layers.{i}.{name}" for i in (0, 2, 3, 5) for name in TENSORS),
     }
-    for layer in everything().in_16_bits().layers:
+    for layer in caches.everything().in_16_bits().layers:
         for name in TENSORS:
             assert torch.equal(found[f"layers.{layer.index}.{name}"], getattr(layer, name))
 
@@ -114,7 +89,7 @@ def test_what_is_made_of_a_saved_layer_is_a_layer_as_any_other(file):
     twice = layer.with_tensor("key", 2 * layer.keys)
     assert torch.equal(twice.keys, 2 * layer.keys) and twice.n_heads == 3
     assert layer.before(4).n_tokens == 4
-    assert layer.n_entries == everything().layers[1].n_entries
+    assert layer.n_entries == caches.everything().layers[1].n_entries
     with pytest.raises(ValueError, match="keys and values share"):
         layer.with_tensor("key", layer.keys[:1])
 
@@ -159,7 +134,7 @@ def test_a_part_of_the_file_is_refused(file):
 
 def test_damage_is_found_in_the_tensor_where_it_is_and_when_it_is_touched(file):
     content = bytearray(file.read_bytes())
-    at = content.index(everything().layers[2].values.half().numpy().tobytes())
+    at = content.index(caches.everything().layers[2].values.half().numpy().tobytes())
     content[at] ^= 1
     file.write_bytes(content)
     cache = load(str(file)).cache
@@ -256,7 +231,7 @@ def test_nothing_is_overwritten_but_an_earlier_saved_cache(mode_name, mode, tmp_
     assert "is no file: give a name such as text.cache" in capsys.readouterr().err
     assert mode(*asked, str(tmp_path / "nowhere" / "a")) == 2
     assert "cannot be written (No such file or directory)" in capsys.readouterr().err
-    save(file.with_name("earlier"), everything())
+    save(file.with_name("earlier"), caches.everything())
     assert mode(*asked, str(file.with_name("earlier"))) == 0
     assert load(str(file.with_name("earlier"))).cache.n_tokens == 20
 
