@@ -31,7 +31,8 @@ import torch
 from data.cache import KVCache, dtype_in_16_bits
 from data.rotary import Rotary
 from data.saved_layers import TENSORS
-from data.tensor_files import Form, write
+from data.tensor_files import write
+from data.tensor_headers import Form
 
 FORMAT = "plain cache 1"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)

@@ -9,7 +9,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from data.tensor_files import BLOCK, CRC32, LENGTH, META, SHA256
+from data.tensor_files import BLOCK, CRC32, SHA256
+from data.tensor_headers import LENGTH, META
 from tests.mutations import change_place, places
 
 Draw = Callable[..., Any]

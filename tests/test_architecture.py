@@ -54,10 +54,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.rotary": (set(), HEAVY - {"torch"}),
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
     "data.headers": (set(), HEAVY),
-    "data.tensor_files": ({"data.headers", "data.writing"}, HEAVY - {"torch"}),
+    "data.tensor_headers": ({"data.headers"}, HEAVY - {"torch"}),
+    "data.tensor_files": (
+        {"data.headers", "data.tensor_headers", "data.writing"},
+        HEAVY - {"torch"},
+    ),
     "data.saved_layers": ({"data.cache"}, HEAVY - {"torch"}),
     "data.plain_files": (
-        {"data.headers", "data.saved_layers", "data.tensor_files", *PARTS},
+        {"data.saved_layers", "data.tensor_files", "data.tensor_headers", *PARTS},
         HEAVY - {"torch"},
     ),
     "data.plain_reading": (

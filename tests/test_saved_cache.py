@@ -11,13 +11,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from analysis.measures import sweep
 from config import UsageError
 from data import tensor_files
 from data.cache import KINDS
+from data.extraction import prefill
 from data.plain_files import FORMAT
 from data.saved_cache import load, save
 from data.saved_layers import TENSORS
-from tests import caches
+from tests import caches, families
 from tests.commands import PROMPT, ROOT
 
 MODEL = {"name": "random", "revision": "1", "identity": "a" * 64, "dtype": "float32"}
@@ -46,6 +48,28 @@ def test_caches_of_every_shape_come_back(name, as_computed, tmp_path):
     saved = load(str(tmp_path / "a"))
     assert caches.same(saved.cache, cache if as_computed else cache.in_16_bits())
     assert saved.words is None and saved.text == {} and saved.model == {"name": "random"}
+
+
+@pytest.mark.parametrize("name", families.SETTINGS)
+def test_the_cache_of_every_kind_of_model_comes_back(name, tmp_path):
+    start = prefill(families.loaded(name), families.token_ids(40), probe=True)
+    save(tmp_path / "a", start.cache)
+    save(tmp_path / "b", start.cache, as_computed=True)
+    served = start.cache.in_16_bits()
+    saved = load(str(tmp_path / "a")).cache
+    assert caches.same(saved, served)
+    assert caches.same(load(str(tmp_path / "b")).cache, start.cache)
+    tables = sweep(saved, 1.0), sweep(served, 1.0)
+    assert tables[0].thresholds == tables[1].thresholds and saved.nbytes == served.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("as_computed", [False, True])
+def test_dtypes_of_a_run_come_back(dtype, as_computed, tmp_path):
+    cache = caches.alike(dtype)
+    save(tmp_path / "a", cache, as_computed=as_computed)
+    back = load(str(tmp_path / "a")).cache
+    assert caches.same(back, cache if as_computed else cache.in_16_bits())
 
 
 def test_what_is_beyond_float16_is_served_as_bfloat16(tmp_path):
