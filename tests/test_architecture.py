@@ -56,6 +56,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "analysis": ({"config", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
+    "compression.costs": ({"config", "compression.base", *PARTS}, MODELS | PICTURES),
     "compression.headers": (set(), HEAVY),
     "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
@@ -90,7 +91,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         HEAVY - {"torch"},
     ),
     "compression.evaluate": (
-        {"config", "compression.base", "data.cache", "data.inventory", *RUNNING},
+        {
+            "config",
+            "compression.base",
+            "compression.costs",
+            "data.cache",
+            "data.inventory",
+            *RUNNING,
+        },
         MODELS | PICTURES,
     ),
     "compression.studies": (
@@ -98,6 +106,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "config",
             "analysis",
             "compression.base",
+            "compression.costs",
             "compression.evaluate",
             "compression.methods",
             "compression.registry",

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 import config
 from compression.base import Uncompressed
-from compression.evaluate import Judge, relative_errors
+from compression.costs import relative_errors
+from compression.evaluate import Judge
 from compression.methods.tucker import Tucker
 from compression.studies.base import Learned, Plan, Report, Study, plain_ends, spread
 from config import UsageError
