@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
 import config
 from compression.base import Compressor
-from compression.evaluate import Judge
 from compression.methods.evictions import Recent
 from compression.registry import make, needs_calibration
 from compression.studies import comparison_words as words
@@ -16,7 +15,9 @@ from compression.studies import presets
 from compression.studies.base import Learned, Plan, Report, Study
 from compression.studies.frontier import closest, fitting, labelled
 from config import UsageError
-from data.resume import side_by_side
+
+if TYPE_CHECKING:
+    from compression.evaluate import Judge
 
 QUICK_TEXTS, QUICK_CONTEXT, QUICK_SCORED = 2, 512, 128
 
@@ -102,7 +103,7 @@ class CompareStudy(Study):
         }
         return {name: limit for name, limit in limits.items() if limit is not None}
 
-    def look(self, judge: Judge, learned: Learned) -> "ComparePlan":
+    def look(self, judge: "Judge", learned: Learned) -> "ComparePlan":
         """Goes on without the settings that can do nothing with such a cache."""
         left_out = self._uncalibrated(learned)
         labels = {
@@ -135,7 +136,7 @@ class CompareStudy(Study):
         return dict.fromkeys(lacking, refusal.reason)
 
 
-def _unfit(judge: Judge, methods: Iterable[Compressor]) -> dict[Compressor, str]:
+def _unfit(judge: "Judge", methods: Iterable[Compressor]) -> dict[Compressor, str]:
     """Those that can do nothing with such a cache, and why."""
     methods = list(methods)
     blind = _cannot_hide(judge) if any(presets.evicts(m.name) for m in methods) else None
@@ -152,7 +153,7 @@ class ComparePlan(Plan):
     def __init__(
         self,
         study: CompareStudy,
-        judge: Judge,
+        judge: "Judge",
         labels: dict[Compressor, tuple[str, str]],
         left_out: dict[str, str],
     ) -> None:
@@ -223,6 +224,8 @@ class ComparePlan(Plan):
 
     def _continued(self, best: pd.Series | None) -> dict[str, str]:
         """What follows the first text greedily, from the untouched cache and from the best one."""
+        from data.resume import side_by_side  # with the model, which not every run has
+
         n, judge = self.study.show_generation, self.judge
         if not n or best is None:
             return {}
@@ -236,7 +239,7 @@ def _compressed(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["family"] != "none"]
 
 
-def _cannot_hide(judge: Judge) -> str | None:
+def _cannot_hide(judge: "Judge") -> str | None:
     """Why what is evicted of this model's cache cannot be measured; None where it can."""
     evicted = Recent().compress(judge.cache).restore()
     try:

@@ -2,19 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
 import config
 from analysis import clusters, similarity
 from compression.base import Compressor, Uncompressed
-from compression.evaluate import Judge
 from compression.methods.dim_groups import dimension_groups
 from compression.methods.dimensions import MergedDims
 from compression.methods.merging import Head, MergedHeads, MergedTokens
-from compression.studies.base import Learned, Plan, Report, Study, Tables, plain_ends, spread
+from compression.studies.base import (
+    Learned,
+    Plan,
+    Report,
+    Study,
+    Tables,
+    errors,
+    plain_ends,
+    spread,
+)
 from data.cache import KINDS, KVCache
+
+if TYPE_CHECKING:
+    from compression.evaluate import Judge
 
 SHOWN_LAYERS = 4  # of which the similarity of tokens is drawn
 Member = tuple[int, ...]  # (layer,) or (layer, head)
@@ -45,8 +56,10 @@ class SimilarityStudy(Study):
             **plain_ends(self.sink_tokens, self.recent_tokens),
         )
 
-    def look(self, judge: Judge, learned: Learned) -> "SimilarityPlan":
-        cache = judge.cache
+    def look(self, judge: "Judge", learned: Learned) -> "SimilarityPlan":
+        return self.plan(judge.cache)
+
+    def plan(self, cache: KVCache) -> "SimilarityPlan":
         kinds = similarity.comparable_kinds(cache)
         looked = _looked_at(cache, kinds)
         parts = [
@@ -220,7 +233,12 @@ def _heads_of(
 
 
 def _paid(row: pd.Series) -> str:
-    return (
+    """What merging saves and costs: in the model's predictions, or where there is no model in
+    errors."""
+    saved = (
         f"saves {row['saved_bytes'] / 2**20:.2f} MiB of {row['original_bytes'] / 2**20:.2f} "
-        f"({row['saved_share']:.1%}) and costs KL {spread(row)} nats per token"
+        f"({row['saved_share']:.1%})"
     )
+    if "kl_mean_nats" in row:
+        return f"{saved} and costs KL {spread(row)} nats per token"
+    return f"{saved} at a relative error of {errors(row)}"
