@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from compression import files, prompt_file
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
-from compression.headers import shown
 from compression.registry import make, needs_calibration
 from compression.stored import Tensors, nbytes
 from compression.studies import presets
 from config import UsageError
 from data import extraction, memory
 from data.cache import KVCache, Past
+from data.headers import shown
 from data.models import LoadedModel
 from data.own_cache import OwnCache, states_of
 from data.resume import as_past, greedy

@@ -205,10 +205,15 @@ class KVCache:
 
 def in_16_bits(x: torch.Tensor) -> torch.Tensor:
     """A tensor as it is stored plainly: float16, or bfloat16 where it was or float16 overflows."""
+    return x.to(dtype_in_16_bits(x))
+
+
+def dtype_in_16_bits(x: torch.Tensor) -> torch.dtype:
+    """In which a tensor is stored plainly."""
     if x.dtype in (torch.float16, torch.bfloat16):
-        return x
+        return x.dtype
     fits = not x.numel() or x.abs().amax() <= torch.finfo(torch.float16).max
-    return x.to(torch.float16 if fits else torch.bfloat16)
+    return torch.float16 if fits else torch.bfloat16
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 import config
-from compression import headers, sealed
+from compression import sealed
 from compression.base import Compressor
+from data import headers
 from data.models import LoadedModel
 
 SOURCES = Path(__file__).parent.parent.parent
