@@ -37,9 +37,22 @@ def analyze(given: Given, workers: int) -> None:
         tell(delivery.told(looked.said(loaded.name), files))
 
 
-def analyze_generation(given: Given, workers: int) -> None:
-    """The stages of generation alone, on the whole text where no length is given."""
-    analyze(given | {"analysis_focus": "generation"}, workers)
+def from_cache(given: Given, workers: int) -> None:
+    """What the mode finds out from a saved cache, without its model."""
+    from visualization.delivery import Delivery
+
+    with Delivery(given, STARTED, workers) as delivery:
+        from compression.studies.from_cache import ASKED, run
+
+        asked = ASKED[given["mode"]]
+        asked = asked(**arguments_of(asked, given))
+        found = run(asked, phase=delivery.phase, **arguments_of(run, given))
+        delivery.draw(found.model.name, found.tables, [found.text], found.n_tokens)
+        files = delivery.commit(found.model, found.text, found.n_tokens, found.facts)
+    if not given["quiet"]:
+        tell(delivery.told(found.said, files))
+    if found.refused is not None:
+        raise found.refused
 
 
 def study(name: str, given: Given, workers: int) -> None:

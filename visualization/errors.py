@@ -1,0 +1,48 @@
+"""The picture of settings whose cost to the model is not known: what they store and are off by."""
+
+import textwrap
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from visualization.compare import MARKERS, PALETTE
+from visualization.style import KINDS, NAMES, Look, figure, log_from, plain_log, styled
+
+LEGEND = 40  # characters of a line
+
+
+@styled
+def bits_and_errors(table: pd.DataFrame, about: str) -> Figure:
+    """Stored bits per value against the relative error of keys and of values, both logarithmic: a
+    colour for each family, hollow where entries are evicted; points are named by their setting."""
+    title = "What every setting stores and is off by (its cost to the model is not known)"
+    fig, axes = figure(title, about, (17, 8), 1, 2, right=3.7, sharey=True)
+    shown = table[table["method"] != "none"]
+    columns = [f"{kind}_error" for kind in KINDS]
+    floor = log_from(axes[0], pd.Series(shown[columns].to_numpy().flatten()), axis="y")
+    plain_log(axes[0].yaxis, steps=(1.0, 2.0, 5.0))
+    for ax, kind, column in zip(axes, KINDS, columns, strict=True):
+        _points(ax, shown.assign(error=shown[column].clip(lower=floor)))
+        ax.set_title(NAMES[kind] + (" (lowest: no error)" if (shown[column] == 0).any() else ""))
+        ax.set_xscale("log")
+        plain_log(ax.xaxis, steps=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+        ax.set_xlim(None, max(17, 1.1 * shown["bits_per_value"].max()))
+        ax.set_xlabel("Stored bits per value (16: uncompressed)")
+    axes[0].set_ylabel("Relative error (Frobenius; evicted entries count as zeros)")
+    evicted = "hollow: entries are evicted" if shown["evicts"].any() else None
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), title=evicted)
+    return fig
+
+
+def _points(ax: Axes, table: pd.DataFrame) -> None:
+    for i, (family, rows) in enumerate(table.groupby("family", sort=False)):
+        colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+        look: Look = {"color": colour, "marker": marker, "ls": "none", "ms": 6.5}
+        look |= {"mfc": "none"} if rows["evicts"].all() else {}
+        label = textwrap.fill(str(family), LEGEND)
+        ax.plot(rows["bits_per_value"], rows["error"], label=label, **look)
+        for row in rows.itertuples():
+            name = str(row.label).removeprefix(str(family)).strip(" -,")
+            place = (float(row.bits_per_value), float(row.error))
+            ax.annotate(name, place, (4, 4), textcoords="offset points", fontsize=7, color=colour)
