@@ -7,29 +7,24 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-from visualization.terminal import command_line, endings, flags, notices, streams
+from visualization.terminal import command_line, endings, flags, inputs, notices, streams
 from visualization.terminal.flags import Given, arguments_of
 from visualization.terminal.streams import tell
-
-if TYPE_CHECKING:
-    from data.models import LoadedModel
-    from data.texts import Sample
-    from visualization.delivery import Delivery
 
 STARTED = time.perf_counter()
 
 
-def analyze(given: Given, workers: int) -> None:
+def analyze(given: Given, workers: int, **fixed: str) -> None:
     """How the cache of one text looks: the pictures of one focus, or of all."""
     from visualization.delivery import Delivery
 
+    given = given | fixed
     with Delivery(given, STARTED, workers) as delivery:
         from compression.studies.analyze import Analysis
 
         analysis = Analysis(**arguments_of(Analysis, given))
-        loaded, candidates = _model_and_texts(given, delivery)
+        loaded, candidates = inputs.model_and_texts(given, delivery.phase)
         draw = partial(delivery.draw, loaded.name)
         looked = analysis.run(loaded, candidates, given.get("continuation"), delivery.phase, draw)
         files = delivery.commit(loaded, looked.sample, looked.n_tokens, looked.facts)
@@ -44,8 +39,8 @@ def from_cache(given: Given, workers: int) -> None:
     with Delivery(given, STARTED, workers) as delivery:
         from compression.studies.from_cache import ASKED, run
 
-        asked = ASKED[given["mode"]]
-        asked = asked(**arguments_of(asked, given))
+        kind = ASKED[given["mode"]]
+        asked = kind(**arguments_of(kind, given))
         found = run(asked, phase=delivery.phase, **arguments_of(run, given))
         delivery.draw(found.model.name, found.tables, [found.text], found.n_tokens)
         files = delivery.commit(found.model, found.text, found.n_tokens, found.facts)
@@ -64,7 +59,7 @@ def study(name: str, given: Given, workers: int) -> None:
     asked = getattr(import_module(f"compression.studies.{module}"), class_name)
     asked = asked(**arguments_of(asked, given))
     with Delivery(given, STARTED, workers) as delivery:
-        loaded, candidates = _model_and_texts(given, delivery)
+        loaded, candidates = inputs.model_and_texts(given, delivery.phase)
         outcome = run(asked, loaded, candidates, given["continuation"], delivery.phase)
         report, sample = outcome.report, outcome.samples[0]
         delivery.draw(loaded.name, report.tables, outcome.samples, asked.context)
@@ -80,7 +75,7 @@ def calibrate(given: Given, workers: int) -> None:
     """Learn what `coded` stores once for a model; other modes do so by themselves."""
     from compression.coded.kept_calibrations import calibration_of
 
-    loaded = _loaded(given)
+    loaded = inputs.model(given)
     calibration = calibration_of(loaded, must_keep=True)
     if not given["quiet"]:
         tell(f"{loaded.name} is calibrated, on {calibration.learned_from}.")
@@ -92,7 +87,7 @@ def store(given: Given, workers: int) -> None:
     from data import texts
 
     prompts.refuse(**arguments_of(prompts.refuse, given))
-    loaded = _loaded(given)
+    loaded = inputs.model(given)
     if given["load_compressed"] is not None:
         tell(prompts.go_on(loaded, given["load_compressed"], given["new_tokens"]))
         return
@@ -110,29 +105,9 @@ def list_samples(given: Given, workers: int) -> None:
         tell(line)
 
 
-def _loaded(given: Given) -> "LoadedModel":
-    from data import models
-
-    loaded = models.load(**arguments_of(models.load, given))
-    gc.freeze()  # what was imported stays: nothing to look through again and again
-    gc.enable()
-    return loaded
-
-
-def _model_and_texts(
-    given: Given, delivery: "Delivery"
-) -> "tuple[LoadedModel, tuple[Sample, ...]]":
-    with delivery.phase("load"):
-        loaded = _loaded(given)
-    with delivery.phase("text"):
-        from data import texts
-
-        return loaded, texts.candidates(**arguments_of(texts.candidates, given))
-
-
 MODES: dict[str, Callable[[Given, int], None]] = {
     "analyze": analyze,
-    "analyze_generation": analyze_generation,
+    "analyze_generation": partial(analyze, analysis_focus="generation"),
     "analyze_similarity": partial(study, "similarity.SimilarityStudy"),
     "tucker": partial(study, "tucker.TuckerStudy"),
     "compress": partial(study, "compress.CompressStudy"),
@@ -151,7 +126,8 @@ def main(arguments: Sequence[str] | None = None, workers: int = 1) -> int:
     def command() -> None:
         given = command_line.parse(arguments)
         notices.start(given.get("quiet", False))
-        MODES[given["mode"]](given, workers)
+        alone = given.get("load_cache") is not None
+        (from_cache if alone else MODES[given["mode"]])(given, workers)
 
     return endings.exit_code(command, debug="--debug" in (arguments or sys.argv))
 

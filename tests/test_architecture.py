@@ -121,6 +121,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             *RUNNING,
             "data.cache",
             "data.inventory",
+            "data.saved_cache",
+            "data.sources",
             "data.scored_texts",
             "data.writing",
         },
@@ -156,6 +158,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", *MODELS},
     ),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
+    "visualization.terminal.inputs": (
+        {"data.models", "data.texts", "visualization.terminal"},
+        HEAVY,
+    ),
     "visualization.delivery": (
         {
             "visualization.catalogue",

@@ -22,6 +22,7 @@ from data.cache import KVCache
 
 if TYPE_CHECKING:
     from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,9 @@ class CompressPlan(Plan):
         self.context = context
         self.groups = groups
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
+    ) -> Report:
         by_way = self.by_way(summary)
         tables = {
             "embeddings/dimension_compression": by_way,

@@ -18,6 +18,7 @@ from data.vocabulary import PRUNE_METHODS
 
 if TYPE_CHECKING:
     from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 CLEARLY = 1.1  # times as much
 
@@ -119,7 +120,9 @@ class PrunePlan(Plan):
         self.parts = parts
         self.methods = [m for choice in choices for m in (choice.method, *choice.controls)]
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
+    ) -> Report:
         impact = self.impact(summary)
         tables = {"pruning/pruning_impact": impact, "pruning/texts": rows}
         lines = [_sentence(group) for _, group in impact.groupby("choice", sort=False)]

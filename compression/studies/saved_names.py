@@ -52,5 +52,3 @@ def tokens(saved: SavedCache) -> list[str]:
         return [visible(word) for word in saved.words]
     ids = saved.cache.token_ids.tolist()
     return [f"id{token}" if token >= 0 else f"#{position}" for position, token in enumerate(ids)]
-
-

@@ -53,7 +53,7 @@ def _(study: SimilarityStudy, cache: KVCache, calibration: Calibration | None) -
     labels = {method: (level, level) for level, method in plan.merges.items()}
 
     def told(rows: pd.DataFrame) -> list[str]:
-        return plan.report(rows, rows, pd.DataFrame()).lines
+        return plan.lines(plan.savings(rows))
 
     return Seen("similarity", NONE | labels, plan.looked, told)
 

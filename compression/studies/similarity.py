@@ -26,6 +26,7 @@ from data.cache import KINDS, KVCache
 
 if TYPE_CHECKING:
     from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 SHOWN_LAYERS = 4  # of which the similarity of tokens is drawn
 Member = tuple[int, ...]  # (layer,) or (layer, head)
@@ -168,18 +169,22 @@ class SimilarityPlan(Plan):
         self.merges = merges
         self.methods = [Uncompressed(), *merges.values()]
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
+    ) -> Report:
         table = self.savings(summary)
         tables = {"similarity/potential_savings": table, "similarity/texts": rows}
-        savings = table.set_index("level")
+        return Report(self.looked | tables, self.lines(table))
+
+    def lines(self, savings: pd.DataFrame) -> list[str]:
+        savings = savings.set_index("level")
         lines = [part.sentence(savings) for part in self.parts]
         lines.append(self._tokens(savings.loc["tokens"]))
         lines.append(
             "Dimensions: merging those of a head with |cosine over tokens| from "
             f"{config.DIM_SIMILARITY:g} {_paid(savings.loc['dimensions'])}."
         )
-        lines.append("Savings of different levels overlap and cannot be added up.")
-        return Report(self.looked | tables, lines)
+        return [*lines, "Savings of different levels overlap and cannot be added up."]
 
     def savings(self, summary: pd.DataFrame) -> pd.DataFrame:
         """level, saved_bytes, saved_share, and the summary's columns of really merging it."""

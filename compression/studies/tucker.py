@@ -19,6 +19,7 @@ from data.cache import KINDS, KVCache
 
 if TYPE_CHECKING:
     from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 MORE_BYTES = 1.1  # what counts as about the same bytes
 
@@ -185,7 +186,9 @@ class TuckerPlan(Plan):
         self.ranks = ranks
         self.components = components
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
+    ) -> Report:
         tables = {
             "tucker/tucker_components": self.components,
             "tucker/layer_sensitivity": self.layers,

@@ -40,10 +40,11 @@ FEWER = {"compare": "fewer with --quick"}
 MEASURED = {"analyze": ("measure", (True,))}
 STORED_TEXT = ("load_compressed",)  # is of the file
 ALONE = ("analyze", *STUDIES)  # with a saved cache as well, beside which these have no use:
-NEED_A_MODEL = frozenset(
-    "measure device dtype trust_remote_code prompt text_file use_wikitext wikitext_index "
-    "sequence_length context_tokens new_tokens score_tokens num_samples continuation "
-    "no_sensitivity trial max_kl memory_gib show_generation".split()
+NEED_A_MODEL = (
+    *("measure", "device", "dtype", "trust_remote_code", "no_sensitivity", "trial"),
+    *("prompt", "text_file", "use_wikitext", "wikitext_index", "sequence_length"),
+    *("context_tokens", "new_tokens", "score_tokens", "num_samples", "continuation"),
+    *("max_kl", "memory_gib", "show_generation"),
 )
 
 
