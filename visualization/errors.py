@@ -2,6 +2,7 @@
 
 import textwrap
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +11,8 @@ from visualization.compare import MARKERS, PALETTE
 from visualization.style import KINDS, NAMES, Look, figure, log_from, plain_log, styled
 
 LEGEND = 40  # characters of a line
+LONGEST = 24  # characters of a name beside its point
+DECADES = 1000  # times below the largest error, from where all is the same
 
 
 @styled
@@ -20,15 +23,18 @@ def bits_and_errors(table: pd.DataFrame, about: str) -> Figure:
     fig, axes = figure(title, about, (17, 8), 1, 2, right=3.7, sharey=True)
     shown = table[table["method"] != "none"]
     columns = [f"{kind}_error" for kind in KINDS]
-    floor = log_from(axes[0], pd.Series(shown[columns].to_numpy().flatten()), axis="y")
+    every = pd.Series(shown[columns].to_numpy().flatten())
+    floor = log_from(axes[0], every.clip(lower=every.max() / DECADES), axis="y")
     plain_log(axes[0].yaxis, steps=(1.0, 2.0, 5.0))
     for ax, kind, column in zip(axes, KINDS, columns, strict=True):
-        _points(ax, shown.assign(error=shown[column].clip(lower=floor)))
-        ax.set_title(NAMES[kind] + (" (lowest: no error)" if (shown[column] == 0).any() else ""))
+        lowest = f" (lowest: {floor:.1g} or less)" if (shown[column] < floor).any() else ""
+        ax.set_title(NAMES[kind] + lowest)
+        bits = shown["bits_per_value"]
         ax.set_xscale("log")
         plain_log(ax.xaxis, steps=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
-        ax.set_xlim(None, max(17, 1.1 * shown["bits_per_value"].max()))
+        ax.set_xlim(bits.min() / 1.2, 1.15 * max(16, bits.max()))
         ax.set_xlabel("Stored bits per value (16: uncompressed)")
+        _points(ax, shown.assign(error=shown[column].clip(lower=floor)))
     axes[0].set_ylabel("Relative error (Frobenius; evicted entries count as zeros)")
     evicted = "hollow: entries are evicted" if shown["evicts"].any() else None
     axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), title=evicted)
@@ -36,13 +42,22 @@ def bits_and_errors(table: pd.DataFrame, about: str) -> Figure:
 
 
 def _points(ax: Axes, table: pd.DataFrame) -> None:
+    middle = table["bits_per_value"].min() ** 0.5 * 4
+    said = set()
     for i, (family, rows) in enumerate(table.groupby("family", sort=False)):
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
         look: Look = {"color": colour, "marker": marker, "ls": "none", "ms": 6.5}
         look |= {"mfc": "none"} if rows["evicts"].all() else {}
-        label = textwrap.fill(str(family), LEGEND)
-        ax.plot(rows["bits_per_value"], rows["error"], label=label, **look)
-        for row in rows.itertuples():
-            name = str(row.label).removeprefix(str(family)).strip(" -,")
-            place = (float(row.bits_per_value), float(row.error))
-            ax.annotate(name, place, (4, 4), textcoords="offset points", fontsize=7, color=colour)
+        ax.plot(
+            rows["bits_per_value"], rows["error"], label=textwrap.fill(str(family), LEGEND), **look
+        )
+        for label, x, y in zip(rows["label"], rows["bits_per_value"], rows["error"], strict=True):
+            name = label.removeprefix(str(family)).strip(" -,")
+            near = (name, round(12 * np.log(x)), round(6 * np.log(y)))
+            if near in said or len(name) > LONGEST:
+                continue
+            said.add(near)
+            right: Look = {"xytext": (5, 4), "ha": "left"}
+            left: Look = {"xytext": (-5, 4), "ha": "right"}
+            side = right if x < middle else left
+            ax.annotate(name, (x, y), textcoords="offset points", fontsize=7, color=colour, **side)

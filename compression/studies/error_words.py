@@ -35,7 +35,7 @@ def with_frontier(table: pd.DataFrame) -> pd.DataFrame:
 
 def of_all(table: pd.DataFrame) -> list[str]:
     """What holds in every mode: the frontiers, and what errors do not say."""
-    shown = table[(table["method"] != "none") & table["frontier"]]
+    shown = table[table["frontier"] & (table["ratio"] > 1)]
     lines = []
     for evicts, rows in shown.groupby("evicts"):
         listed = "; ".join(_said(row) for _, row in rows.iterrows())
@@ -88,27 +88,26 @@ def _least(found: pd.Series, kind: str) -> str:
     return f"on {kind}s {ordered.index[0]} errs least ({listed})"
 
 
-def of_choices(rows: pd.DataFrame) -> list[str]:
-    """For each choice what it saves, and whether as much at random loses as much."""
-    lines = []
-    for what, group in rows.groupby("family", sort=False):
-        chosen = group[group["label"] == what]
-        if what == "none" or chosen.empty:
-            continue
-        row, controls = chosen.iloc[0], group[group["label"] != what]
-        saved = 1 - 1 / row["ratio"]
-        line = f"{what[0].upper()}{what[1:]}: saves {saved:.1%} of the bytes"
-        line += " (nothing)" if saved <= 0 else ""
-        line += f", relative errors {errors(row)}"
-        if len(controls):
-            spans = [_span(controls[f"{kind}_error"]) + f" of {kind}s" for kind in KINDS]
-            line += f"; as much at random {' and '.join(spans)}"
-        lines.append(f"{line}.")
-    return lines
+def of_choices(impact: pd.DataFrame) -> list[str]:
+    """For each choice what it saves, and what as much at random loses. impact: see `PrunePlan`."""
+    return [_choice(group) for _, group in impact.groupby("choice", sort=False)]
+
+
+def _choice(rows: pd.DataFrame) -> str:
+    row, controls = rows[rows["role"] == "chosen"].iloc[0], rows[rows["role"] == "control"]
+    saved = 1 - 1 / row["ratio"]
+    what = row["choice"][0].upper() + row["choice"][1:]
+    line = f"{what}: saves {saved:.1%} of the bytes" if saved > 0 else f"{what}: saves nothing"
+    line += f", relative errors {errors(row)}"
+    if len(controls) and saved > 0:
+        spans = [f"{_span(controls[f'{kind}_error'])} of {kind}s" for kind in KINDS]
+        line += f"; as much at random {' and '.join(spans)}"
+    return f"{line}."
 
 
 def _span(found: pd.Series) -> str:
-    return f"{found.min():.3f} to {found.max():.3f}"
+    low, high = f"{found.min():.3f}", f"{found.max():.3f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def of_budget(budget: Mapping[str, float], rows: pd.DataFrame) -> list[str]:

@@ -17,7 +17,7 @@ from compression.studies.base import Learned, Study, Tables
 from compression.studies.compare import CompareStudy
 from compression.studies.comparison_words import by_reason
 from compression.studies.compress import CompressStudy
-from compression.studies.prune import PruneStudy
+from compression.studies.prune import PrunePlan, PruneStudy
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy, components, other_ranks
 from config import UsageError
@@ -100,7 +100,7 @@ def _way(method: Compressor) -> tuple[str, str]:
     chosen = method.settings()
     family = method.name + (" of unrotated keys" if chosen["unrotated_keys"] else "")
     alike = chosen.get("similarity")
-    share = f"what goes together, from {alike:g}" if alike else f"{chosen['keep']:.0%}"
+    share = f"alike {alike:g}" if alike else f"{chosen['keep']:.0%}"
     return family, f"{family} {share}"
 
 
@@ -110,9 +110,15 @@ def _(study: PruneStudy, cache: KVCache, calibration: Calibration | None) -> See
     labels: Labels = {}
     for choice in choices:
         for i, control in enumerate(choice.controls):
-            labels[control] = (choice.what, f"{choice.what}, at random {i + 1}")
-        labels[choice.method] = (choice.what, choice.what)
-    return Seen("pruning", labels, {}, words.of_choices)
+            labels[control] = ("as much at random", f"{choice.what}, at random {i + 1}")
+    labels |= {choice.method: (choice.what, choice.what) for choice in choices}
+
+    def told(rows: pd.DataFrame) -> list[str]:
+        scored = set(zip(rows["method"], rows["settings"], strict=True))
+        fit = [c for c in choices if (c.method.name, c.method.words()) in scored]
+        return words.of_choices(PrunePlan(fit, None).impact(rows))
+
+    return Seen("pruning", labels, {}, told)
 
 
 @look.register
