@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from config import UsageError
-from data import saved_cache
 from data.cache import KINDS, KVCache
-from data.saved_cache import TENSORS, load, save
+from data.plain_files import FORMAT
+from data.saved_cache import load, save
+from data.saved_layers import TENSORS
 from tests import caches
 from tests.commands import ROOT
 
@@ -83,7 +84,7 @@ def test_anybody_can_read_it(file):
     with safe_open(file, framework="pt") as opened:
         names = set(opened.keys())
         found = {name: opened.get_tensor(name) for name in names}
-        assert opened.metadata()["format"] == saved_cache.FORMAT
+        assert opened.metadata()["format"] == FORMAT
     assert names == {
         "token_ids",
         "words",
