@@ -8,7 +8,7 @@ import pytest
 import config
 import main
 from compression.prompts import go_on, refuse, save
-from compression.studies import presets
+from compression.studies import from_cache, presets
 from compression.studies.analyze import Analysis
 from compression.studies.compare import CompareStudy
 from compression.studies.compress import CompressStudy
@@ -80,8 +80,9 @@ def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     called = list(TAKERS[mode])
     called += [models.load] if mode != "list_samples" else []
     called += [texts.candidates] if mode not in ("list_samples", "calibrate") else []
+    called += [from_cache.run, from_cache.ASKED[mode]] if mode in from_cache.ASKED else []
     arguments = {name for each in called for name in inspect.signature(each).parameters}
-    arguments -= {"loaded", "sample", "needles"}  # of the library alone
+    arguments -= {"loaded", "sample", "needles", "asked", "phase"}  # of the library alone
     if mode == "analyze_generation":
         arguments -= {"analysis_focus", "measure", "score_tokens"}
     own = {"debug", "quiet", "sequence_length", "output_dir", "continuation"}  # main.py reads these
