@@ -92,7 +92,7 @@ IN_LITTLE = """if True:
     costs_on(KVCache(cache.layers[:1], places, tokens, ""), method)  # all is brought in
     with open("/proc/self/statm") as file:
         data = 4096 * int(file.read().split()[5])
-    most = data + 120 * 2**20  # of anonymous memory; the cache alone has 256 MiB
+    most = data + 200 * 2**20  # of anonymous memory; the cache alone has 256 MiB
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     row = costs_on(cache, method) if way == "parts" else costs(method, [tried(method, cache)])
     print(row["key_error"], row["stored_bytes"])

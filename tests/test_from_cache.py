@@ -188,15 +188,6 @@ def test_a_cache_is_held_against_the_model_that_is_named(file, tmp_path):
     assert commands.run(*given) == 2
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
-    cache = caches.alike()
-    cache.layers[1].values[0, 3, 2] = value
-    save(tmp_path / "a.cache", cache, as_computed=True)
-    with pytest.raises(UsageError, match="values of layer 1 hold NaN or Inf"):
-        run(Sight(), str(tmp_path / "a.cache"))
-
-
 def test_methods_that_learn_of_the_model_are_left_out_with_the_reason(saved, empty_cache):
     found = run(CompareStudy(methods=("coded", "int8")), saved("llama_gqa").probed)
     reason = "no calibration of llama_gqa is kept on this machine"

@@ -30,7 +30,7 @@ from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data import saved_cache, sources
-from data.cache import KINDS, KVCache
+from data.cache import KVCache
 from data.inventory import Inventory
 from data.saved_cache import SavedCache
 from data.texts import visible
@@ -89,7 +89,6 @@ def run(
     with phase("load"):
         saved = saved_cache.load(load_cache, cache_layout)
         _refuse_another_model(saved, model)
-        _refuse_broken(saved.cache)
     text = SavedText(Path(load_cache).name, saved.text)
     if isinstance(asked, Sight):
         with phase("analysis"):
@@ -111,18 +110,6 @@ def _refuse_another_model(saved: SavedCache, model: str | None) -> None:
             f"The cache is one of {visible(made_by)}, and `model` is {model}",
             "give a cache of that model, or leave `model` out",
         )
-
-
-def _refuse_broken(cache: KVCache) -> None:
-    """Raise UsageError for numbers that are not finite, of which nothing can be said."""
-    for layer in cache.layers:
-        for kind in KINDS:
-            ends = layer.tensor(kind).aminmax()
-            if not all(end.isfinite() for end in ends):
-                raise UsageError(
-                    f"The {kind}s of layer {layer.index} hold NaN or Inf",
-                    "save the cache again, in bfloat16 or float32",
-                )
 
 
 def _looked_at(asked: Sight, saved: SavedCache, text: SavedText) -> Found:
