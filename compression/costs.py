@@ -67,6 +67,7 @@ def costs(method: Compressor, tries: Iterable[Tried]) -> dict[str, Any]:
         compress_s += each.compress_s
         restore_s += each.restore_s
         errors.append(relative_errors(each.cache, each.restored))
+        del each  # before the next one is made
     relative = _relative(pd.concat(errors).groupby("kind").sum())
     return {
         "original_bytes": BYTES_PER_ENTRY * entries,
