@@ -82,7 +82,7 @@ def calibrate(given: Given, workers: int) -> None:
 
 
 def store(given: Given, workers: int) -> None:
-    """Keep the compressed cache of a prompt in a file, or go on from one."""
+    """Keep the cache of a prompt in a file, compressed or plain, or go on from one."""
     from compression import prompts
     from data import texts
 

@@ -182,8 +182,6 @@ def _cache(
     if layout.token_ids is not None and len(layout.token_ids) != n_tokens:
         raise ValueError(f"{len(layout.token_ids)} token_ids were given for {n_tokens} tokens")
     one_layer = OneLayer(lambda index, name: _made(layout, pieces[index], index, name))
-    key_dim = layout.head_dim - (layout.rope_dim or 0)
-    value_dim = layout.rope_dim or layout.head_dim
     name = model if model and model.isprintable() else NO_MODEL
 
     def form(*sizes: int, dtype: torch.dtype) -> torch.Tensor:
@@ -192,8 +190,8 @@ def _cache(
     layers = tuple(
         SavedLayer.of(
             one_layer,
-            keys=form(layout.kv_heads, n_tokens, key_dim, dtype=parts[0].dtype),
-            values=form(layout.kv_heads, n_tokens, value_dim, dtype=parts[0].dtype),
+            keys=form(layout.kv_heads, n_tokens, layout.dim("key"), dtype=parts[0].dtype),
+            values=form(layout.kv_heads, n_tokens, layout.dim("value"), dtype=parts[0].dtype),
             positions=form(n_tokens, dtype=torch.int64),
             index=index,
             kind="latent" if layout.is_latent else "full",
@@ -201,8 +199,9 @@ def _cache(
         )
         for index, parts in pieces.items()
     )
-    ids = torch.tensor(layout.token_ids or (), dtype=torch.int64)
-    ids = ids if len(ids) else torch.full((n_tokens,), -1)
+    ids = torch.full((n_tokens,), -1)
+    if layout.token_ids is not None:
+        ids = torch.tensor(layout.token_ids)
     said = [f"Positions are taken to be 0 to {n_tokens - 1}.", *assumed]
     if layout.token_ids is None:
         said.append("Token ids are not known.")
@@ -217,20 +216,17 @@ def _made(layout: Layout, pieces: list[Piece], index: int, name: str) -> torch.T
     n_tokens = sum(piece.n_tokens for piece in pieces)
     if name == "positions":
         return torch.arange(n_tokens)
-    made, at = None, 0
+    dim = layout.dim("key" if name == "keys" else "value")
+    made, at = torch.empty(layout.kv_heads, n_tokens, dim, dtype=pieces[0].dtype), 0
     for piece in pieces:
+        part = made[:, at : at + piece.n_tokens]
         try:
-            part = _part(layout, piece, index, name)
-            if not is_finite(part := part.contiguous()):
-                raise ValueError(f"the {name} of layer {index} hold NaN or Inf")
+            part.copy_(_part(layout, piece, index, name))
         except (OSError, ValueError) as error:
             raise _misfit(piece.file, error) from None
-        if made is None:
-            made = part.new_empty(part.shape[0], n_tokens, part.shape[2])
-        made[:, at : at + piece.n_tokens] = part
         at += piece.n_tokens
-    if made is None:
-        raise ValueError("a layer has at least one piece")
+    if not is_finite(made):
+        raise _misfit(pieces[0].file.parent, f"the {name} of layer {index} hold NaN or Inf")
     return made
 
 
@@ -243,7 +239,7 @@ def _part(layout: Layout, piece: Piece, index: int, name: str) -> torch.Tensor:
         axes.remove("layers")
     if layout.is_latent:
         x = x.permute(axes.index("tokens"), axes.index("dim"))[None]
-        n = layout.head_dim - (layout.rope_dim or 0)
+        n = layout.dim("key")
         return x[..., :n] if name == "keys" else x[..., n:]
     x = x.permute(*(axes.index(axis) for axis in ("kv", "heads", "tokens", "dim")))
-    return x[0] if name == "keys" else x[1]
+    return x[int(name == "values")]

@@ -120,6 +120,12 @@ class Layout:
         """The axes, the slowest first."""
         return tuple((self.axes or USUAL_AXES[self.format, self.is_latent]).split())
 
+    def dim(self, kind: str) -> int:
+        """Numbers in the key or the value of a head."""
+        if self.rope_dim is None:
+            return self.head_dim
+        return self.rope_dim if kind == "value" else self.head_dim - self.rope_dim
+
     def shape(self, n_tokens: int) -> tuple[int, ...]:
         """Sizes of the axes for so many tokens."""
         sizes = {"kv": 2, "layers": self.layers or 1, "tokens": n_tokens}

@@ -31,10 +31,10 @@ import torch
 from data.cache import KVCache, dtype_in_16_bits
 from data.rotary import Rotary
 from data.saved_layers import TENSORS
-from data.tensor_files import Form, write
+from data.tensor_files import write
+from data.tensor_headers import Form
 
 FORMAT = "plain cache 1"
-OURS = "plain cache "  # how the format of our files begins, in any version
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 TOKEN_IDS, WORDS = "token_ids", "words"
 KINDS_OF_LAYERS = ("full", "sliding", "latent")

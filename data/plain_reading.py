@@ -8,12 +8,12 @@ import torch
 from config import UsageError
 from data.cache import PER_ENTRY, KVCache
 from data.headers import fitting, shown, words
+from data.own_files import SAVED_CACHE
 from data.plain_files import (
     FLOATS,
     FORMAT,
     KINDS_OF_LAYERS,
     MODEL_FACTS,
-    OURS,
     TEXT_FACTS,
     TOKEN_IDS,
     WORDS,
@@ -160,7 +160,7 @@ def _refuse_another_format(tensors: TensorFile) -> None:
     found = tensors.metadata.get("format", "")
     if found == FORMAT:
         return
-    if found.startswith(OURS):
+    if found.startswith(SAVED_CACHE.begins):
         raise UsageError(f"{tensors.file} has format {shown(found)}, not {FORMAT}", AGAIN)
     raise UsageError(
         f"{tensors.file} holds tensors and is no saved cache",

@@ -21,70 +21,40 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.headers import shown, words
+from data.headers import words
+from data.tensor_headers import (
+    LENGTH,
+    META,
+    NAMES,
+    Form,
+    metadata,
+    places_of,
+    read_header,
+)
 from data.writing import whole_or_nothing
 
-DTYPES = {
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-META, CRC32, SHA256 = "__metadata__", "crc32", "sha256"
-LARGEST_HEADER = 100_000_000  # bytes: what safetensors itself would read
-LARGEST_SIZE = 2**40  # of a mode: torch cannot hold all that a header may claim of an empty tensor
-MOST_MODES = 8  # of a tensor
-LENGTH = 8  # bytes that say how long a header is
+CRC32, SHA256 = "crc32", "sha256"
 BLOCK = 2**24  # bytes that share a checksum
 PIECE = 2**20  # bytes that are looked through at a time, within a processor's own memory
 THREADS = min(8, os.cpu_count() or 1)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a tensor is without its content."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor of a file: what it is, and at which byte it begins."""
-
-    form: Form
-    start: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.form.nbytes
 
 
 def write(
     file: Path,
     forms: Mapping[str, Form],
     content: Iterable[tuple[str, torch.Tensor]],
-    metadata: Mapping[str, str],
+    said: Mapping[str, str],
 ) -> None:
     """Write tensors, whose forms are known beforehand, as they come, in the same order; all or
-    nothing. Raises OSError where that cannot be."""
+    nothing. said: words of the header by name. Raises OSError where that cannot be."""
     crcs = {name: "0" * 8 * _n_blocks(form.nbytes) for name, form in forms.items()}
     with whole_or_nothing(file) as part, part.open("wb") as out:
-        out.write(_header(forms, metadata, crcs))  # of the same length as the one in the end
+        out.write(_header(forms, said, crcs))  # of the same length as the one in the end
         for (name, tensor), (due, form) in zip(content, forms.items(), strict=True):
             if name != due or Form(tensor.dtype, tuple(tensor.shape)) != form:
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {form}")
@@ -92,13 +62,11 @@ def write(
             out.write(raw)
             crcs[name] = checksums(raw)
         out.seek(0)
-        out.write(_header(forms, metadata, crcs))
+        out.write(_header(forms, said, crcs))
 
 
-def _header(
-    forms: Mapping[str, Form], metadata: Mapping[str, str], crcs: Mapping[str, str]
-) -> bytes:
-    header: dict[str, Any] = {META: {**metadata, CRC32: json.dumps(crcs)}}
+def _header(forms: Mapping[str, Form], said: Mapping[str, str], crcs: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {META: {**said, CRC32: json.dumps(crcs)}}
     at = 0
     for name, form in forms.items():
         offsets = [at, at := at + form.nbytes]
@@ -108,9 +76,9 @@ def _header(
             "data_offsets": offsets,
         }
     header[META][SHA256] = _seal(header)
-    said = json.dumps(header).encode()
-    said += b" " * (-len(said) % LENGTH)  # so that numbers begin where a processor likes it
-    return len(said).to_bytes(LENGTH, "little") + said
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % LENGTH)  # so that numbers begin where a processor likes it
+    return len(raw).to_bytes(LENGTH, "little") + raw
 
 
 def _seal(header: Mapping[str, Any]) -> str:
@@ -146,12 +114,12 @@ class TensorFile:
             raise OSError(f"{file} is no regular file")
         self.file = file
         with file.open("rb") as opened:
-            header = _read_header(opened, os.fstat(opened.fileno()).st_size)
+            header = read_header(opened, os.fstat(opened.fileno()).st_size)
             self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._data = memoryview(self._map)
         length = LENGTH + int.from_bytes(self._data[:LENGTH], "little")
-        self.metadata = _metadata(header.pop(META, {}))
-        self.places = _places(header, length, len(self._map))
+        self.metadata = metadata(header.pop(META, {}))
+        self.places = places_of(header, length, len(self._map))
         self._sealed = header | {META: {k: v for k, v in self.metadata.items() if k != SHA256}}
         self._checked: set[str] = set()
 
@@ -218,53 +186,3 @@ def is_finite(x: torch.Tensor) -> bool:
     `isfinite`, and NaN is both."""
     pieces = x.reshape(-1).split(PIECE // x.element_size())
     return all(torch.stack(torch.aminmax(piece)).isfinite().all() for piece in pieces)
-
-
-def _read_header(opened: Any, size: int) -> dict[str, Any]:
-    length = int.from_bytes(opened.read(LENGTH), "little")
-    if size < LENGTH or not 0 < length <= min(LARGEST_HEADER, size - LENGTH):
-        raise ValueError("it does not begin with a header")
-    header = words(opened.read(length).decode())
-    if not isinstance(header, dict):
-        raise ValueError("its header is no mapping")
-    return header
-
-
-def _metadata(said: Any) -> dict[str, str]:
-    if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
-        raise ValueError("the words of its header are not by name")
-    return said
-
-
-def _places(header: Mapping[str, Any], start: int, size: int) -> dict[str, Place]:
-    """Where the tensors of a file of `size` bytes lie: one after the other from `start` to its
-    end."""
-    places = {name: _place(name, said, start) for name, said in header.items()}
-    at = start
-    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].end)):
-        if place.start != at:
-            raise ValueError(f"{shown(name)} does not begin where another tensor ends")
-        at = place.end
-    if at != size:
-        raise ValueError(f"it is {size} bytes long, and its header speaks of {at}")
-    return places
-
-
-def _place(name: str, said: Any, start: int) -> Place:
-    if not isinstance(said, dict) or said.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"its header does not say where {shown(name)} lies")
-    dtype, shape, offsets = said["dtype"], said["shape"], said["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{shown(name)} is of dtype {shown(dtype)}")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"{shown(name)} has sizes that no tensor can have")
-    place = Place(Form(DTYPES[dtype], tuple(shape)), start + offsets[0])
-    if place.form.nbytes > LARGEST_SIZE or place.end != start + offsets[1]:
-        raise ValueError(f"the sizes of {shown(name)} do not fit its bytes")
-    return place
-
-
-def _are_sizes(said: Any) -> bool:
-    if not isinstance(said, list) or len(said) > MOST_MODES:
-        return False
-    return all(type(size) is int and 0 <= size <= LARGEST_SIZE for size in said)

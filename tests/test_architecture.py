@@ -17,6 +17,7 @@ HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "
 PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.writing"}
+SAVING = {"data.own_files", "data.saving"}
 LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
 SEALED = {"config", "compression.base", "compression.sealed", "compression.stored"}
 PARTS = {"data.cache", "data.rotary"}
@@ -41,6 +42,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.threads": (set(), HEAVY - {"torch"}),  # where torch is there already, it is settled too
     "data.locks": (set(), HEAVY),
     "data.writing": ({"data.locks"}, HEAVY),
+    "data.own_files": ({"config", *WRITING}, HEAVY),
     "data.memory": ({"config"}, HEAVY - {"torch"}),
     "data.hub": ({"config"}, HEAVY),
     "data.texts": ({"config", "data.hub"}, HEAVY - {"datasets"}),
@@ -52,15 +54,20 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.rotary": (set(), HEAVY - {"torch"}),
     "data.cache": ({"config", "data.rotary"}, HEAVY - {"torch"}),
     "data.headers": (set(), HEAVY),
-    "data.tensor_files": ({"data.headers", "data.writing"}, HEAVY - {"torch"}),
+    "data.tensor_headers": ({"data.headers"}, HEAVY - {"torch"}),
+    "data.tensor_files": (
+        {"data.headers", "data.tensor_headers", "data.writing"},
+        HEAVY - {"torch"},
+    ),
     "data.saved_layers": ({"data.cache"}, HEAVY - {"torch"}),
     "data.plain_files": (
-        {"data.headers", "data.saved_layers", "data.tensor_files", *PARTS},
+        {"data.saved_layers", "data.tensor_files", "data.tensor_headers", *PARTS},
         HEAVY - {"torch"},
     ),
     "data.plain_reading": (
         {
             "config",
+            "data.own_files",
             "data.headers",
             "data.plain_files",
             "data.saved_layers",
@@ -160,10 +167,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "data.sources",
             "data.scored_texts",
             "data.writing",
+            *SAVING,
         },
         MODELS | PICTURES,
     ),
-    "compression.prompt_file": ({"config", "data.writing"}, HEAVY),
+    "compression.prompt_file": ({"config", "data.own_files"}, HEAVY),
     "compression.prompts": (
         {
             "config",
@@ -176,6 +184,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.coded.kept_calibrations",
             "compression.studies.presets",
             *RUNNING,
+            *SAVING,
             "data.cache",
         },
         HEAVY,

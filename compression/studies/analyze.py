@@ -19,7 +19,7 @@ from compression.studies.base import INVENTORY, Learned, Tables, refuse_counts
 from compression.studies.prune import PruneStudy
 from compression.studies.work import Model, Phase, untimed
 from config import UsageError
-from data import extraction, memory, scored_texts, texts
+from data import extraction, memory, own_files, saving, scored_texts
 from data.cache import KVCache
 from data.extraction import Prefill
 from data.inventory import Inventory
@@ -38,7 +38,7 @@ class Findings:
     """What `analyze` gives; lines in sentences, those of `measured` only where that was asked for.
 
     thresholds: kind -> the magnitude below which an entry counts as sparse. inventory: what the
-    model keeps of the text.
+    model keeps of the text. saved: that the cache was kept in a file, if that was asked for.
     """
 
     tables: Tables
@@ -49,6 +49,7 @@ class Findings:
     recommendations: list[str]
     measured: list[str]
     inventory: Inventory
+    saved: list[str]
 
     def said(self, model: str) -> dict[str, list[str]]:
         """For people, by headings."""
@@ -56,6 +57,7 @@ class Findings:
             f"Key findings on {model}, {self.sample.source}": self.findings,
             "Recommendations (heuristics, not yet measured)": self.recommendations,
             "The same, measured": self.measured,
+            "Saved": self.saved,
         }
         return {title: lines for title, lines in every.items() if lines}
 
@@ -75,13 +77,15 @@ class Findings:
 class Analysis:
     """analysis_focus: all, layers, heads, tokens, embeddings or generation. context_tokens: of the
     text that are read; where not given as config.py says, for generation all. new_tokens: generated
-    after it. measure: measure what is recommended, on `score_tokens` after the text."""
+    after it. measure: measure what is recommended, on `score_tokens` after the text. save_cache:
+    the file to keep the cache in."""
 
     analysis_focus: str = "all"
     context_tokens: int | None = None
     new_tokens: int | None = None
     measure: bool = False
     score_tokens: int | None = None
+    save_cache: str | None = None
 
     def __post_init__(self) -> None:
         refuse_counts(
@@ -89,6 +93,7 @@ class Analysis:
             new_tokens=self.new_tokens,
             score_tokens=self.score_tokens,
         )
+        own_files.refuse(self.save_cache)
         focuses = (*FOCUSES, "generation")
         if self.analysis_focus not in focuses:
             raise UsageError(
@@ -137,6 +142,7 @@ class Analysis:
             probes = self.measure or self.analysis_focus in ("all", "tokens")
             start = extraction.prefill(loaded, read, probe=probes)
             inventory = Inventory.of(start.past)  # now: generation goes on in the same object
+            saved = [] if self.save_cache is None else [self._saved(loaded, start, sample)]
         with phase("analysis"):
             limits = thresholds(start.cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
             all_tables = self._tables(loaded, start) | {INVENTORY: inventory_table(inventory)}
@@ -161,7 +167,11 @@ class Analysis:
             recommendations(all_tables, sparse),
             measured,
             inventory,
+            saved,
         )
+
+    def _saved(self, loaded: LoadedModel, start: Prefill, sample: Sample) -> str:
+        return saving.save(loaded, start.cache, sample, str(self.save_cache))
 
     def _text(
         self, loaded: LoadedModel, candidates: Sequence[Sample], continuation: str | None
@@ -193,8 +203,7 @@ class Analysis:
 def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:
     """The tables of a focus, by the names of the pictures that they feed."""
     swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-    words = [texts.visible(loaded.tokenizer.decode([i])) for i in cache.token_ids.tolist()]
-    return tables(Subject(swept, words), focus)
+    return tables(Subject(swept, saving.words_of(loaded, cache)), focus)
 
 
 def _measured(

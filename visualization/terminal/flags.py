@@ -177,7 +177,7 @@ _DECLARED = (
     Flag("methods", BUDGET, ("compare", "store"), f"families of methods: {', '.join(FAMILIES)}",
          NAMES, more={"compare": "several, with commas; all where it is not given",
                       "store": "one that keeps all tokens, or a setting such as kivi-4"},
-         not_beside=STORED_TEXT),
+         not_beside=(*STORED_TEXT, "save_cache")),
     Flag("quick", BUDGET, ("compare",), "fewer settings, texts and scored tokens", SWITCH, False),
     Flag("max_bits", BUDGET, ("compare",), "budget: bits per value",
          above_zero("a number above 0", "BITS")),
@@ -191,6 +191,8 @@ _DECLARED = (
          "compressed cache, side by side", count(0, "tokens"), 0),
     Flag("save_compressed", OUTPUT, ("store",), "the file of a compressed prompt",
          rules.path("a file", "FILE")),
+    Flag("save_cache", OUTPUT, ("analyze", "store"), "keep the cache of the text in a file, in 16 "
+         "bits", rules.path("a file", "FILE")),
     Flag("load_compressed", OUTPUT, ("store",), "go on from such a file",
          rules.path("a file", "FILE")),
     Flag("output_dir", OUTPUT, DRAW, "folder of the results", RULES["OUTPUT_DIR"], "OUTPUT_DIR"),
