@@ -47,10 +47,11 @@ def _points(ax: Axes, table: pd.DataFrame) -> None:
     for i, (family, rows) in enumerate(table.groupby("family", sort=False)):
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
         look: Look = {"color": colour, "marker": marker, "ls": "none", "ms": 6.5}
-        look |= {"mfc": "none"} if rows["evicts"].all() else {}
-        ax.plot(
-            rows["bits_per_value"], rows["error"], label=textwrap.fill(str(family), LEGEND), **look
-        )
+        for evicts, part in rows.groupby("evicts"):
+            fill: Look = {"mfc": "none"} if evicts else {}
+            ax.plot(part["bits_per_value"], part["error"], **look, **fill)
+        fill = {"mfc": "none"} if rows["evicts"].all() else {}
+        ax.plot([], [], label=textwrap.fill(str(family), LEGEND), **look, **fill)
         for label, x, y in zip(rows["label"], rows["bits_per_value"], rows["error"], strict=True):
             name = label.removeprefix(str(family)).strip(" -,")
             near = (name, round(12 * np.log(x)), round(6 * np.log(y)))

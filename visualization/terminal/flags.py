@@ -44,7 +44,7 @@ NEED_A_MODEL = (
     *("measure", "device", "dtype", "trust_remote_code", "no_sensitivity", "trial"),
     *("prompt", "text_file", "use_wikitext", "wikitext_index", "sequence_length"),
     *("context_tokens", "new_tokens", "score_tokens", "num_samples", "continuation"),
-    *("max_kl", "memory_gib", "show_generation"),
+    *("max_kl", "memory_gib", "show_generation", "save_cache"),
 )
 
 
