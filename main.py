@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from visualization.terminal import command_line, endings, flags, notices, streams
+from visualization.terminal import command_line, endings, flags, inputs, notices, streams
 from visualization.terminal.flags import Given, arguments_of
 from visualization.terminal.streams import tell
 
@@ -17,22 +17,20 @@ if TYPE_CHECKING:
     from compression.studies.base import Study
     from compression.studies.places import Place
     from compression.studies.run import Outcome
-    from data.models import LoadedModel
-    from data.texts import Sample
     from visualization.delivery import Delivery
-
 STARTED = time.perf_counter()
 
 
-def analyze(given: Given, workers: int) -> None:
+def analyze(given: Given, workers: int, **fixed: str) -> None:
     """How the cache of one text looks: the pictures of one focus, or of all."""
     from visualization.delivery import Delivery
 
+    given = given | fixed
     with Delivery(given, STARTED, workers) as delivery:
         from compression.studies.analyze import Analysis
 
         analysis = Analysis(**arguments_of(Analysis, given))
-        loaded, candidates = _model_and_texts(given, delivery)
+        loaded, candidates = inputs.model_and_texts(given, delivery.phase)
         draw = partial(delivery.draw, loaded.name)
         looked = analysis.run(loaded, candidates, given.get("continuation"), delivery.phase, draw)
         files = delivery.commit(loaded, looked.sample, looked.n_tokens, looked.facts)
@@ -40,9 +38,22 @@ def analyze(given: Given, workers: int) -> None:
         tell(delivery.told(looked.said(loaded.name), files))
 
 
-def analyze_generation(given: Given, workers: int) -> None:
-    """The stages of generation alone, on the whole text where no length is given."""
-    analyze(given | {"analysis_focus": "generation"}, workers)
+def from_cache(given: Given, workers: int) -> None:
+    """What the mode finds out from a saved cache, without its model."""
+    from visualization.delivery import Delivery
+
+    with Delivery(given, STARTED, workers) as delivery:
+        from compression.studies.from_cache import ASKED, run
+
+        kind = ASKED[given["mode"]]
+        asked = kind(**arguments_of(kind, given))
+        found = run(asked, phase=delivery.phase, **arguments_of(run, given))
+        delivery.draw(found.model.name, found.tables, [found.text], found.n_tokens)
+        files = delivery.commit(found.model, found.text, found.n_tokens, found.facts)
+    if not given["quiet"]:
+        tell(delivery.told(found.said, files))
+    if found.refused is not None:
+        raise found.refused
 
 
 def study(name: str, given: Given, workers: int) -> None:
@@ -69,14 +80,12 @@ def study(name: str, given: Given, workers: int) -> None:
 def _carried_out(asked: "Study", given: Given, workers: int, where: "Place") -> "Outcome":
     """A study on one model, delivered."""
     from compression.studies.run import carry_out
-    from data import models, texts
     from visualization.delivery import Delivery
 
     with Delivery(given, STARTED, workers) as delivery:
-        with delivery.phase("text"):
-            candidates = texts.candidates(**arguments_of(texts.candidates, given))
-        with where.work(arguments_of(models.load, given), delivery.phase) as work:
-            _all_is_imported()
+        candidates = inputs.texts(given, delivery.phase)
+        with where.work(inputs.model_arguments(given), delivery.phase) as work:
+            inputs.all_is_imported()
             outcome = carry_out(asked, work, candidates, given["continuation"])
         _draw_and_tell(delivery, asked, outcome)
     return outcome
@@ -102,7 +111,7 @@ def calibrate(given: Given, workers: int) -> None:
     """Learn what `coded` stores once for a model; other modes do so by themselves."""
     from compression.coded.kept_calibrations import calibration_of
 
-    loaded = _loaded(given)
+    loaded = inputs.model(given)
     calibration = calibration_of(loaded, must_keep=True)
     if not given["quiet"]:
         tell(f"{loaded.name} is calibrated, on {calibration.learned_from}.")
@@ -114,7 +123,7 @@ def store(given: Given, workers: int) -> None:
     from data import texts
 
     prompts.refuse(**arguments_of(prompts.refuse, given))
-    loaded = _loaded(given)
+    loaded = inputs.model(given)
     if given["load_compressed"] is not None:
         tell(prompts.go_on(loaded, given["load_compressed"], given["new_tokens"]))
         return
@@ -132,33 +141,9 @@ def list_samples(given: Given, workers: int) -> None:
         tell(line)
 
 
-def _loaded(given: Given) -> "LoadedModel":
-    from data import models
-
-    loaded = models.load(**arguments_of(models.load, given))
-    _all_is_imported()
-    return loaded
-
-
-def _all_is_imported() -> None:
-    gc.freeze()  # it stays: nothing to look through again and again
-    gc.enable()
-
-
-def _model_and_texts(
-    given: Given, delivery: "Delivery"
-) -> "tuple[LoadedModel, tuple[Sample, ...]]":
-    with delivery.phase("load"):
-        loaded = _loaded(given)
-    with delivery.phase("text"):
-        from data import texts
-
-        return loaded, texts.candidates(**arguments_of(texts.candidates, given))
-
-
 MODES: dict[str, Callable[[Given, int], None]] = {
     "analyze": analyze,
-    "analyze_generation": analyze_generation,
+    "analyze_generation": partial(analyze, analysis_focus="generation"),
     "analyze_similarity": partial(study, "similarity.SimilarityStudy"),
     "tucker": partial(study, "tucker.TuckerStudy"),
     "compress": partial(study, "compress.CompressStudy"),
@@ -177,7 +162,8 @@ def main(arguments: Sequence[str] | None = None, workers: int = 1) -> int:
     def command() -> None:
         given = command_line.parse(arguments)
         notices.start(given.get("quiet", False))
-        MODES[given["mode"]](given, workers)
+        alone = given.get("load_cache") is not None
+        (from_cache if alone else MODES[given["mode"]])(given, workers)
 
     return endings.exit_code(command, debug="--debug" in (arguments or sys.argv))
 

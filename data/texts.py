@@ -49,6 +49,17 @@ class Sample:
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {
+            "source": self.source,
+            "index": self.index,
+            "title": self.title,
+            "sha256": self.sha256,
+            "characters": len(self.text),
+        }
+
 
 def visible(text: str) -> str:
     """`text` on one line, with blanks, control and other unprintable characters escaped.

@@ -104,6 +104,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "analysis": ({"config", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
+    "compression.costs": ({"config", "compression.base", *PARTS}, MODELS | PICTURES),
     "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
         {"config", "compression.base", "compression.stored", "analysis.tokens", *PARTS},
@@ -137,7 +138,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         HEAVY - {"torch"},
     ),
     "compression.evaluate": (
-        {"config", "compression.base", "data.cache", "data.inventory", *RUNNING},
+        {
+            "config",
+            "compression.base",
+            "compression.costs",
+            "data.cache",
+            "data.inventory",
+            *RUNNING,
+        },
         MODELS | PICTURES,
     ),
     "compression.studies": (
@@ -145,6 +153,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "config",
             "analysis",
             "compression.base",
+            "compression.costs",
             "compression.evaluate",
             "compression.methods",
             "compression.registry",
@@ -155,6 +164,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "data.cache",
             "data.sources",
             "data.inventory",
+            "data.saved_cache",
             "data.scored_texts",
             "data.writing",
             *SAVING,
@@ -192,6 +202,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", *MODELS},
     ),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
+    "visualization.terminal.inputs": (
+        {"data.models", "data.texts", "visualization.terminal"},
+        HEAVY,
+    ),
     "visualization.delivery": (
         {
             "visualization.catalogue",

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data.texts import Sample
 from visualization.catalogue import PICTURES
 from visualization.drawing import Drawing
 from visualization.output import OutputFolder
@@ -23,6 +22,17 @@ class Model(Protocol):
     def facts(self) -> dict[str, str]: ...
     @property
     def device_peak_nbytes(self) -> int: ...
+
+
+class Text(Protocol):
+    """What is told of the text of a run: data.texts.Sample."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
 
 
 class Delivery:
@@ -55,7 +65,7 @@ class Delivery:
         self,
         model: str,
         tables: "Mapping[str, pd.DataFrame]",
-        samples: Sequence[Sample],
+        samples: Sequence[Text],
         n_tokens: int,
     ) -> None:
         """Write tables, and have the pictures drawn that they feed; each names the model and the
@@ -75,7 +85,7 @@ class Delivery:
     def commit(
         self,
         model: Model,
-        sample: Sample,
+        text: Text,
         n_tokens: int,
         facts: Mapping[str, Any],
     ) -> list[str]:
@@ -86,7 +96,7 @@ class Delivery:
         self.record.close()
         self.record.device_peak_nbytes = model.device_peak_nbytes
         mode = self.settings["mode"]
-        manifest = self.record.manifest(mode, self.settings, model.facts, sample, n_tokens)
+        manifest = self.record.manifest(mode, self.settings, model.facts, text.facts, n_tokens)
         return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)})
 
     def told(

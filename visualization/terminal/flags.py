@@ -9,7 +9,7 @@ arguments (`arguments_of`), and where a message of the library names an argument
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import config
@@ -41,6 +41,13 @@ FEWER = {"compare": "fewer with --quick"}
 MEASURED = {"analyze": ("measure", (True,))}
 ON_CLUSTER = dict.fromkeys(STUDIES, ("ray", ()))
 STORED_TEXT = ("load_compressed",)  # is of the file
+ALONE = ("analyze", *STUDIES)  # with a saved cache as well, beside which these have no use:
+NEED_A_MODEL = (
+    *("measure", "device", "dtype", "trust_remote_code", "no_sensitivity", "trial"),
+    *("prompt", "text_file", "use_wikitext", "wikitext_index", "sequence_length"),
+    *("context_tokens", "new_tokens", "score_tokens", "num_samples", "continuation"),
+    *("max_kl", "memory_gib", "show_generation", "save_cache"),
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ NAMES = Rule(
 SEVERAL = Rule(NAMES.holds, "models such as smollm2-135m,./my-model", NAMES.read, "MODELS")
 TOKENS = count(1, "tokens")
 
-FLAGS = (
+_DECLARED = (
     Flag("analysis_focus", WHAT, ("analyze",), "which pictures are made", one_of(*FOCUSES), "all"),
     Flag("measure", WHAT, ("analyze",), "measure what its recommendations cost", SWITCH, False),
     Flag("model", MODEL, ALL, "the default model's name, a hub id, a folder, or a .gguf file",
@@ -116,6 +123,12 @@ FLAGS = (
     Flag("wikitext_index", TEXT, READ, "which sample, counted from 0; `--mode list_samples` shows "
          "them", RULES["WIKITEXT_INDEX"], "WIKITEXT_INDEX",
          not_beside=("prompt", "text_file", *STORED_TEXT)),
+    Flag("load_cache", TEXT, ALONE, "a saved cache instead of a text: what can be known without "
+         "the model; beside it --model only says which it must be of",
+         rules.path("a file or folder", "FILE")),
+    Flag("cache_layout", TEXT, ALONE, "how another program has laid such a file or folder out",
+         Rule(rules.is_text, "a mapping", shown="MAPPING"),
+         only_with=dict.fromkeys(ALONE, ("load_cache", ()))),
     Flag("sequence_length", SCORING, READ, "tokens of the text that are read", TOKENS,
          more=dict.fromkeys(("analyze_generation", "store"), "all where it is not given"),
          usual=CONTEXTS, not_beside=STORED_TEXT),
@@ -199,6 +212,12 @@ FLAGS = (
     Flag("quiet", OUTPUT, LOAD, "no progress bars and no findings", SWITCH, False),
     Flag("debug", OUTPUT, ALL, "show the traceback where something fails", SWITCH, False),
 )  # fmt: skip
+FLAGS = tuple(
+    replace(flag, not_beside=(*flag.not_beside, "load_cache"))
+    if flag.name in NEED_A_MODEL
+    else flag
+    for flag in _DECLARED
+)
 BY_NAME = {flag.name: flag for flag in FLAGS}
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from tqdm import tqdm
 
 import config
-from data.texts import Sample
 
 LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib", "seaborn")
 CONSTANTS = (  # of config.py that no flag shows
@@ -84,23 +83,16 @@ class RunRecord:
         mode: str,
         settings: Mapping[str, Any],
         model: Mapping[str, str],
-        sample: Sample,
+        text: Mapping[str, Any],
         n_tokens: int,
     ) -> dict[str, Any]:
         """Everything needed to tell what made the files of a run; times in seconds. model: what
-        `LoadedModel.facts` says."""
+        `LoadedModel.facts` says. text: what `Sample.facts` says."""
         return {
             "mode": mode,
             "settings": {**settings, **{name: getattr(config, name) for name in CONSTANTS}},
             "model": dict(model),
-            "text": {
-                "source": sample.source,
-                "index": sample.index,
-                "title": sample.title,
-                "sha256": sample.sha256,
-                "characters": len(sample.text),
-                "tokens_read": n_tokens,
-            },
+            "text": {**text, "tokens_read": n_tokens},
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in LIBRARIES},
