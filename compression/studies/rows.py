@@ -1,9 +1,9 @@
 """Finished measurements kept on disk, so that a run that is repeated or was interrupted goes on.
 
-A row is kept under a hash of all that it depends on: the model, the device that it ran on (rows
-hold times), the tokens, the method with its settings and calibration, the versions of libraries,
-and the code that measures. It is sealed together with that hash, so that neither a changed number
-nor the row of another measurement is believed: what does not fit is measured anew.
+A row is kept under a hash of all that it depends on: the model, where it ran (rows hold times) and
+in which chunks it read, the tokens, the method with its settings and calibration, the versions of
+libraries, and the code that measures. It is sealed together with that hash, so that neither a
+changed number nor the row of another measurement is believed: what does not fit is measured anew.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ class Rows:
     def __init__(
         self, loaded: LoadedModel, ids: torch.Tensor, context: int, what: str = "scores"
     ) -> None:
-        device = loaded.device.type
-        self._text = [loaded.identity, device, ids.tolist(), context, what, code_hash()]
+        run = loaded.reading(context)
+        self._text = [loaded.identity, run, ids.tolist(), context, what, code_hash()]
         self._folder = config.cache_folder() / "rows"
         self._told: set[Path] = set()
 

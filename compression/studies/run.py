@@ -84,7 +84,7 @@ def run(
         samples = tuple(sample for sample, _ in texts)
         others = scored_texts.others(loaded, samples, study.context, study.n_learned)
         too_good = leak(samples) if study.calibrates else []
-    with memory.told(loaded.model, study.context + study.n_scored):
+    with memory.told(loaded, study.context + study.n_scored):
         with phase("calibration"):
             learned = _learned(study, loaded, others)
         plan, scored, inventory = _scored(study, loaded, texts, learned, phase)
