@@ -177,8 +177,11 @@ class LoadedModel:
 
     @property
     def weight_nbytes(self) -> int:
-        """Bytes of its weights in 16 bits."""
-        return 2 * sum(weights.numel() for weights in self.model.parameters())
+        """Bytes of its weights in 16 bits, those that two parts share once."""
+        # Weights on disk are not known to be the same by being one tensor.
+        spread = placement.is_offloaded(self.model)
+        tied = getattr(self.model, "all_tied_weights_keys", {}) if spread else {}
+        return 2 * sum(w.numel() for name, w in self.model.named_parameters() if name not in tied)
 
     @cached_property
     def identity(self) -> str:

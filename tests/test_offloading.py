@@ -8,8 +8,8 @@ import tempfile
 import pytest
 import torch
 
-from compression.evaluate import Judge
 from compression.base import Uncompressed
+from compression.evaluate import Judge
 from config import UsageError
 from data import offloading
 from data.extraction import generate, prefill
@@ -115,7 +115,7 @@ def test_the_file_has_no_name_and_its_room_is_taken_at_once(tmp_path, monkeypatc
     monkeypatch.setattr(offloading, "_reserve", noted)
     x = offloading._mapped((1, 2, 1000, 16), torch.bfloat16)
     assert x.dtype == torch.bfloat16 and x.shape == (1, 2, 1000, 16)
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
     assert all(taken >= nbytes == 64_000 for taken, nbytes in reserved)
 
 
