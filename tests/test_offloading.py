@@ -36,7 +36,7 @@ def test_a_cache_kept_elsewhere_is_the_same_bit_for_bit(name, chunk):
     start = prefill(here, ids, probe=True)
     grown = generate(here, start, 5)
     for where in PLACES:
-        there = kept(name, where, chunk)
+        there = dataclasses.replace(here, cache_offload=where)
         begun = prefill(there, ids, probe=True)
         assert equal(start.cache, begun.cache)
         assert equal(grown, generate(there, begun, 5))

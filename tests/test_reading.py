@@ -37,10 +37,10 @@ def assert_alike(whole, chunked) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_a_text_in_chunks_leaves_what_one_pass_leaves(name):
     ids = families.token_ids(N)
-    whole = prefill(in_chunks(name, None), ids, probe=True)
-    for chunk in (1, 3, 7, 17, N - 1):  # smaller and larger than a window
-        loaded = in_chunks(name, chunk)
-        start = prefill(loaded, ids, probe=True)
+    loaded = in_chunks(name, None)
+    whole = prefill(loaded, ids, probe=True)
+    for chunk in (1, 7, 17):  # smaller and larger than a window
+        start = prefill(dataclasses.replace(loaded, prefill_chunk=chunk), ids, probe=True)
         assert_alike(whole.cache, start.cache)
         assert torch.equal(whole.next_token, start.next_token)
         then = dict(leaves(start.past))
@@ -146,6 +146,10 @@ def test_what_is_kept_of_the_attention_does_not_grow_with_the_chunks(chunk):
     from data.probe import AttentionProbe
 
     loaded, ids = in_chunks("llama_gqa", chunk), families.token_ids(N)
+    assert_alike(
+        prefill(in_chunks("llama_gqa", None), ids, probe=True).cache,
+        prefill(loaded, ids, probe=True).cache,
+    )
     probe = AttentionProbe(N)
     with torch.no_grad():
         reading.read(loaded, ids, probe)
