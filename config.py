@@ -12,6 +12,9 @@ from pathlib import Path
 DEFAULT_MODEL = "smollm2-135m"  # this name, a hub id, a local folder, or a .gguf file
 DEVICE = "auto"  # auto takes cuda, then mps, then cpu
 DTYPE = "auto"  # auto is float32 on the cpu, elsewhere what the checkpoint was saved in
+DEVICE_MAP = None  # "auto" spreads a model over all cards, then memory, then disk; DEVICE is moot
+PREFILL_CHUNK = 2048  # tokens read at a time: what a longer text takes beside its cache is bounded
+CACHE_OFFLOAD = "none"  # "memory" or "disk": keys and values are moved there as they are made
 TRUST_REMOTE_CODE = False  # True lets a model folder or hub repository run its own Python code
 
 # Where the default model is kept; None is the convention of this system (~/.cache on Linux).

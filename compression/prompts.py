@@ -93,7 +93,7 @@ def _compressed(
     name, settings = chosen(methods)
     calibration = calibration_of(loaded, True) if needs_calibration(name, settings) else None
     method = make(name, settings, calibration)
-    with memory.told(loaded.model, len(ids)):
+    with memory.told(loaded, len(ids)):
         start = extraction.prefill(loaded, ids[:-1], probe=True, recent_only=True)
         cache, states = start.cache, states_of(start.past)
         compressed = method.compress(cache)

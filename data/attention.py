@@ -8,7 +8,7 @@ up comes wrapped; the models themselves are not changed.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -26,7 +26,7 @@ class AttentionCall:
     query: (1, heads, queries, dim); key, value: (1, key_heads, keys, dim), after rotary embedding;
     mask: (1, 1 or heads, queries, keys) or None for plain causal attention. options: what else the
     function is given, by name. slot: where in the model's cache the keys stand, None where that
-    was not seen.
+    was not seen. stored: (kv_heads, tokens) of what the cache gave of that slot.
     """
 
     attend: Attend
@@ -38,6 +38,7 @@ class AttentionCall:
     mask: torch.Tensor | None
     options: dict[str, Any]
     slot: int | None
+    stored: tuple[int, int] | None = None
 
     def run(self) -> Output:
         both = (self.query, self.key, self.value, self.mask)
@@ -54,11 +55,16 @@ class _Slots:
     latent)."""
 
     addresses: dict[int, tuple[torch.device, int]] = field(default_factory=dict)  # by slot
+    stored: dict[int | None, tuple[int, int]] = field(default_factory=dict)
     latest: int | None = None
     caller: torch.nn.Module | None = None  # which attends to the latest, once one does
 
     def note(self, slot: int, keys: torch.Tensor) -> None:
-        self.addresses[slot] = _address(keys)
+        address = _address(keys)
+        # What stood at the same address before is gone: memory is used again.
+        self.addresses = {s: other for s, other in self.addresses.items() if other != address}
+        self.addresses[slot] = address
+        self.stored[slot] = (keys.shape[1], keys.shape[-2])
         self.latest, self.caller = slot, None
 
     def of(self, module: torch.nn.Module, keys: torch.Tensor) -> int | None:
@@ -137,9 +143,8 @@ def _look_up(
         **options: Any,
     ) -> Output:
         slot = slots.of(module, key)
-        return stand_in(
-            AttentionCall(attend, name, module, query, key, value, attention_mask, options, slot)
-        )
+        call = AttentionCall(attend, name, module, query, key, value, attention_mask, options, slot)
+        return stand_in(replace(call, stored=slots.stored.get(slot)))
 
     return called
 

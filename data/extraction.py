@@ -1,21 +1,17 @@
 """Run the model over a text and take its KV cache out: prefill, then greedy generation."""
 
 import logging
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from tqdm import tqdm
 
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, Past, PastLayer
-from data.forward import Output, forward
 from data.models import LoadedModel
 from data.probe import AttentionProbe
-from data.refusals import said, strangers_code
+from data.reading import read, step
 from data.rotations import Rotations, is_stored, rotations
-from data.self_test import refuse_wrong_cache
 from data.texts import Sample
 
 log = logging.getLogger(__name__)
@@ -23,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prefill:
-    """What one forward pass over a text leaves behind.
+    """What reading a text leaves behind.
 
     next_token: (1, 1), the most likely continuation.
     past: the model's own cache object, which generation continues in place.
@@ -74,13 +70,10 @@ def tokenise(
 def prefill(
     loaded: LoadedModel, token_ids: torch.Tensor, probe: bool = False, recent_only: bool = False
 ) -> Prefill:
-    """One forward pass over (tokens,) token ids; `probe` measures the attention they receive, with
-    `recent_only` that from the last queries alone."""
+    """The text of (tokens,) token ids read, in chunks where it is longer than one; `probe` measures
+    the attention they receive, with `recent_only` that from the last queries alone."""
     watch = AttentionProbe(len(token_ids), recent_only) if probe else None
-    with watch.watching(loaded.model) if watch else nullcontext():
-        output = _forward(loaded, token_ids)
-    past = _own_cache(output, loaded)
-    refuse_wrong_cache(loaded)
+    past, logits = read(loaded, token_ids, watch)
     layers = _layers(past, len(token_ids), loaded, rotations(loaded, len(token_ids)))
     if watch:
         layers = _with_attention(watch, layers)
@@ -94,7 +87,7 @@ def prefill(
             loaded.name,
             "any layer" if all(blind) else "some layers",
         )
-    return Prefill(cache, loaded.likeliest(output.logits), past)
+    return Prefill(cache, loaded.likeliest(logits), past)
 
 
 @torch.no_grad()
@@ -124,8 +117,9 @@ def refuse_non_finite(
     cache: KVCache, dtype: str, advice: str = "try `dtype` float32, or check the model's weights"
 ) -> None:
     """Raise UsageError naming the first layer whose keys or values hold NaN or Inf."""
-    peaks = torch.stack([x.tensor(kind).abs().amax() for x in cache.layers for kind in KINDS])
-    broken = (~peaks.isfinite()).nonzero().flatten().tolist()
+    # Layers may be on several devices.
+    peaks = [x.tensor(kind).abs().amax().cpu() for x in cache.layers for kind in KINDS]
+    broken = (~torch.stack(peaks).isfinite()).nonzero().flatten().tolist()
     if broken:
         layer, kind = cache.layers[broken[0] // 2].index, KINDS[broken[0] % 2]
         raise UsageError(
@@ -134,40 +128,8 @@ def refuse_non_finite(
         )
 
 
-def _forward(
-    loaded: LoadedModel, token_ids: torch.Tensor, past: Past | None = None, n_past: int = 0
-) -> Output:
-    with strangers_code(partial(_not_run, loaded)):
-        return forward(loaded, token_ids, past, n_past, last_only=True)
-
-
-def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
-    if "only contain LinearAttention layers" in str(error):  # of transformers' own cache
-        return _no_keys_and_values(loaded)
-    return UsageError(
-        f"{loaded.name} cannot be run ({said(error)})",
-        "its settings and weights do not fit each other, or this version of transformers",
-    )
-
-
 def _step(loaded: LoadedModel, token: torch.Tensor, past: Past, n_past: int) -> torch.Tensor:
-    return loaded.likeliest(_forward(loaded, token[0], past, n_past).logits)
-
-
-def _own_cache(output: Output, loaded: LoadedModel) -> Past:
-    past: Past | None = getattr(output, "past_key_values", None)
-    if past is None or not any(is_stored(layer) for layer in getattr(past, "layers", ())):
-        raise _no_keys_and_values(loaded)
-    return past
-
-
-def _no_keys_and_values(loaded: LoadedModel) -> UsageError:
-    return UsageError(
-        f"{loaded.name} keeps no keys and values that could be analysed (its layers hold a "
-        "fixed-size state, as state-space, recurrent and linear-attention ones, or no cache at "
-        "all)",
-        "give a model that attends to its past",
-    )
+    return loaded.likeliest(step(loaded, token[0], past, n_past).logits)
 
 
 def _layers(
@@ -179,10 +141,11 @@ def _layers(
     transformers appends by making new tensors, so later steps do not reach into these.
     """
     settings = loaded.settings
+    device = _for_sums(past)
     return tuple(
         LayerKV(
-            keys=_with_doubles(layer.keys[0]),
-            values=_with_doubles(layer.values[0]),
+            keys=layer.keys[0].to(device),
+            values=layer.values[0].to(device),
             positions=torch.arange(n_tokens - layer.keys.shape[-2], n_tokens),
             index=index,
             kind=_kind(layer, settings),
@@ -193,9 +156,12 @@ def _layers(
     )
 
 
-def _with_doubles(x: torch.Tensor) -> torch.Tensor:
-    """`x` where long sums can be taken in float64, which Apple's graphics processors lack."""
-    return x.cpu() if x.device.type == "mps" else x
+def _for_sums(past: Past) -> torch.device:
+    """Where sums over all layers can be taken in float64: where they are if that is one place, and
+    none of Apple's graphics processors, which lack it."""
+    places = {layer.keys.device for layer in past.layers if is_stored(layer)}
+    alone = places.pop() if len(places) == 1 else torch.device("cpu")
+    return torch.device("cpu") if alone.type == "mps" else alone
 
 
 def _kind(layer: PastLayer, settings: object) -> str:

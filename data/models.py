@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 import config
 from config import UsageError
-from data import downloads, hub, model_files, refusals
+from data import downloads, hub, model_files, placement, refusals
 from data.downloads import Listing
 from data.model_classes import auto_class
 from data.refusals import said, strangers_code
@@ -38,16 +40,37 @@ RENEWED = ("inv_freq", "cos_cached", "sin_cached")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode with its tokenizer, and what outputs call it."""
+    """A model in evaluation mode with its tokenizer, what outputs call it, and how it reads a text:
+    `prefill_chunk` tokens at a time, or all at once where that is None; its cache kept where the
+    model runs ("none"), or moved to "memory" or "disk" as it is made."""
 
     model: torch.nn.Module
     tokenizer: Tokenizer
     name: str
     revision: str
+    prefill_chunk: int | None = None
+    cache_offload: str = "none"
 
     @property
     def device(self) -> torch.device:
-        return cast(torch.device, self.model.device)
+        """Where it takes its tokens."""
+        return placement.of_input(self.model) or cast(torch.device, self.model.device)
+
+    @property
+    def place(self) -> str:
+        """Where its parts are, in words."""
+        return placement.words(self.model) or str(self.device)
+
+    def chunk_for(self, n_tokens: int) -> int | None:
+        """How many tokens of such a text it reads at a time; None for all at once."""
+        chunk = self.prefill_chunk
+        return None if chunk is None or chunk >= n_tokens else chunk
+
+    def reading(self, n_tokens: int) -> list[str | int | None]:
+        """What the numbers of a run on such a text follow from beside the identity: the times it
+        takes, and how sums are rounded."""
+        where = placement.words(self.model) or self.device.type
+        return [where, self.chunk_for(n_tokens), self.cache_offload]
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -144,7 +167,7 @@ class LoadedModel:
             "name": self.name,
             "revision": self.revision,
             "dtype": self.dtype,
-            "device": str(self.device),
+            "device": self.place,
         }
 
     @property
@@ -154,8 +177,11 @@ class LoadedModel:
 
     @property
     def weight_nbytes(self) -> int:
-        """Bytes of its weights in 16 bits."""
-        return 2 * sum(weights.numel() for weights in self.model.parameters())
+        """Bytes of its weights in 16 bits, those that two parts share once."""
+        # Weights on disk are not known to be the same by being one tensor.
+        spread = placement.is_offloaded(self.model)
+        tied = getattr(self.model, "all_tied_weights_keys", {}) if spread else {}
+        return 2 * sum(w.numel() for name, w in self.model.named_parameters() if name not in tied)
 
     @cached_property
     def identity(self) -> str:
@@ -163,10 +189,9 @@ class LoadedModel:
         and buffers by name, and the dtype they run in."""
         digest = hashlib.sha256(self.dtype.encode())
         digest.update(self._settings().encode())
-        for name, weights in sorted(self._lasting().items()):
-            digest.update(repr((name, str(weights.dtype), tuple(weights.shape))).encode())
-            content = weights.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(content.numpy().data)
+        parts = chain(self._weights(), self._buffers())
+        for _, hashed in sorted({name: _hashed(name, x) for name, x in parts}.items()):
+            digest.update(hashed)
         return digest.hexdigest()
 
     def _settings(self) -> str:
@@ -176,15 +201,28 @@ class LoadedModel:
             default=str,
         )
 
-    def _lasting(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers, those that no checkpoint holds too. Rotary modules renew some of
-        theirs for a long text: what these follow from is among the settings."""
-        lasting = {
-            name: buffer
-            for name, buffer in self.model.named_buffers()
-            if not name.endswith(RENEWED) or name.endswith("original_inv_freq")
-        }
-        return self.model.state_dict() | lasting
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """By name, those that are kept elsewhere too, each brought back for as long as it is looked
+        at."""
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            with placement.at_hand(module):
+                for name, weights in module.state_dict(keep_vars=True).items():
+                    if "." not in name:
+                        yield f"{path}.{name}".removeprefix("."), weights
+
+    def _buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those that no checkpoint holds too. Rotary modules renew some of theirs for a long text:
+        what these follow from is among the settings."""
+        for name, buffer in self.model.named_buffers():
+            if not name.endswith(RENEWED) or name.endswith("original_inv_freq"):
+                yield name, buffer
+
+
+def _hashed(name: str, weights: torch.Tensor) -> bytes:
+    digest = hashlib.sha256(repr((name, str(weights.dtype), tuple(weights.shape))).encode())
+    content = weights.detach().cpu().contiguous().flatten().view(torch.uint8)
+    digest.update(content.numpy().data)
+    return digest.digest()
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -215,6 +253,9 @@ def load(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    device_map: str | None = None,
+    prefill_chunk: int | None = None,
+    cache_offload: str | None = None,
     trust_remote_code: bool | None = None,
 ) -> LoadedModel:
     """A causal model by name, hub id, folder or .gguf file, on a device, or a wrapper that shows
@@ -222,13 +263,16 @@ def load(
     What is not given is as config.py says.
 
     device: auto, cpu, cuda or mps. dtype: auto (float32 on the cpu, elsewhere the checkpoint's),
-    float32, bfloat16 or float16.
+    float32, bfloat16 or float16. device_map: "auto" spreads a model over all cards, then memory,
+    then disk, and leaves no use for `device`. prefill_chunk: tokens that are read at a time.
+    cache_offload: none, memory or disk.
     """
     name = config.DEFAULT_MODEL if model is None else model
     trust = config.TRUST_REMOTE_CODE if trust_remote_code is None else trust_remote_code
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    place = pick_device(device or config.DEVICE)
+    spread = (device_map or config.DEVICE_MAP) is not None
+    place = pick_device("auto" if spread else device or config.DEVICE)
     source = resolve(name, trust)
     listing = Listing()
     if source.folder is None:
@@ -250,11 +294,18 @@ def load(
             **safe,
             dtype=pick_dtype(dtype or config.DTYPE, place),
             output_loading_info=True,
+            **(placement.spread() if spread else {}),
         )
         refusals.refuse_incomplete(name, report)
-    weights = weights.eval().requires_grad_(False).to(place)
-    revision = source.revision or downloads.revision(name)
-    return LoadedModel(weights, tokenizer, printable(source.name), revision)
+    weights = weights.eval().requires_grad_(False)
+    return LoadedModel(
+        weights if spread else weights.to(place),
+        tokenizer,
+        printable(source.name),
+        source.revision or downloads.revision(name),
+        prefill_chunk or config.PREFILL_CHUNK,
+        cache_offload or config.CACHE_OFFLOAD,
+    )
 
 
 def _refuse_settings(name: str, settings: "PretrainedConfig") -> None:

@@ -23,28 +23,42 @@ Received = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What one call of the attention function showed."""
+class _Sums:
+    """What the attention calls on one slot of the cache have shown of each token of the text.
 
-    slot: int | None  # of the cache, where its keys stand
-    weight_sums: torch.Tensor  # (key_heads, tokens) over all queries, mean over a key's query heads
-    seen_by: torch.Tensor  # (tokens,) queries that can see each key
-    recent_sums: torch.Tensor  # both of the last queries alone
-    recent_seen_by: torch.Tensor
+    weights: (kv_heads, tokens) over all queries, mean over a key's query heads. seen_by: (tokens,)
+    queries that can see each key. recent and recently_seen_by: both of the last queries alone.
+    """
+
+    weights: torch.Tensor
+    seen_by: torch.Tensor
+    recent: torch.Tensor
+    recently_seen_by: torch.Tensor
+
+    @classmethod
+    def none(cls, n_heads: int, n_tokens: int, device: torch.device) -> "_Sums":
+        shapes = ((n_heads, n_tokens), (n_tokens,)) * 2
+        return cls(*(torch.zeros(shape, device=device) for shape in shapes))
 
 
 @dataclass
 class AttentionProbe:
-    """Watches one prefill of `n_tokens` tokens; recent_only: its last queries alone, which costs
-    next to nothing."""
+    """Watches the passes that read one text of `n_tokens` tokens, one or several; recent_only: the
+    last queries alone, which costs next to nothing."""
 
     n_tokens: int
     recent_only: bool = False
-    _calls: list[_Call] = field(default_factory=list)
+    _sums: dict[int, _Sums] = field(default_factory=dict)  # by slot
+    _blind: set[int | None] = field(default_factory=set)  # slots not all of whose keys are known
+    _end: int = 0  # of the tokens in the pass that is watched
 
     @contextmanager
-    def watching(self, model: torch.nn.Module) -> Iterator["AttentionProbe"]:
-        """For as long as this is entered, see every attention call of `model`."""
+    def watching(
+        self, model: torch.nn.Module, end: int | None = None
+    ) -> Iterator["AttentionProbe"]:
+        """For as long as this is entered, see every attention call of `model`, in a pass over
+        tokens up to the `end` of the text or a place in it."""
+        self._end = self.n_tokens if end is None else end
         with wrapped_attention(model, self._attend):
             yield self
 
@@ -57,69 +71,83 @@ class AttentionProbe:
         also with recent_only. Calls of layers that read another layer's cache count for the layer
         that holds it.
         """
-        totals: dict[int, list[torch.Tensor]] = {}
-        for call in self._calls:
-            layer = call.slot
-            if layer not in keys or call.weight_sums.shape[0] % keys[layer].shape[0]:
-                continue
-            n_heads = keys[layer].shape[0]
-            # Where a latent is cached, attention runs on more heads than are stored.
-            sums, recent = (
-                part.unflatten(0, (n_heads, -1)).mean(1)  # (kv_heads, tokens)
-                for part in (call.weight_sums, call.recent_sums)
-            )
-            parts = [sums, call.seen_by, recent, call.recent_seen_by]
-            if layer in totals:
-                parts = [a + b for a, b in zip(totals[layer], parts, strict=True)]
-            totals[layer] = parts
-        unseen: Received = (None, None)
-        means = {layer: _means(*totals[layer]) if layer in totals else unseen for layer in keys}
+        return {layer: self._means(layer, held.shape[0]) for layer, held in keys.items()}
+
+    def _means(self, slot: int, n_heads: int) -> Received:
+        sums = self._sums.get(slot)
+        if sums is None or slot in self._blind or len(sums.weights) != n_heads:
+            return None, None
+        recent = sums.recent / sums.recently_seen_by.clamp(min=1)
         if self.recent_only:
-            means = {layer: (None, recent) for layer, (_, recent) in means.items()}
-        return means
+            return None, recent
+        return sums.weights / sums.seen_by.clamp(min=1), recent
 
     def _attend(self, call: AttentionCall) -> Output:
         """Stands in for an attention function."""
-        query, key, mask = call.query, call.key, call.mask
-        if key.shape[-2] > self.n_tokens:  # among them entries that are no tokens
+        if not self._is_of_tokens(call):
+            self._blind.add(call.slot)
+        if call.slot in {None, *self._blind} or _bends(call):
             return call.run()
-        last = slice(-RECENT_QUERIES, None)
-        few = mask if mask is None else mask[:, :, last]
+        last = self._last(call)
+        weights: torch.Tensor | None
         if call.name == "eager":  # returns its weights
-            output, sums = _in_blocks(call)
-            some = query[:, :, last] if few is not None and few.shape[2] > 1 else query
-            _, recent = _in_blocks(replace(call, query=some, mask=few))
+            output, weights = _in_blocks(call)
+            recent = None if last is None else _in_blocks(last)[1]
         else:
             output = call.run()
-            if any(call.options.get(name) is not None for name in BENDS_WEIGHTS):
-                return output
-            scaling = call.options.get("scaling")
-            recent = softmax_sums(query[0][:, last], key[0], few, scaling)
-            if self.recent_only:
-                sums = torch.zeros_like(recent)
-            else:
-                sums = softmax_sums(query[0], key[0], mask, scaling)
-        n_keys = key.shape[-2]
-        pad = (self.n_tokens - n_keys, 0)  # keys end where the sequence ends
-        if goes_by_index(call.module):  # what it has not chosen could be seen, and got nothing
-            mask = few = None
-        seen = _seen_by(mask, query.shape[-2], n_keys, key.device)
-        n_last = min(RECENT_QUERIES, query.shape[-2])
-        seen_lately = _seen_by(few, n_last, n_keys, key.device)
-        self._calls.append(
-            _Call(
-                call.slot,
-                *(torch.nn.functional.pad(x, pad) for x in (sums, seen, recent, seen_lately)),
-            )
-        )
+            weights = None if self.recent_only else _softmax_sums(call)
+            recent = None if last is None else _softmax_sums(last)
+        self._add(call, weights, last, recent)
         return output
 
+    def _is_of_tokens(self, call: AttentionCall) -> bool:
+        """Whether it is known which tokens of the text the keys are of."""
+        if call.slot is None or call.stored is None:
+            return False
+        n_heads, n_stored = call.stored
+        n_key_heads, n_keys = call.key.shape[1:3]
+        # Where a latent is cached, attention runs on more heads than are stored.
+        return n_keys == n_stored <= self._end and n_key_heads % n_heads == 0
 
-def _means(
-    sums: torch.Tensor, seen: torch.Tensor, recent: torch.Tensor, seen_lately: torch.Tensor
-) -> Received:
-    """(kv_heads, tokens) means of both sums."""
-    return sums / seen.clamp(min=1), recent / seen_lately.clamp(min=1)
+    def _last(self, call: AttentionCall) -> AttentionCall | None:
+        """The same of those queries that are among the last of the text; None without any."""
+        n_queries = call.query.shape[-2]
+        n_last = min(n_queries, RECENT_QUERIES - (self.n_tokens - self._end))
+        if n_last < 1:
+            return None
+        last, mask = slice(-n_last, None), call.mask
+        if mask is not None:
+            mask = mask[:, :, last]
+        # of an eager function, which sees every key where it is given no mask
+        some = call.query if call.name == "eager" and mask is None else call.query[:, :, last]
+        return replace(call, query=some, mask=mask)
+
+    def _add(
+        self,
+        call: AttentionCall,
+        weights: torch.Tensor | None,
+        last: AttentionCall | None,
+        recent: torch.Tensor | None,
+    ) -> None:
+        assert call.slot is not None and call.stored is not None
+        n_heads, n_keys = call.stored
+        device = call.key.device
+        if call.slot not in self._sums:
+            self._sums[call.slot] = _Sums.none(n_heads, self.n_tokens, device)
+        sums = self._sums[call.slot]
+        there = slice(self._end - n_keys, self._end)  # keys end where the sequence ends
+        if weights is not None:
+            sums.weights[:, there] += weights.unflatten(0, (n_heads, -1)).mean(1)
+            sums.seen_by[there] += _seen_by(call)
+        if last is not None and recent is not None:
+            sums.recent[:, there] += recent.unflatten(0, (n_heads, -1)).mean(1)
+            sums.recently_seen_by[there] += _seen_by(last)
+
+
+def _bends(call: AttentionCall) -> bool:
+    """Whether the weights are other than a plain softmax gives, and are not returned."""
+    bent = any(call.options.get(name) is not None for name in BENDS_WEIGHTS)
+    return bent and call.name != "eager"
 
 
 def _blocks(n_queries: int, scores_per_query: int) -> list[slice]:
@@ -149,6 +177,10 @@ def _in_blocks(call: AttentionCall) -> tuple[Output, torch.Tensor]:
         sums += per_head.unflatten(0, (n_key_heads, -1)).mean(1)
         outputs.append(output)
     return (torch.cat(outputs, dim=1), None), sums
+
+
+def _softmax_sums(call: AttentionCall) -> torch.Tensor:
+    return softmax_sums(call.query[0], call.key[0], call.mask, call.options.get("scaling"))
 
 
 def softmax_sums(
@@ -195,12 +227,12 @@ def _masked(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     return scores + visible
 
 
-def _seen_by(
-    mask: torch.Tensor | None, n_queries: int, n_keys: int, device: torch.device
-) -> torch.Tensor:
+def _seen_by(call: AttentionCall) -> torch.Tensor:
     """How many queries can see each key, (keys,); the mean over heads where they differ."""
-    if mask is None:
-        places = torch.arange(n_keys, device=device)
+    mask, n_queries, n_keys = call.mask, call.query.shape[-2], call.key.shape[-2]
+    if mask is None or goes_by_index(call.module):
+        # What an index has not chosen could be seen, and got nothing.
+        places = torch.arange(n_keys, device=call.key.device)
         return (n_keys - places).clamp(max=n_queries).float()
     visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    return visible[0, :, :, :n_keys].float().sum(-2).mean(0)
+    return visible[0, :, :, :n_keys].sum(-2).float().mean(0)

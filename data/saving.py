@@ -22,7 +22,7 @@ def save_text(
     """Prefill the first `context_tokens` of a text, or all, and save the cache, with the attention
     that its tokens receive; what was done, in a line."""
     ids = extraction.tokenise(loaded, sample, context_tokens)
-    with memory.told(loaded.model, len(ids)):
+    with memory.told(loaded, len(ids)):
         start = extraction.prefill(loaded, ids, probe=True)
     return save(loaded, start.cache, sample, save_cache)
 

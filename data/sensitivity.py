@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from config import UsageError
+from data import placement
 from data.cache import KINDS, KVCache, LayerKV, Past
 from data.extraction import prefill
 from data.forward import forward
@@ -96,6 +97,12 @@ def draws(
 ) -> list[Sensitivity]:
     """The first `n_context` token ids are cached, those up to the last but one are fed on top,
     which gives the predictions that each draw samples anew."""
+    if placement.is_offloaded(loaded.model):
+        raise UsageError(
+            f"{loaded.name} cannot be calibrated, for its gradients take all of its weights at "
+            "once, and some are kept in memory or on disk until they are used",
+            "calibrate it on cards that hold it, or take another `dtype`",
+        )
     start = prefill(loaded, token_ids[:n_context], probe=True, recent_only=True)
     cache = replace(start.cache, layers=tuple(_in_float32(x) for x in start.cache.layers))
     leaves = _leaves(cache)

@@ -2,6 +2,8 @@
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto",)
+OFFLOADS = ("none", "memory", "disk")
 FOCUSES = ("all", "layers", "heads", "tokens", "embeddings")
 PRUNE_METHODS = ("layer", "head", "dimension", "threshold", "token")
 EVICTIONS = (

@@ -10,10 +10,16 @@ from compression.studies.run import run
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data import memory
+from data.models import LoadedModel
 from data.texts import Sample
 from tests import families
 
 CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate {} bytes. Error code 12"
+
+
+def of(model: torch.nn.Module, chunk: int | None = None, offload: str = "none") -> LoadedModel:
+    model.device, model.dtype = model.weight.device, model.weight.dtype
+    return LoadedModel(model, families.tokenizer(), "linear", "", chunk, offload)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +46,7 @@ def test_bytes_asked_for_are_read_from_the_words_of_torch():
 @pytest.mark.parametrize(("free", "fits"), [(7_000, 500), (1_500, 200), (0, 80)])
 def test_as_many_tokens_are_advised_as_fit_by_the_numbers(monkeypatch, free, fits):
     """1000 tokens hold 1000 bytes beside the weights and want 9000 more."""
-    model = torch.nn.Linear(10, 10, bias=False)  # 400 bytes
+    model = of(torch.nn.Linear(10, 10, bias=False))  # 400 bytes
     monkeypatch.setattr(memory, "_used_and_free", lambda device: (1_400, free))
     with pytest.raises(UsageError) as refusal, memory.told(model, 1000):
         raise RuntimeError(CPU.format(9_000))
@@ -50,13 +56,35 @@ def test_as_many_tokens_are_advised_as_fit_by_the_numbers(monkeypatch, free, fit
 
 
 def test_half_precision_is_not_advised_to_who_has_it():
-    with pytest.raises(UsageError) as refusal, memory.told(torch.nn.Linear(2, 2).bfloat16(), 9):
+    with pytest.raises(UsageError) as refusal, memory.told(of(torch.nn.Linear(2, 2).bfloat16()), 9):
         raise MemoryError
     assert "in bfloat16" in str(refusal.value) and "`dtype`" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("n", "chunk", "offload", "says"),
+    [
+        (8192, None, "none", "or `prefill_chunk` 2048, for masks"),
+        (8192, 2048, "none", "or `prefill_chunk` 512, for masks"),
+        (300, 2048, "none", "or `prefill_chunk` 256, for masks"),
+        (8192, 256, "none", "`cache_offload` disk, for the cache, or `device_map` auto"),
+        (8192, 256, "disk", "`device_map` auto, for the weights"),
+    ],
+)
+def test_what_is_not_done_yet_and_takes_less_is_named(n, chunk, offload, says):
+    with (
+        pytest.raises(UsageError) as refusal,
+        memory.told(of(torch.nn.Linear(2, 2), chunk, offload), n),
+    ):
+        raise MemoryError
+    said = str(refusal.value)
+    assert says in said
+    assert ("`prefill_chunk`" in said) == (chunk != 256)
+    assert ("`cache_offload`" in said) == (offload != "disk")
+
+
 def test_other_errors_pass():
-    with pytest.raises(KeyError), memory.told(torch.nn.Linear(2, 2), 9):
+    with pytest.raises(KeyError), memory.told(of(torch.nn.Linear(2, 2)), 9):
         raise KeyError("x")
 
 

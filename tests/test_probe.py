@@ -128,19 +128,22 @@ def test_blocks_of_queries_do_not_change_what_is_measured(monkeypatch, name):
 
 def test_layers_that_read_another_layers_cache_count_for_its_owner():
     # Gemma 4: layers 2 and 3 attend to what layers 0 and 1 have stored.
-    result = prefill(families.loaded("gemma4"), families.token_ids(12), probe=True)
-    with_own = AttentionProbe(12)
-    model = families.model("gemma4")
-    with torch.no_grad(), with_own.watching(model):
-        model(families.token_ids(12)[None], use_cache=True)  # all logits: all queries of all layers
+    ids = families.token_ids(12)
+    result = prefill(families.loaded("gemma4"), ids, probe=True)
     assert [layer.index for layer in result.cache.layers] == [0, 1]
     assert all(received is not None for received in attention_of(result))
-    calls = with_own._calls
-    assert [call.slot for call in calls] == [0, 1, 0, 1]
-    keys = {layer.index: layer.keys for layer in result.cache.layers}
-    owned = with_own.received(keys)
-    total = (calls[1].weight_sums + calls[3].weight_sums) / (calls[1].seen_by + calls[3].seen_by)
-    torch.testing.assert_close(owned[1][0], total)
+    probe, model = AttentionProbe(12), families.model("gemma4")
+    with torch.no_grad(), probe.watching(model):
+        model(ids[None], use_cache=True)  # all logits: all queries of all layers
+    owned = probe.received({layer.index: layer.keys for layer in result.cache.layers})
+    eager = families.model("gemma4", attn_implementation="eager")
+    with torch.no_grad():
+        weights = eager(ids[None], output_attentions=True).attentions
+    seen = torch.arange(12, 0, -1)
+    for layer in (0, 1):
+        sums = weights[layer][0].sum(1) + weights[layer + 2][0].sum(1)  # (heads, tokens)
+        mean = sums.unflatten(0, (owned[layer][0].shape[0], -1)).mean(1) / (2 * seen)
+        torch.testing.assert_close(owned[layer][0], mean)
 
 
 def test_the_look_up_is_put_back_when_the_model_fails():

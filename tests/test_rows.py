@@ -24,9 +24,9 @@ from data.texts import reference_samples
 from tests import families
 
 
-def somewhere(identity: str = "model", device: str = "cpu") -> SimpleNamespace:
-    """As much of a model as rows are kept under."""
-    return SimpleNamespace(identity=identity, device=device)
+def somewhere(identity: str = "model", *reading: object) -> SimpleNamespace:
+    """As much of a loaded model as rows are kept under."""
+    return SimpleNamespace(identity=identity, reading=lambda n_tokens: ["cpu", n_tokens, *reading])
 
 
 def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
@@ -41,7 +41,7 @@ def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
         Rows(somewhere(), ids, 4),
         Rows(somewhere(), ids + 1, 5),
         Rows(somewhere(), ids, 5, "needle"),
-        Rows(somewhere(device="cuda"), ids, 5),
+        Rows(somewhere("model", "otherwise"), ids, 5),
     ):
         assert elsewhere.get(one) is None
 
@@ -213,3 +213,10 @@ def test_a_model_stays_the_same_while_a_long_text_renews_its_frequencies(name, r
     prefill(loaded, families.token_ids(100))
     assert not torch.equal(loaded.model.model.rotary_emb.inv_freq, turning)
     assert replace(loaded).identity == before
+
+
+def test_rows_are_of_chunks_where_a_text_is_longer_than_one():
+    plain = families.loaded("llama_gqa")
+    chunked = replace(plain, prefill_chunk=4)
+    assert plain.reading(5) == plain.reading(4) == chunked.reading(4) != chunked.reading(5)
+    assert replace(plain, cache_offload="disk").reading(4) != plain.reading(4)

@@ -132,7 +132,7 @@ class Analysis:
         what was generated come last."""
         with phase("text"):
             text = self._text(loaded, candidates, continuation)
-        with memory.told(loaded.model, len(text[1])):
+        with memory.told(loaded, len(text[1])):
             return self._findings(loaded, text, phase, made)
 
     def _findings(self, loaded: LoadedModel, text: Text, phase: Phase, made: Made) -> Findings:

@@ -61,7 +61,6 @@ def _together(models: Sequence[Model]) -> Model:
     return Model(
         name=", ".join(model.name for model in models),
         facts={name: each(name) for name in models[0].facts},
-        device=each("device"),
         max_positions=None,
         weight_nbytes=sum(model.weight_nbytes for model in models),
         device_peak_nbytes=max(model.device_peak_nbytes for model in models),

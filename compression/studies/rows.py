@@ -1,10 +1,10 @@
 """Finished measurements kept on disk, so that a run that is repeated or was interrupted goes on,
 wherever its tasks are done.
 
-A row is kept under a hash of all that it depends on: the model, the device that it ran on (rows
-hold times), the tokens, the method with its settings and calibration, the versions of libraries,
-and the code that measures. It is sealed together with that hash, so that neither a changed number
-nor the row of another measurement is believed: what does not fit is measured anew.
+A row is kept under a hash of all that it depends on: the model, where it ran (rows hold times) and
+in which chunks it read, the tokens, the method with its settings and calibration, the versions of
+libraries, and the code that measures. It is sealed together with that hash, so that neither a
+changed number nor the row of another measurement is believed: what does not fit is measured anew.
 """
 
 import hashlib
@@ -32,15 +32,12 @@ log = logging.getLogger(__name__)
 
 
 class Measured(Protocol):
-    """What numbers are measured on: `Work`, which may be done elsewhere.
-
-    identity: see `LoadedModel.identity`. device: the type of device.
-    """
+    """What numbers are measured on: `Work`, which may be done elsewhere; see `LoadedModel`."""
 
     @property
     def identity(self) -> str: ...
-    @property
-    def device(self) -> str: ...
+
+    def reading(self, n_tokens: int) -> list[str | int | None]: ...
 
 
 @cache
@@ -62,8 +59,8 @@ class Rows:
     def __init__(
         self, measured: Measured, ids: torch.Tensor, context: int, what: str = "scores"
     ) -> None:
-        where = [measured.identity, measured.device]
-        self._text = [*where, ids.tolist(), context, what, code_hash()]
+        run = [measured.identity, measured.reading(context)]
+        self._text = [*run, ids.tolist(), context, what, code_hash()]
         self._folder = config.cache_folder() / "rows"
         self._told: set[Path] = set()
 

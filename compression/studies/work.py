@@ -45,7 +45,7 @@ class Worker:
         return self._read[1]
 
     def done(self, task: "Task[T]") -> T:
-        with memory.told(self.loaded.model, task.n_tokens):
+        with memory.told(self.loaded, task.n_tokens):
             return task.run(self)
 
 
@@ -69,12 +69,11 @@ class Task(ABC, Generic[T]):
 
 @dataclass(frozen=True)
 class Model:
-    """What a run says of its model. facts: of a manifest. device: its type. max_positions: None
-    where the model sets no limit. device_peak_nbytes: the most that an accelerator has held."""
+    """What a run says of its model. facts: of a manifest. max_positions: None where the model sets
+    no limit. device_peak_nbytes: the most that an accelerator has held."""
 
     name: str
     facts: dict[str, str]
-    device: str
     max_positions: int | None
     weight_nbytes: int
     device_peak_nbytes: int = 0
@@ -84,7 +83,6 @@ class Model:
         return cls(
             loaded.name,
             loaded.facts,
-            loaded.device.type,
             loaded.max_positions,
             loaded.weight_nbytes,
             loaded.device_peak_nbytes,
@@ -101,6 +99,16 @@ class Identity(Task[str]):
 
     def run(self, worker: Worker) -> str:
         return worker.loaded.identity
+
+
+@dataclass(frozen=True)
+class Reading(Task[list[str | int | None]]):
+    """See `LoadedModel.reading`."""
+
+    length: int
+
+    def run(self, worker: Worker) -> list[str | int | None]:
+        return worker.loaded.reading(self.length)
 
 
 class Work(ABC):
@@ -132,9 +140,15 @@ class Work(ABC):
     def identity(self) -> str:
         return self.one(Identity())
 
+    def reading(self, n_tokens: int) -> list[str | int | None]:
+        """See `LoadedModel.reading`."""
+        if n_tokens not in self._readings:
+            self._readings[n_tokens] = self.one(Reading(n_tokens))
+        return self._readings[n_tokens]
+
     @cached_property
-    def device(self) -> str:
-        return self.model.device
+    def _readings(self) -> dict[int, list[str | int | None]]:
+        return {}
 
 
 class Here(Work):

@@ -7,7 +7,7 @@ from typing import Any
 
 import config
 from config import UsageError
-from data.vocabulary import DEVICES, DTYPES, EVICTIONS
+from data.vocabulary import DEVICE_MAPS, DEVICES, DTYPES, EVICTIONS, OFFLOADS
 from visualization.terminal.rules import (
     SHARE,
     SOME,
@@ -44,6 +44,9 @@ RULES: dict[str, Rule] = {
     "DEFAULT_MODEL": path("a model's name, hub id, folder or .gguf file", "NAME"),
     "DEVICE": one_of(*DEVICES),
     "DTYPE": one_of(*DTYPES),
+    "DEVICE_MAP": optional(one_of(*DEVICE_MAPS), "auto or None"),
+    "PREFILL_CHUNK": optional(count(1, "tokens"), "1 or more tokens, or None"),
+    "CACHE_OFFLOAD": one_of(*OFFLOADS),
     "TRUST_REMOTE_CODE": SWITCH,
     "CACHE_FOLDER": optional(path("a folder", "FOLDER"), "a folder or None"),
     "USE_WIKITEXT": SWITCH,

@@ -13,8 +13,9 @@ from visualization.terminal.streams import ReaderGone, complain
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NO_MEMORY = (
-    "Memory ran out: read fewer tokens (--context_tokens), take --dtype bfloat16, which needs half "
-    "as much as float32, or give a smaller model"
+    "Memory ran out: read fewer tokens (--context_tokens) or fewer at a time (--prefill_chunk), "
+    "take --dtype bfloat16, which needs half as much as float32, --cache_offload disk or "
+    "--device_map auto, or give a smaller model"
 )
 
 

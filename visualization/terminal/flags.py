@@ -109,9 +109,16 @@ _DECLARED = (
     Flag("model", MODEL, ALL, "the default model's name, a hub id, a folder, or a .gguf file",
          RULES["DEFAULT_MODEL"], "DEFAULT_MODEL"),
     Flag("device", MODEL, LOAD, "where to run; auto takes cuda, then mps, then cpu",
-         RULES["DEVICE"], "DEVICE"),
+         RULES["DEVICE"], "DEVICE", not_beside=("device_map",)),
     Flag("dtype", MODEL, LOAD, "in which precision; auto is float32 on the cpu, elsewhere the "
          "checkpoint's own", RULES["DTYPE"], "DTYPE"),
+    Flag("device_map", MODEL, LOAD, "auto: for a model larger than a card, spread over all cards, "
+         "then memory, then disk", RULES["DEVICE_MAP"], "DEVICE_MAP"),
+    Flag("prefill_chunk", MODEL, LOAD, "tokens of a text that the model reads at a time; fewer "
+         "take less memory", RULES["PREFILL_CHUNK"], "PREFILL_CHUNK"),
+    Flag("cache_offload", MODEL, LOAD, "where the cache goes as it is made: none leaves it with "
+         "the model, memory is the host's, disk the folder that TMPDIR names",
+         RULES["CACHE_OFFLOAD"], "CACHE_OFFLOAD"),
     Flag("trust_remote_code", MODEL, LOAD, "let a model run Python code of its own",
          SWITCH, "TRUST_REMOTE_CODE"),
     Flag("prompt", TEXT, READ, "this text", WORDS, not_beside=STORED_TEXT),
