@@ -83,7 +83,7 @@ def store(given: Given, workers: int) -> None:
     if given["load_compressed"] is not None:
         tell(prompts.go_on(loaded, given["load_compressed"], given["new_tokens"]))
         return
-    sample = texts.candidates(**arguments_of(texts.candidates, given))[0]
+    sample = texts.only_first(texts.candidates(**arguments_of(texts.candidates, given)))
     said = prompts.save(loaded, sample, **arguments_of(prompts.save, given))
     if not given["quiet"]:
         tell(flags.as_flags("\n".join(said)))
@@ -106,15 +106,15 @@ def _loaded(given: Given) -> "LoadedModel":
     return loaded
 
 
-def _model_and_texts(
-    given: Given, delivery: "Delivery"
-) -> "tuple[LoadedModel, tuple[Sample, ...]]":
+def _model_and_texts(given: Given, delivery: "Delivery") -> "tuple[LoadedModel, Sequence[Sample]]":
     with delivery.phase("load"):
         loaded = _loaded(given)
     with delivery.phase("text"):
         from data import texts
 
-        return loaded, texts.candidates(**arguments_of(texts.candidates, given))
+        candidates = texts.candidates(**arguments_of(texts.candidates, given))
+        texts.refuse_several_of_one(candidates, given["num_samples"])
+        return loaded, candidates
 
 
 MODES: dict[str, Callable[[Given, int], None]] = {
