@@ -7,6 +7,7 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tensors here are tiny: threads would only wait for each other, for minutes on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("KV_CACHE_HOME", None)  # whose finished rows and calibrations no test may take
 
 from collections.abc import Callable
 
@@ -20,6 +21,14 @@ from tests.commands import PROMPT, Done, done, of_mode, run
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache_folder(request, tmp_path_factory, monkeypatch):
+    """What is kept between runs is kept apart from other tests', unless a module shares it."""
+    if "KV_CACHE_HOME" not in os.environ:
+        home = tmp_path_factory.getbasetemp() / f"home-{abs(hash(request.node.nodeid))}"
+        monkeypatch.setenv("KV_CACHE_HOME", str(home))
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,21 @@ import torch
 
 from compression import sealed
 from compression.base import Uncompressed
-from compression.evaluate import Judge
 from compression.methods.dimensions import PCA
 from compression.studies.rows import Rows
-from compression.studies.run import scores
+from compression.studies.run import carry_out
+from compression.studies.tucker import TuckerStudy
+from compression.studies.work import Here
+from data import scored_texts
 from data.extraction import prefill
 from data.models import load
+from data.texts import reference_samples
 from tests import families
 
 
 def somewhere(identity: str = "model", device: str = "cpu") -> SimpleNamespace:
-    """As much of a loaded model as rows are kept under."""
-    return SimpleNamespace(identity=identity, device=torch.device(device))
+    """As much of a model as rows are kept under."""
+    return SimpleNamespace(identity=identity, device=device)
 
 
 def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
@@ -33,7 +36,6 @@ def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
     assert rows.get(one) is None
     rows.put(one, {"kl": 0.5})
     assert rows.get(one) == {"kl": 0.5} and rows.get(other) is None
-    assert rows.all([one]) == [{"kl": 0.5}] and rows.all([one, other]) is None
     for elsewhere in (
         Rows(somewhere("other"), ids, 5),
         Rows(somewhere(), ids, 4),
@@ -56,7 +58,7 @@ def kept(empty_cache):
 def is_measured_anew(rows, method, file, caplog) -> bool:
     """Whether a row is not believed, which is said in one notice, and a new one is."""
     caplog.clear()
-    assert rows.get(method) is None and rows.all([method]) is None
+    assert rows.get(method) is None and rows.get(method) is None
     (said,) = caplog.messages
     rows.put(method, {"kl": 9.0})
     fits = rows.get(method) == {"kl": 9.0} and len(caplog.messages) == 1
@@ -114,14 +116,19 @@ def test_a_run_on_damaged_rows_measures_anew_and_says_which_file(mode, empty_cac
     assert ".row" not in capsys.readouterr().err
 
 
-def test_kept_rows_are_taken_and_new_ones_kept(empty_cache):
-    loaded, ids, start, continuation = families.scored("llama_gqa")
-    judge, rows = Judge(start.cache, continuation), Rows(loaded, ids, 40)
-    (first,) = scores(judge, [Uncompressed()], rows)
-    rows.put(Uncompressed(), first | {"ratio": 7})
-    again = scores(judge, [Uncompressed(), PCA(), Uncompressed()], rows)
-    assert [row["ratio"] == 7 for row in again] == [True, False]  # each method once
-    assert rows.get(PCA()) == again[1]
+def test_kept_rows_are_taken_and_new_ones_kept_by_every_study(empty_cache):
+    work, samples = Here(families.loaded("llama_gqa")), reference_samples()
+    given = {"context_tokens": 100, "score_tokens": 4, "num_samples": 1, "no_sensitivity": True}
+    study = TuckerStudy(token_rank=8, embedding_rank=8, **given)
+    once = carry_out(study, work, samples).rows
+    ids = scored_texts.long_enough(families.loaded("llama_gqa"), samples, 100, 4, 1)[0][1]
+    rows = Rows(work, ids, 100)
+    kept = rows.get(Uncompressed())
+    assert kept is not None and kept["kl_mean_nats"] == 0
+    rows.put(Uncompressed(), kept | {"ratio": 7})
+    again = carry_out(study, Here(families.loaded("llama_gqa")), samples).rows
+    assert again["ratio"].tolist() == [7, *once["ratio"][1:]]
+    assert again["compress_s"].tolist() == once["compress_s"].tolist()  # nothing measured anew
 
 
 def test_a_folder_that_cannot_be_written_keeps_no_rows(empty_cache):

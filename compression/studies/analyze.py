@@ -17,7 +17,7 @@ from analysis.tables import Subject, tables
 from compression.evaluate import Judge, summary
 from compression.studies.base import INVENTORY, Learned, Tables, refuse_counts
 from compression.studies.prune import PruneStudy
-from compression.studies.run import Phase, scores, untimed
+from compression.studies.work import Model, Phase, untimed
 from config import UsageError
 from data import extraction, memory, scored_texts, texts
 from data.cache import KVCache
@@ -203,6 +203,6 @@ def _measured(
     """What the recommendations of `analyze` really cost, and the trial of the heuristics."""
     judge = Judge(start.cache, Continuation(loaded, start.past, follows))
     plan = PruneStudy(trial=True).look(judge, Learned())
-    rows = pd.DataFrame(scores(judge, plan.methods))
-    report = plan.report(rows, summary(rows), pd.DataFrame())
+    rows = pd.DataFrame([judge.score(method) for method in dict.fromkeys(plan.methods)])
+    report = plan.report(rows, summary(rows), pd.DataFrame(), Model.of(loaded))
     return report.tables, report.lines

@@ -15,6 +15,7 @@ import pandas as pd
 import config
 from compression.base import Calibration, Compressor
 from compression.evaluate import Judge
+from compression.studies.work import Model
 from config import UsageError
 from data.cache import KVCache
 
@@ -55,9 +56,15 @@ class Plan(ABC):
     methods: list[Compressor]
 
     @abstractmethod
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+    ) -> Report:
         """rows: one per method and text; summary: their means, see `evaluate.summary`; needles: one
         per method and hidden fact, empty where none were sought."""
+
+    def shown(self, summary: pd.DataFrame) -> tuple[str, Compressor] | None:
+        """The method, and what it is called, of which is shown what the model says through it."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,6 @@ class Study(ABC):
 
     title: ClassVar[str]
     probes: ClassVar[bool] = False  # whether caches come with the attention that tokens receive
-    keeps_rows: ClassVar[bool] = False  # whether finished rows are kept for the next run
     context_tokens: int | None = None
     score_tokens: int | None = None
     num_samples: int | None = None

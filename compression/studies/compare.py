@@ -15,8 +15,8 @@ from compression.studies import comparison_words as words
 from compression.studies import presets
 from compression.studies.base import Learned, Plan, Report, Study
 from compression.studies.frontier import closest, fitting, labelled
+from compression.studies.work import Model
 from config import UsageError
-from data.resume import side_by_side
 
 QUICK_TEXTS, QUICK_CONTEXT, QUICK_SCORED = 2, 512, 128
 
@@ -31,7 +31,6 @@ class CompareStudy(Study):
 
     title: ClassVar[str] = "Comparison"
     probes: ClassVar[bool] = True
-    keeps_rows: ClassVar[bool] = True
     methods: tuple[str, ...] | None = None
     quick: bool = False
     levels: tuple[float, ...] | None = None
@@ -120,7 +119,7 @@ class CompareStudy(Study):
                 f"tokens, {words.by_reason(left_out)}",
                 "give others, or where more tokens would help a larger `context_tokens`",
             )
-        return ComparePlan(self, judge, fit, left_out)
+        return ComparePlan(self, fit, left_out)
 
     def _uncalibrated(self, learned: Learned) -> dict[str, str]:
         """label -> why, of the settings that cannot do without a calibration that there is not;
@@ -147,22 +146,22 @@ def _unfit(judge: Judge, methods: Iterable[Compressor]) -> dict[Compressor, str]
 
 
 class ComparePlan(Plan):
-    """judge: of the first text. labels: method -> (family, label). left_out: label -> why."""
+    """labels: method -> (family, label). left_out: label -> why."""
 
     def __init__(
         self,
         study: CompareStudy,
-        judge: Judge,
         labels: dict[Compressor, tuple[str, str]],
         left_out: dict[str, str],
     ) -> None:
         self.study = study
-        self.judge = judge
         self.labels = labels
         self.left_out = left_out
         self.methods = list(labels)
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+    ) -> Report:
         table = self.labelled(summary)
         tables = {"compare/pareto": table, "compare/perplexity": table}
         tables |= {"compare/compare": table, "compare/texts": rows}
@@ -177,15 +176,14 @@ class ComparePlan(Plan):
         lines += [words.learned_from(said, rows) for said in learned]
         lines += [words.within_budget(best)] if self.study.budget and best is not None else []
         if self.study.memory_gib is not None:
-            loaded = self.judge.continuation.loaded
-            card = (self.study.memory_gib, self.study.context, loaded.max_positions)
+            card = (self.study.memory_gib, self.study.context, model.max_positions)
             has_budget = bool(self.study.budget)
-            lines.append(words.on_a_card(table, best, loaded.weight_nbytes, *card, has_budget))
+            lines.append(words.on_a_card(table, best, model.weight_nbytes, *card, has_budget))
         lines += [words.lost_needles(needles)] if len(needles) else []
         lines += words.engines(table)
         if self.study.show_generation and best is None:
             lines.append(words.nothing_to_show(bool(self.study.budget)))
-        return Report(tables, lines, self._continued(best), self._refused(table, best))
+        return Report(tables, lines, refused=self._refused(table, best))
 
     def labelled(self, summary: pd.DataFrame) -> pd.DataFrame:
         """The summary with family, label, bytes_per_token, pays_from_tokens (the context from which
@@ -221,15 +219,13 @@ class ComparePlan(Plan):
             f"token, at KL {max(0, near['kl_mean_nats']):.4f}. All results were written"
         )
 
-    def _continued(self, best: pd.Series | None) -> dict[str, str]:
-        """What follows the first text greedily, from the untouched cache and from the best one."""
-        n, judge = self.study.show_generation, self.judge
-        if not n or best is None:
-            return {}
+    def shown(self, summary: pd.DataFrame) -> tuple[str, Compressor] | None:
+        """The best method, where something is to be generated through it."""
+        best = self._best(self.labelled(summary)) if self.study.show_generation else None
+        if best is None:
+            return None
         method = next(m for m, (_, label) in self.labels.items() if label == best["label"])
-        restored = method.compress(judge.cache).restore()
-        full, other = (judge.continuation.greedy(each, n) for each in (judge.cache, restored))
-        return dict(side_by_side(judge.continuation.loaded, full, other, best["label"]))
+        return best["label"], method
 
 
 def _compressed(table: pd.DataFrame) -> pd.DataFrame:

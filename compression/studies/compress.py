@@ -19,6 +19,7 @@ from compression.methods.dimensions import (
     fitted_bases,
 )
 from compression.studies.base import Ends, Learned, Plan, Report, Study, plain_ends, spread
+from compression.studies.work import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,9 @@ class CompressPlan(Plan):
         self.context = context
         self.groups = groups
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+    ) -> Report:
         by_way = self.by_way(summary)
         tables = {
             "embeddings/dimension_compression": by_way,

@@ -10,7 +10,7 @@ from compression.coded.kept_calibrations import calibration_of
 from compression.evaluate import Judge
 from compression.studies import analyze
 from compression.studies.base import Tables, refuse_counts
-from compression.studies.run import judge_of
+from compression.studies.work import judge_of
 from data import scored_texts
 from data.models import LoadedModel, load
 from data.texts import Sample, reference_samples

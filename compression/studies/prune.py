@@ -13,6 +13,7 @@ from compression.evaluate import Judge
 from compression.studies import choices, trial
 from compression.studies.base import Learned, Plan, Report, Study, spread
 from compression.studies.choices import Choice, recommended
+from compression.studies.work import Model
 from config import UsageError
 from data.cache import KVCache
 from data.vocabulary import PRUNE_METHODS
@@ -113,7 +114,9 @@ class PrunePlan(Plan):
         self.parts = parts
         self.methods = [m for choice in choices for m in (choice.method, *choice.controls)]
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+    ) -> Report:
         impact = self.impact(summary)
         tables = {"pruning/pruning_impact": impact, "pruning/texts": rows}
         lines = [_sentence(group) for _, group in impact.groupby("choice", sort=False)]

@@ -1,4 +1,5 @@
-"""Finished measurements kept on disk, so that a run that is repeated or was interrupted goes on.
+"""Finished measurements kept on disk, so that a run that is repeated or was interrupted goes on,
+wherever its tasks are done.
 
 A row is kept under a hash of all that it depends on: the model, the device that it ran on (rows
 hold times), the tokens, the method with its settings and calibration, the versions of libraries,
@@ -9,24 +10,36 @@ nor the row of another measurement is believed: what does not fit is measured an
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import config
 from compression import headers, sealed
 from compression.base import Compressor
-from data.models import LoadedModel
 
 SOURCES = Path(__file__).parent.parent.parent
 FORMAT = "row 1"
 MEASURING = ("data", "analysis", "compression")  # packages that a measured number goes through
 
+Row = dict[str, Any]  # a number or a word by the name of its column
+
 log = logging.getLogger(__name__)
+
+
+class Measured(Protocol):
+    """What numbers are measured on: `Work`, which may be done elsewhere.
+
+    identity: see `LoadedModel.identity`. device: the type of device.
+    """
+
+    @property
+    def identity(self) -> str: ...
+    @property
+    def device(self) -> str: ...
 
 
 @cache
@@ -46,10 +59,10 @@ class Rows:
     tokens, `what` tells rows apart that measure something else on the same text."""
 
     def __init__(
-        self, loaded: LoadedModel, ids: torch.Tensor, context: int, what: str = "scores"
+        self, measured: Measured, ids: torch.Tensor, context: int, what: str = "scores"
     ) -> None:
-        device = loaded.device.type
-        self._text = [loaded.identity, device, ids.tolist(), context, what, code_hash()]
+        where = [measured.identity, measured.device]
+        self._text = [*where, ids.tolist(), context, what, code_hash()]
         self._folder = config.cache_folder() / "rows"
         self._told: set[Path] = set()
 
@@ -59,7 +72,7 @@ class Rows:
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self._folder / f"{key}.row"
 
-    def get(self, method: Compressor) -> dict[str, Any] | None:
+    def get(self, method: Compressor) -> Row | None:
         """The kept row of a method; None where there is none, or one that does not fit, which is
         said once."""
         file = self._file(method)
@@ -71,17 +84,7 @@ class Rows:
             self._told.add(file)
             return None
 
-    def all(self, methods: Iterable[Compressor]) -> list[dict[str, Any]] | None:
-        """The kept rows of these methods; None where one of them has none."""
-        rows = []
-        for method in methods:
-            row = self.get(method)
-            if row is None:
-                return None
-            rows.append(row)
-        return rows
-
-    def put(self, method: Compressor, row: dict[str, Any]) -> None:
+    def put(self, method: Compressor, row: Row) -> None:
         """Keep a row, whole or not at all. A folder that cannot be written keeps none."""
         file = self._file(method)
         header = {"format": FORMAT, "key": file.stem, "row": json.dumps(row)}
@@ -92,7 +95,7 @@ class Rows:
             log.info("A finished row is not kept: %s", error)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Row:
     """Raises ValueError for a file that is damaged, no row, or the row of another measurement."""
     _, header = sealed.read(file)
     if header.get("format") != FORMAT or header.get("key") != file.stem:

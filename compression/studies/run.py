@@ -1,35 +1,26 @@
-"""The run that all studies share, for the command line, a benchmark or a notebook alike: prefill
-each text once, score the study's methods on it, and report. Nothing here prints or draws."""
+"""The run that all studies share, for the command line, a benchmark or a notebook alike: choose the
+texts, look at the first, score the study's methods on each, and report. Nothing here prints or
+draws."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from analysis.inventory import beside, inventory_table
 from compression.base import Compressor
-from compression.coded.kept_calibrations import calibration_of, leak
-from compression.evaluate import Judge, as_records, summary
-from compression.studies.base import INVENTORY, Learned, Plan, Report, Study
-from compression.studies.needle import Needle, needles
-from compression.studies.rows import Rows
-from config import UsageError
-from data import extraction, memory, scored_texts
+from compression.coded.kept_calibrations import leak
+from compression.evaluate import as_records, summary
+from compression.studies.base import INVENTORY, Report, Study
+from compression.studies.rows import Row, Rows
+from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, SideBySide
+from compression.studies.work import Here, Phase, Work, untimed
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scored_texts import Text
-from data.scoring import Continuation
 from data.texts import Sample
-
-Phase = Callable[[str], AbstractContextManager[None]]  # entered for as long as a phase lasts
-
-
-def untimed(name: str) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -67,31 +58,32 @@ def run(
     continuation: str | None = None,
     phase: Phase = untimed,
 ) -> Outcome:
+    """Carry a study out in this process; see `carry_out`."""
+    return carry_out(study, Here(loaded, phase), candidates, continuation)
+
+
+def carry_out(
+    study: Study, work: Work, candidates: Sequence[Sample], continuation: str | None = None
+) -> Outcome:
     """Carry a study out on the first of the candidates that are long enough.
 
     continuation: what is scored after each context instead of its own text.
     """
-    with phase("text"):
-        texts = scored_texts.long_enough(
-            loaded,
-            candidates,
-            study.context,
-            study.n_scored,
-            study.n_texts,
-            continuation,
-            study.n_shown,
-        )
-        samples = tuple(sample for sample, _ in texts)
-        others = scored_texts.others(loaded, samples, study.context, study.n_learned)
-        too_good = leak(samples) if study.calibrates else []
-    with memory.told(loaded.model, study.context + study.n_scored):
-        with phase("calibration"):
-            learned = _learned(study, loaded, others)
-        plan, scored, inventory = _scored(study, loaded, texts, learned, phase)
-        sought = _sought(study, loaded, texts[0], plan, phase)
-        rows = pd.DataFrame(scored)
-        means = summary(rows)
-        report = plan.report(rows, means, sought)
+    with work.phase("text"):
+        texts, others = work.one(Choice(study, candidates, continuation))
+    samples = tuple(sample for sample, _ in texts)
+    too_good = leak(samples) if study.calibrates else []
+    plan, inventory = work.one(Look(study, texts[0][1], others))
+    methods = list(dict.fromkeys(plan.methods))
+    rows = pd.DataFrame(_scored(study, work, texts, methods))
+    sought = _sought(study, work, texts[0], methods)
+    means = summary(rows)
+    report = plan.report(rows, means, sought, work.model)
+    shown = plan.shown(means)
+    if shown is not None:
+        with work.phase("scoring"):
+            continued = work.one(SideBySide(study, texts[0][1], *shown))
+        report = replace(report, continued=continued)
     return Outcome(
         replace(
             report,
@@ -119,106 +111,39 @@ def _of_all_kept(summary: pd.DataFrame, inventory: Inventory) -> list[str]:
     ]
 
 
-def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
-    caches = (
-        (sample.name, extraction.prefill(loaded, ids).cache.in_16_bits()) for sample, ids in others
-    )
-    try:
-        calibration = calibration_of(loaded) if study.calibrates else None
-    except UsageError as refusal:  # of methods that need it alone, which the study leaves out
-        return Learned(None, tuple(caches), refusal)
-    return Learned(calibration, tuple(caches))
+def _scored(study: Study, work: Work, texts: list[Text], methods: list[Compressor]) -> list[Row]:
+    """One row per text and method, in this order."""
+    tasks = [Score(study, ids, method) for _, ids in texts for method in methods]
+    sources = [
+        {"text_source": sample.source, "index": sample.index, "title": sample.title}
+        for sample, _ in texts
+        for _ in methods
+    ]
+    rows = _kept_or_measured(work, tasks, "scores")
+    return [source | row for source, row in zip(sources, rows, strict=True)]
 
 
-def _scored(
-    study: Study, loaded: LoadedModel, texts: list[Text], learned: Learned, phase: Phase
-) -> tuple[Plan, list[dict[str, Any]], Inventory]:
-    """The plan that the study makes on the first text, the rows of all texts, and what the model
-    keeps of the first."""
-    plan: Plan | None = None
-    inventory: Inventory | None = None
-    methods: list[Compressor] = []
-    rows: list[dict[str, Any]] = []
-    n = study.context
-    for sample, ids in texts:
-        named = {"text_source": sample.source, "index": sample.index, "title": sample.title}
-        kept = Rows(loaded, ids, n) if study.keeps_rows else None
-        before = kept.all(methods) if plan is not None and kept is not None else None
-        if before is not None:
-            rows += [named | row for row in before]
-            continue
-        judge = judge_of(loaded, ids, n, study.probes, phase)
-        with phase("scoring"):
-            if plan is None:
-                plan, inventory = study.look(judge, learned), judge.inventory
-                methods = list(dict.fromkeys(plan.methods))
-            rows += [named | row for row in scores(judge, methods, kept)]
-    if plan is None or inventory is None:
-        raise ValueError("a run takes at least one text")
-    return plan, rows, inventory
-
-
-def judge_of(
-    loaded: LoadedModel,
-    ids: torch.Tensor,
-    context_tokens: int,
-    probe: bool = True,
-    phase: Phase = untimed,
-) -> Judge:
-    """Prefills the first `context_tokens` of (tokens,) token ids; those after the next one are
-    scored, at least one. probe: whether the attention that tokens receive is measured."""
-    with phase("prefill"):
-        start = extraction.prefill(loaded, ids[:context_tokens], probe=probe)
-    with phase("scoring"):
-        return Judge(start.cache, Continuation(loaded, start.past, ids[context_tokens:]))
-
-
-def scores(
-    judge: Judge, methods: Iterable[Compressor], kept: Rows | None = None
-) -> list[dict[str, Any]]:
-    """The rows of several methods on one text, each once; those `kept` from an earlier run are
-    taken, and new ones are kept."""
-    bar = tqdm(dict.fromkeys(methods), desc="Score", unit="method", leave=False)
-    return [_once(kept, method, judge.score) for method in bar]
-
-
-def _once(
-    kept: Rows | None, method: Compressor, measure: Callable[[Compressor], dict[str, Any]]
-) -> dict[str, Any]:
-    """A row that was kept, or else is measured now and kept."""
-    row = None if kept is None else kept.get(method)
-    if row is None:
-        row = measure(method)
-        if kept is not None:
-            kept.put(method, row)
-    return row
-
-
-def _sought(
-    study: Study, loaded: LoadedModel, text: Text, plan: Plan, phase: Phase
-) -> pd.DataFrame:
+def _sought(study: Study, work: Work, text: Text, methods: list[Compressor]) -> pd.DataFrame:
     """method, settings, depth, right, probability: whether each fact is still found through each
     method."""
-    hidden = needles(loaded, text[1], study.context) if study.seeks else []
-    rows = [row for each in hidden for row in _recalled(study, loaded, each, plan, phase)]
-    return pd.DataFrame(rows, columns=["method", "settings", "depth", "right", "probability"])
+    columns = ["method", "settings", "depth", "right", "probability"]
+    hidden = work.one(Hidden(study, text[1])) if study.seeks else []
+    tasks = [
+        Recall(study, torch.cat([each.context, each.follows]), method, each.depth, each.n_answer)
+        for each in hidden
+        for method in methods
+    ]
+    return pd.DataFrame(_kept_or_measured(work, tasks, "needle"), columns=columns)
 
 
-def _recalled(
-    study: Study, loaded: LoadedModel, needle: Needle, plan: Plan, phase: Phase
-) -> list[dict[str, Any]]:
-    ids, n = torch.cat([needle.context, needle.follows]), len(needle.context)
-    kept = Rows(loaded, ids, n, "needle") if study.keeps_rows else None
-    before = None if kept is None else kept.all(plan.methods)
-    if before is not None:
-        return before
-    judge = judge_of(loaded, ids, n, study.probes, phase)
-
-    def recall(method: Compressor) -> dict[str, Any]:
-        restored = method.compress(judge.cache).restore()
-        right, probability = judge.recall(restored, needle.n_answer)
-        named = {"method": method.name, "settings": method.words(), "depth": needle.depth}
-        return named | {"right": right, "probability": probability}
-
-    with phase("scoring"):
-        return [_once(kept, method, recall) for method in plan.methods]
+def _kept_or_measured(work: Work, tasks: Sequence[Score | Recall], what: str) -> list[Row]:
+    """The row of each task: those kept from an earlier run, wherever that was done, are taken; new
+    ones are kept as soon as they are there."""
+    kept = [Rows(work, task.ids, task.study.context, what) for task in tasks]
+    rows = [each.get(task.method) for each, task in zip(kept, tasks, strict=True)]
+    missing = [i for i, row in enumerate(rows) if row is None]
+    done = work.each([tasks[i] for i in missing], "score")
+    for i, row in zip(missing, done, strict=True):
+        kept[i].put(tasks[i].method, row)
+        rows[i] = row
+    return [row for row in rows if row is not None]

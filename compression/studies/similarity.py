@@ -14,6 +14,7 @@ from compression.methods.dim_groups import dimension_groups
 from compression.methods.dimensions import MergedDims
 from compression.methods.merging import Head, MergedHeads, MergedTokens
 from compression.studies.base import Learned, Plan, Report, Study, Tables, plain_ends, spread
+from compression.studies.work import Model
 from data.cache import KINDS, KVCache
 
 SHOWN_LAYERS = 4  # of which the similarity of tokens is drawn
@@ -155,7 +156,9 @@ class SimilarityPlan(Plan):
         self.merges = merges
         self.methods = [Uncompressed(), *merges.values()]
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+    ) -> Report:
         table = self.savings(summary)
         tables = {"similarity/potential_savings": table, "similarity/texts": rows}
         savings = table.set_index("level")

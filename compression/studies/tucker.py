@@ -14,6 +14,7 @@ from compression.base import Uncompressed
 from compression.evaluate import Judge, relative_errors
 from compression.methods.tucker import Tucker
 from compression.studies.base import Learned, Plan, Report, Study, plain_ends, spread
+from compression.studies.work import Model
 from config import UsageError
 from data.cache import KINDS, KVCache
 
@@ -177,7 +178,9 @@ class TuckerPlan(Plan):
         self.ranks = ranks
         self.components = components
 
-    def report(self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame) -> Report:
+    def report(
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+    ) -> Report:
         tables = {
             "tucker/tucker_components": self.components,
             "tucker/layer_sensitivity": self.layers,

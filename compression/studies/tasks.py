@@ -1,0 +1,140 @@
+"""What a study's run consists of: tasks that stand alone, each on one text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from compression.base import Compressor
+from compression.coded.kept_calibrations import calibration_of
+from compression.evaluate import Judge
+from compression.studies.base import Learned, Plan, Study
+from compression.studies.needle import Needle, needles
+from compression.studies.rows import Row
+from compression.studies.work import T, Task, Worker
+from config import UsageError
+from data import extraction, scored_texts
+from data.inventory import Inventory
+from data.models import LoadedModel
+from data.resume import side_by_side
+from data.scored_texts import Text
+from data.texts import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Choice(Task[tuple[list[Text], list[Text]]]):
+    """The texts that are scored, and those that are learned from."""
+
+    study: Study
+    candidates: Sequence[Sample]
+    continuation: str | None
+
+    def run(self, worker: Worker) -> tuple[list[Text], list[Text]]:
+        study, loaded = self.study, worker.loaded
+        texts = scored_texts.long_enough(
+            loaded,
+            self.candidates,
+            study.context,
+            study.n_scored,
+            study.n_texts,
+            self.continuation,
+            study.n_shown,
+        )
+        samples = [sample for sample, _ in texts]
+        return texts, scored_texts.others(loaded, samples, study.context, study.n_learned)
+
+
+@dataclass(frozen=True, eq=False)
+class OfText(Task[T]):
+    """ids: (tokens,) of a text: its context, the token after it, and those that are scored."""
+
+    study: Study
+    ids: torch.Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        return self.study.context + self.study.n_scored
+
+    @property
+    def place(self) -> object:
+        return tuple(self.ids.tolist())
+
+    def judge(self, worker: Worker) -> Judge:
+        return worker.judge(self.ids, self.study.context, self.study.probes)
+
+
+@dataclass(frozen=True, eq=False)
+class Look(OfText[tuple[Plan, Inventory]]):
+    """What the study decides on the first text, and what the model keeps of that."""
+
+    others: list[Text]
+
+    def run(self, worker: Worker) -> tuple[Plan, Inventory]:
+        with worker.phase("calibration"):
+            learned = _learned(self.study, worker.loaded, self.others)
+        judge = self.judge(worker)
+        with worker.phase("scoring"):
+            return self.study.look(judge, learned), judge.inventory
+
+
+def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
+    caches = (
+        (sample.name, extraction.prefill(loaded, ids).cache.in_16_bits()) for sample, ids in others
+    )
+    try:
+        calibration = calibration_of(loaded) if study.calibrates else None
+    except UsageError as refusal:  # of methods that need it alone, which the study leaves out
+        return Learned(None, tuple(caches), refusal)
+    return Learned(calibration, tuple(caches))
+
+
+@dataclass(frozen=True, eq=False)
+class Score(OfText[Row]):
+    """The row of one method on one text."""
+
+    method: Compressor
+
+    def run(self, worker: Worker) -> Row:
+        judge = self.judge(worker)
+        with worker.phase("scoring"):
+            return judge.score(self.method)
+
+
+@dataclass(frozen=True, eq=False)
+class Recall(OfText[Row]):
+    """method, settings, depth, right, probability: whether a fact hidden in the text is still found
+    through a method."""
+
+    method: Compressor
+    depth: float
+    n_answer: int
+
+    def run(self, worker: Worker) -> Row:
+        judge = self.judge(worker)
+        with worker.phase("scoring"):
+            restored = self.method.compress(judge.cache).restore()
+            right, probability = judge.recall(restored, self.n_answer)
+        named = {"method": self.method.name, "settings": self.method.words(), "depth": self.depth}
+        return named | {"right": right, "probability": probability}
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden(OfText[list[Needle]]):
+    """The facts that are hidden in the text."""
+
+    def run(self, worker: Worker) -> list[Needle]:
+        return needles(worker.loaded, self.ids, self.study.context)
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide(OfText[dict[str, str]]):
+    """What follows the text greedily, from the untouched cache and through a method."""
+
+    label: str
+    method: Compressor
+
+    def run(self, worker: Worker) -> dict[str, str]:
+        judge, n = self.judge(worker), self.study.n_shown
+        restored = self.method.compress(judge.cache).restore()
+        full, other = (judge.continuation.greedy(each, n) for each in (judge.cache, restored))
+        return dict(side_by_side(worker.loaded, full, other, self.label))

@@ -1,0 +1,164 @@
+"""The tasks of a run, and where they are done: in this process, one after the other, or on the
+workers of a cluster (cluster.py). A run asks for results in the order of its tasks, whichever way
+they are done, so its tables are the same."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from compression.evaluate import Judge
+from data import extraction, memory
+from data.models import LoadedModel
+from data.scoring import Continuation
+
+T = TypeVar("T")
+Phase = Callable[[str], AbstractContextManager[None]]  # entered for as long as a phase lasts
+
+
+def untimed(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Worker:
+    """One process with one model, which does a task at a time.
+
+    The text that was read last stays: the tasks of one text come after each other.
+    """
+
+    def __init__(self, loaded: LoadedModel, phase: Phase = untimed) -> None:
+        self.loaded = loaded
+        self.phase = phase
+        self._read: tuple[tuple[Any, ...], Judge] | None = None
+
+    def judge(self, ids: torch.Tensor, context_tokens: int, probe: bool) -> Judge:
+        """See `judge_of`; prefills only what is not the text that was read last."""
+        text = (tuple(ids.tolist()), context_tokens, probe)
+        if self._read is None or self._read[0] != text:
+            self._read = None  # for one cache at a time
+            self._read = text, judge_of(self.loaded, ids, context_tokens, probe, self.phase)
+        return self._read[1]
+
+    def done(self, task: "Task[T]") -> T:
+        with memory.told(self.loaded.model, task.n_tokens):
+            return task.run(self)
+
+
+class Task(ABC, Generic[T]):
+    """A part of a run that stands alone; what it is made of and what it gives can be sent to
+    another process."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the model reads at once for it."""
+        return 0
+
+    @property
+    def place(self) -> object:
+        """Tasks of one place are done by the same worker where that can be: they read one text."""
+        return None
+
+    @abstractmethod
+    def run(self, worker: Worker) -> T: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a run says of its model. facts: of a manifest. device: its type. max_positions: None
+    where the model sets no limit. device_peak_nbytes: the most that an accelerator has held."""
+
+    name: str
+    facts: dict[str, str]
+    device: str
+    max_positions: int | None
+    weight_nbytes: int
+    device_peak_nbytes: int = 0
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> "Model":
+        return cls(
+            loaded.name,
+            loaded.facts,
+            loaded.device.type,
+            loaded.max_positions,
+            loaded.weight_nbytes,
+            loaded.device_peak_nbytes,
+        )
+
+
+class AboutModel(Task[Model]):
+    def run(self, worker: Worker) -> Model:
+        return Model.of(worker.loaded)
+
+
+class Identity(Task[str]):
+    """See `LoadedModel.identity`."""
+
+    def run(self, worker: Worker) -> str:
+        return worker.loaded.identity
+
+
+class Work(ABC):
+    """Where the tasks of a run are done, all by one model. phase: is entered for as long as each
+    phase of a run lasts."""
+
+    phase: Phase
+
+    @abstractmethod
+    def each(self, tasks: Sequence[Task[T]], what: str) -> Iterator[T]:
+        """The results, in the order of the tasks. what: they are, in a word for a progress bar."""
+
+    def one(self, task: Task[T]) -> T:
+        (result,) = self.each([task], "")
+        return result
+
+    @property
+    def model(self) -> Model:
+        """As it is now: the most that a device has held grows."""
+        return self.one(AboutModel())
+
+    @cached_property
+    def identity(self) -> str:
+        return self.one(Identity())
+
+    @cached_property
+    def device(self) -> str:
+        return self.model.device
+
+
+class Here(Work):
+    """In this process."""
+
+    def __init__(self, loaded: LoadedModel, phase: Phase = untimed) -> None:
+        self.phase = phase
+        self._worker = Worker(loaded, phase)
+
+    def each(self, tasks: Sequence[Task[T]], what: str) -> Iterator[T]:
+        for task in _with_bar(tasks, what):
+            yield self._worker.done(task)
+
+
+def _with_bar(tasks: Sequence[Task[T]], what: str) -> Iterable[Task[T]]:
+    if len(tasks) < 2:
+        return tasks
+    return tqdm(tasks, desc=what.capitalize(), unit=what, leave=False)
+
+
+def judge_of(
+    loaded: LoadedModel,
+    ids: torch.Tensor,
+    context_tokens: int,
+    probe: bool = True,
+    phase: Phase = untimed,
+) -> Judge:
+    """Prefills the first `context_tokens` of (tokens,) token ids; those after the next one are
+    scored, at least one. probe: whether the attention that tokens receive is measured."""
+    with phase("prefill"):
+        start = extraction.prefill(loaded, ids[:context_tokens], probe=probe)
+    with phase("scoring"):
+        return Judge(start.cache, Continuation(loaded, start.past, ids[context_tokens:]))
