@@ -22,7 +22,7 @@ STARTED = time.perf_counter()
 
 
 def analyze(given: Given, workers: int) -> None:
-    """How the cache of one text looks: the pictures of one focus, or of all."""
+    """How the cache of texts looks: the pictures of one focus, or of all."""
     from visualization.delivery import Delivery
 
     with Delivery(given, STARTED, workers) as delivery:
@@ -32,7 +32,7 @@ def analyze(given: Given, workers: int) -> None:
         loaded, candidates = _model_and_texts(given, delivery)
         draw = partial(delivery.draw, loaded.name)
         looked = analysis.run(loaded, candidates, given.get("continuation"), delivery.phase, draw)
-        files = delivery.commit(loaded, looked.sample, looked.n_tokens, looked.facts)
+        files = delivery.commit(loaded, looked.texts, looked.facts)
     if not given["quiet"]:
         tell(delivery.told(looked.said(loaded.name), files))
 
@@ -53,11 +53,11 @@ def study(name: str, given: Given, workers: int) -> None:
     with Delivery(given, STARTED, workers) as delivery:
         loaded, candidates = _model_and_texts(given, delivery)
         outcome = run(asked, loaded, candidates, given["continuation"], delivery.phase)
-        report, sample = outcome.report, outcome.samples[0]
-        delivery.draw(loaded.name, report.tables, outcome.samples, asked.context)
-        files = delivery.commit(loaded, sample, asked.context, outcome.facts)
+        report, read = outcome.report, outcome.read
+        delivery.draw(loaded.name, report.tables, read)
+        files = delivery.commit(loaded, read, outcome.facts)
     if not given["quiet"]:
-        title = f"{asked.title} on {loaded.name}, {sample.source}"
+        title = f"{asked.title} on {loaded.name}, {read[0].source}, {outcome.rests_on}"
         tell(delivery.told({title: report.lines}, files, report.continued))
     if report.refused is not None:
         raise report.refused

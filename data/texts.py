@@ -69,6 +69,13 @@ class TextRead:
         return f"{self.source} #{self.index}: {self.title}"
 
 
+def in_all(texts: Sequence[TextRead]) -> str:
+    """How many texts and tokens a result rests on."""
+    n = sum(text.tokens_read for text in texts)
+    tokens = "1 token" if n == 1 else f"{n:,} tokens"
+    return f"1 text of {tokens}" if len(texts) == 1 else f"{len(texts)} texts, {tokens} in all"
+
+
 class OwnTexts(Sequence[Sample]):
     """Texts of a person's own files, each read when it comes to it."""
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data.texts import Sample
+from data.texts import TextRead
 from visualization.catalogue import PICTURES
 from visualization.drawing import Drawing
 from visualization.output import OutputFolder
@@ -52,32 +52,23 @@ class Delivery:
         return self.record.phase(name)
 
     def draw(
-        self,
-        model: str,
-        tables: "Mapping[str, pd.DataFrame]",
-        samples: Sequence[Sample],
-        n_tokens: int,
+        self, model: str, tables: "Mapping[str, pd.DataFrame]", texts: Sequence[TextRead]
     ) -> None:
         """Write tables, and have the pictures drawn that they feed; each names the model and the
-        text, the first of the samples."""
-        more = "" if len(samples) < 2 else f" (first of {len(samples)} texts)"
-        about = f"{model} · {samples[0].name}{more} · {n_tokens} tokens"
-        names = {"model": model, "text_source": samples[0].source}
+        texts that it is of: the mean of several where it has a column `texts`, else the first."""
+        names = {"model": model, "text_source": texts[0].source}
         with self.phase("drawing"):
             for stem, table in tables.items():
                 if stem in PICTURES and not len(table):
                     continue
                 if stem in PICTURES:
+                    about = f"{model} · {_of_texts(texts, 'texts' in table)}"
                     self.output.draw(self._drawing, stem, table, about)
                 named = {k: v for k, v in names.items() if k not in table}
                 self.output.table(stem, table.assign(**named))
 
     def commit(
-        self,
-        model: Model,
-        sample: Sample,
-        n_tokens: int,
-        facts: Mapping[str, Any],
+        self, model: Model, texts: Sequence[TextRead], facts: Mapping[str, Any]
     ) -> list[str]:
         """Wait for the pictures, then give all files their names, the manifest last; returns the
         paths. facts: of the manifest, beside those that `RunRecord.manifest` knows."""
@@ -86,7 +77,7 @@ class Delivery:
         self.record.close()
         self.record.device_peak_nbytes = model.device_peak_nbytes
         mode = self.settings["mode"]
-        manifest = self.record.manifest(mode, self.settings, model.facts, sample, n_tokens)
+        manifest = self.record.manifest(mode, self.settings, model.facts, texts)
         return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)})
 
     def told(
@@ -103,6 +94,19 @@ class Delivery:
             lines += [f"{title}:", f"  {text}", ""]
         lines += ["Files:", *(f"  - {file}" for file in files), ""]
         return "\n".join([*lines, self.record.timing_line()])
+
+
+def _of_texts(texts: Sequence[TextRead], is_mean: bool) -> str:
+    """Which texts a picture shows, and how many of their tokens."""
+    first = texts[0]
+    if len(texts) == 1 or not is_mean:
+        more = "" if len(texts) == 1 else f" (first of {len(texts)} texts)"
+        return f"{first.name}{more} · {first.tokens_read} tokens"
+    lengths = sorted(text.tokens_read for text in texts)
+    each = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
+    numbers = [text.index for text in texts]
+    which = f"#{min(numbers)} to #{max(numbers)}"
+    return f"mean of {len(texts)} texts ({first.source} {which}) · {each} tokens each"
 
 
 def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:

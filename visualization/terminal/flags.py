@@ -110,7 +110,8 @@ FLAGS = (
          SWITCH, "TRUST_REMOTE_CODE"),
     Flag("prompt", TEXT, READ, "this text", WORDS, not_beside=STORED_TEXT),
     Flag("text_file", TEXT, READ, "a UTF-8 text file, a folder of .txt and .md files, or a .jsonl "
-         "file with a text in the field `text` of each line", rules.path("a file or folder", "FILE"), not_beside=("prompt", *STORED_TEXT)),
+         "file with a text in the field `text` of each line",
+         rules.path("a file or folder", "FILE"), not_beside=("prompt", *STORED_TEXT)),
     Flag("use_wikitext", TEXT, (*READ, "list_samples"),
          "a WikiText article, or else the offline corpus",
          SWITCH, "USE_WIKITEXT", not_beside=("prompt", "text_file", *STORED_TEXT)),
