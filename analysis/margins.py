@@ -32,4 +32,4 @@ def tied(n: int) -> str:
     """What is said of those that are not apart."""
     if n == 0:
         return ""
-    return f" ({n} {'other is' if n == 1 else 'others are'} not apart within the errors)"
+    return f" (within the errors, {n} other{'s' if n > 1 else ''} too)"
