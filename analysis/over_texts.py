@@ -5,7 +5,7 @@ is of exactly the numbers that single runs give. What has no mean is dealt with 
 where every table has to have its rule.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,17 +89,16 @@ def combined(texts: Sequence[Tables], by_position: ByPosition | None = None) -> 
     return tables
 
 
-def of_each(texts: Sequence[Tables], names: Sequence[Mapping[str, object]]) -> Tables:
-    """The rows of each text under the table's name and `_texts`, in the order of the texts: empty
-    where there is one text, whose tables they would repeat. names: columns that tell texts apart.
-    """
+def of_each(texts: Sequence[Tables], indexes: Sequence[int]) -> Tables:
+    """The rows of each text under the table's name and `_texts`, in the order of the texts, each
+    with the `index` of its text: none for one text, whose tables they would repeat."""
     if len(texts) == 1:
         return {}
     return {
         f"{stem}_texts": pd.concat(
             [
-                each[stem][[]].assign(**name).join(each[stem])
-                for each, name in zip(texts, names, strict=True)
+                each[stem][[]].assign(index=index).join(each[stem])
+                for each, index in zip(texts, indexes, strict=True)
             ],
             ignore_index=True,
         )

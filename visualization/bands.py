@@ -37,10 +37,10 @@ def band(ax: Axes, x: np.ndarray, mean: np.ndarray, error: np.ndarray, **look: o
         ax.fill_between(x, mean - error, mean + error, **style)
 
 
-def band_entry(ax: Axes, table: pd.DataFrame) -> None:
+def band_entry(ax: Axes, table: pd.DataFrame, alpha: float = 0.25) -> None:
     """What bands are, for the legend of a panel that has some."""
     if n_texts(table) > 1:
-        ax.fill_between([], [], [], color=GREY, alpha=0.25, lw=0, label=words(table))
+        ax.fill_between([], [], [], color=GREY, alpha=alpha, lw=0, label=words(table))
 
 
 def bars_entry(ax: Axes, table: pd.DataFrame) -> None:

@@ -39,7 +39,7 @@ def embedding_consistency(table: pd.DataFrame, about: str) -> Figure:
         filled_steps(ax, means, color=COLOURS[kind])
         look: Look = {"step": "mid", "color": GREY, "alpha": 0.6}
         band(ax, rows["dim"].to_numpy(), means, errors(rows, "sparsity"), **look)
-        band_entry(ax, rows)
+        band_entry(ax, rows, alpha=0.6)
         sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE
         n_sparse, n_dense = (rows["sparsity"] > sparse).sum(), (rows["sparsity"] < dense).sum()
         label = f"{sparse:.0%}: {n_sparse} of {len(rows)} above, may be removable"

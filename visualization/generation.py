@@ -1,9 +1,10 @@
 """Picture of the generation stages."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from visualization.bands import GREY, bars_entry, errors, highest, n_texts, spread
+from visualization.bands import GREY, errors, highest, n_texts, note, spread
 from visualization.style import ACCENT, COLOURS, NAMES, Look, by_kind, figure, percent, styled
 
 
@@ -16,20 +17,20 @@ def generation_stages_comparison(table: pd.DataFrame, about: str) -> Figure:
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
         names = [f"{row.stage}\n{_tokens(row)}" for _, row in rows.iterrows()]
         bars = ax.bar(names, rows["sparsity"], color=COLOURS[kind], label="whole cache", width=0.6)
-        shares = [spread(row, "sparsity", ".2%") for _, row in rows.iterrows()]
+        shares = [spread(row, "sparsity", ".2%").replace(" ±", "\n±") for _, row in rows.iterrows()]
         ax.bar_label(bars, shares, label_type="center", color="white", fontsize=10)
         new = rows["sparsity_new_tokens"]
         ax.plot(names, new, "o-", color=ACCENT, lw=1.5, label="new tokens only")
         if several:
             look: Look = {"ls": "none", "capsize": 3}
-            ax.errorbar(names, rows["sparsity"], errors(rows, "sparsity"), color=GREY, **look)
+            beside = np.arange(len(rows)) - 0.15  # where the new tokens have none
+            ax.errorbar(beside, rows["sparsity"], errors(rows, "sparsity"), color=GREY, **look)
             ax.errorbar(names, new, errors(rows, "sparsity_new_tokens"), color=ACCENT, **look)
         ax.set_title(NAMES[kind], loc="left")
-        bars_entry(ax, table)
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2 + several)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     top = max(highest(table, "sparsity"), highest(table, "sparsity_new_tokens"))
     axes[0].set_ylim(0, 1.15 * max(top, 0.001))
-    axes[0].set_ylabel("Sparsity")
+    axes[0].set_ylabel("Sparsity" + note(table, "bars: "))
     percent(axes[0].yaxis)
     return fig
 

@@ -57,14 +57,14 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
         of_norms = errors(table, name) / (table[name].max() or 1)
         error = binned(positions, of_norms, line_width, "mean")[1]
         band(ax, line_middles, line, error, color=COLOURS[kind])
-    band_entry(ax, table)
+    band_entry(ax, table, alpha=0.4)
     _name_top(ax, table, "importance")
     ax.set_xlim(-0.5 - 0.01 * span, span - 0.5 + 0.01 * span)
     ax.set_ylim(0, 1.05)
     ax.set_xlabel("Token position")
     ax.set_ylabel("Score (terms as shares of their maximum)")
     whole_numbers(ax.xaxis)
-    ax.legend(loc="lower right", ncols=4, bbox_to_anchor=(1, 1))
+    ax.legend(loc="lower right", ncols=5, bbox_to_anchor=(1, 1))
     return fig
 
 
@@ -82,7 +82,7 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     error = errors(first, "mean_received")
     places = first["position"].to_numpy()
     band(above, places, received, error, step="mid", color=GREY, alpha=0.5)
-    band_entry(above, table)
+    band_entry(above, table, alpha=0.5)
     even = first.dropna(subset="even_share")
     if len(even):
         label = "if every query spread its attention evenly"
@@ -94,7 +94,7 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     above.set_ylabel("Attention weight, mean over layers")
     _name_top(above, first, "mean_received")
     if above.get_legend_handles_labels()[0]:
-        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     _sink_map(fig, below, table, layers)
     return fig
 

@@ -154,8 +154,7 @@ class Analysis:
             tasks = [self._task(chosen[0][1], several, lambda tables: made(tables, texts))]
         each, sums = _gathered(work, tasks)
         tables = over_texts.combined([one.tables for one in each], sums.get(PLACES))
-        names = [{"text_source": t.source, "index": t.index, "title": t.title} for t in texts]
-        apart = over_texts.of_each([one.tables for one in each], names)
+        apart = over_texts.of_each([one.tables for one in each], [text.index for text in texts])
         if not at_once:
             made(tables | apart, texts)
         sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE

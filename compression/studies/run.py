@@ -116,11 +116,7 @@ def _seen(study: Study, work: Work, texts: list[Text], plan: Plan) -> Tables:
     others = work.each([See(study, ids) for _, ids in texts[1:]], "text")
     looked = [dict(plan.looked), *others]
     plan.looked = over_texts.combined(looked)
-    return over_texts.of_each(looked, [_named(sample) for sample, _ in texts])
-
-
-def _named(sample: Sample) -> dict[str, object]:
-    return {"text_source": sample.source, "index": sample.index, "title": sample.title}
+    return over_texts.of_each(looked, [sample.index for sample, _ in texts])
 
 
 def _of_all_kept(summary: pd.DataFrame, inventory: Inventory) -> list[str]:
@@ -139,7 +135,11 @@ def _of_all_kept(summary: pd.DataFrame, inventory: Inventory) -> list[str]:
 def _scored(study: Study, work: Work, texts: list[Text], methods: list[Compressor]) -> list[Row]:
     """One row per text and method, in this order."""
     tasks = [Score(study, ids, method) for _, ids in texts for method in methods]
-    sources = [_named(sample) for sample, _ in texts for _ in methods]
+    sources = [
+        {"text_source": sample.source, "index": sample.index, "title": sample.title}
+        for sample, _ in texts
+        for _ in methods
+    ]
     rows = _kept_or_measured(work, tasks, "scores")
     return [source | row for source, row in zip(sources, rows, strict=True)]
 

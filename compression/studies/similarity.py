@@ -113,6 +113,8 @@ class Alike:
     def sentence(self, savings: pd.DataFrame, looked: Mapping[str, pd.DataFrame]) -> str:
         """savings: see `SimilarityPlan.savings`, by level. looked: over all texts."""
         pairs = _of_one_shape(looked[_table_of(self.level)], self.held)
+        several = "texts" in pairs
+        where = " in the first text" if several else ""
         nearest = [clusters.nearest(pairs, self.level, kind) for kind in KINDS]
         named = " and, by values, ".join(near or "none comparable" for near in nearest)
         among = self.level.capitalize()
@@ -123,12 +125,13 @@ class Alike:
         paid = _paid(savings.loc[self.level])
         if self.passed:
             return (
-                f"{among}: {self.counts} pass |cosine| {self.threshold:g}; merging them {paid}. "
+                f"{among}: {self.counts} pass |cosine| {self.threshold:g}{where}; merging them "
+                f"{paid}. "
                 f"Nearest by keys: {named}."
             )
         return (
-            f"{among}: none pass |cosine| {self.threshold:g}; nearest by keys: {named}. Merging "
-            f"even those {paid}."
+            f"{among}: none pass |cosine| {self.threshold:g}{where}; nearest by keys: {named}. "
+            f"Merging even {'the nearest of the first text' if several else 'those'} {paid}."
         )
 
 
