@@ -13,9 +13,8 @@ from config import UsageError
 from data.texts import Sample
 from tests import families
 from tests.commands import PROMPT, done, of_mode
-from tests.drawn import ABOUT, OF_THE_ANALYSIS, is_within
-from tests.test_over_texts import over
-from tests.test_visualization import texts_of
+from tests.drawn import ABOUT, OF_THE_ANALYSIS, is_within, texts_of
+from tests.several import over
 from visualization.catalogue import PICTURES
 from visualization.style import COLOURS
 

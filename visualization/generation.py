@@ -38,5 +38,5 @@ def generation_stages_comparison(table: pd.DataFrame, about: str) -> Figure:
 def _tokens(row: pd.Series) -> str:
     """How long the texts were at a stage."""
     if row.get("n_tokens_se", 0) > 0:
-        return f"{row['n_tokens']:.0f} tokens on the mean"
+        return f"mean {row['n_tokens']:.0f} tokens"
     return f"{row['n_tokens']:.0f} tokens"
