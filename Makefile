@@ -9,7 +9,7 @@ STAMP := .venv/.complete
 
 setup: $(STAMP)
 
-$(STAMP): requirements.txt constraints.txt tests/requirements.txt
+$(STAMP): requirements.txt requirements-cluster.txt constraints.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3"; exit 2; }
 	$(PYTHON) -m venv .venv

@@ -9,27 +9,28 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from visualization.terminal import command_line, endings, flags, notices, streams
+from visualization.terminal import command_line, endings, flags, inputs, notices, streams
 from visualization.terminal.flags import Given, arguments_of
 from visualization.terminal.streams import tell
 
 if TYPE_CHECKING:
-    from data.models import LoadedModel
-    from data.texts import Sample
+    from compression.studies.base import Study
+    from compression.studies.places import Place
+    from compression.studies.run import Outcome
     from visualization.delivery import Delivery
-
 STARTED = time.perf_counter()
 
 
-def analyze(given: Given, workers: int) -> None:
+def analyze(given: Given, workers: int, **fixed: str) -> None:
     """How the cache of texts looks: the pictures of one focus, or of all."""
     from visualization.delivery import Delivery
 
+    given = given | fixed
     with Delivery(given, STARTED, workers) as delivery:
         from compression.studies.analyze import Analysis
 
         analysis = Analysis(**arguments_of(Analysis, given))
-        loaded, candidates = _model_and_texts(given, delivery)
+        loaded, candidates = inputs.model_and_texts(given, delivery.phase)
         draw = partial(delivery.draw, loaded.name)
         looked = analysis.run(loaded, candidates, given.get("continuation"), delivery.phase, draw)
         files = delivery.commit(loaded, looked.texts, looked.facts)
@@ -37,49 +38,92 @@ def analyze(given: Given, workers: int) -> None:
         tell(delivery.told(looked.said(loaded.name), files))
 
 
-def analyze_generation(given: Given, workers: int) -> None:
-    """The stages of generation alone, on the whole text where no length is given."""
-    analyze(given | {"analysis_focus": "generation"}, workers)
+def from_cache(given: Given, workers: int) -> None:
+    """What the mode finds out from a saved cache, without its model."""
+    from visualization.delivery import Delivery
+
+    with Delivery(given, STARTED, workers) as delivery:
+        from compression.studies.from_cache import ASKED, run
+
+        kind = ASKED[given["mode"]]
+        asked = kind(**arguments_of(kind, given))
+        found = run(asked, phase=delivery.phase, **arguments_of(run, given))
+        delivery.draw(found.model.name, found.tables, [found.text])
+        files = delivery.commit(found.model, [found.text], found.facts)
+    if not given["quiet"]:
+        tell(delivery.told(found.said, files))
+    if found.refused is not None:
+        raise found.refused
 
 
 def study(name: str, given: Given, workers: int) -> None:
-    """A mode that compresses: `module.Class` of compression/studies, asked for by its flags."""
-    from compression.studies.run import run
-    from visualization.delivery import Delivery
+    """A mode that compresses: `module.Class` of compression/studies, asked for by its flags; on one
+    model, or on several and then over all of them."""
+    from compression.studies.over_models import apart, over_models
+    from compression.studies.places import place
 
     module, class_name = name.split(".")
     asked = getattr(import_module(f"compression.studies.{module}"), class_name)
     asked = asked(**arguments_of(asked, given))
+    with place(**arguments_of(place, given)) as where:
+        if given["models"] is None:
+            outcomes = [_carried_out(asked, given, workers, where)]
+        else:
+            each = apart(given["models"], given["output_dir"])
+            outcomes = [_carried_out(asked, given | one, workers, where) for one in each]
+            _deliver(asked, given, workers, over_models(outcomes))
+    for refused in (outcome.report.refused for outcome in outcomes):
+        if refused is not None:
+            raise refused
+
+
+def _carried_out(asked: "Study", given: Given, workers: int, where: "Place") -> "Outcome":
+    """A study on one model, delivered."""
+    from compression.studies.run import carry_out
+    from visualization.delivery import Delivery
+
     with Delivery(given, STARTED, workers) as delivery:
-        loaded, candidates = _model_and_texts(given, delivery)
-        outcome = run(asked, loaded, candidates, given["continuation"], delivery.phase)
-        report, read = outcome.report, outcome.read
-        delivery.draw(loaded.name, report.tables, read)
-        files = delivery.commit(loaded, read, outcome.facts)
-    if not given["quiet"]:
-        title = f"{asked.title} on {loaded.name}, {read[0].source}, {outcome.rests_on}"
+        candidates = inputs.texts(given, delivery.phase)
+        with where.work(inputs.model_arguments(given), delivery.phase) as work:
+            inputs.all_is_imported()
+            outcome = carry_out(asked, work, candidates, given["continuation"])
+        _draw_and_tell(delivery, asked, outcome)
+    return outcome
+
+
+def _deliver(asked: "Study", given: Given, workers: int, outcome: "Outcome") -> None:
+    from visualization.delivery import Delivery
+
+    with Delivery(given, STARTED, workers) as delivery:
+        _draw_and_tell(delivery, asked, outcome)
+
+
+def _draw_and_tell(delivery: "Delivery", asked: "Study", outcome: "Outcome") -> None:
+    report, model, read = outcome.report, outcome.model, outcome.read
+    delivery.draw(model.name, report.tables, read)
+    files = delivery.commit(model, read, outcome.facts)
+    if not delivery.settings["quiet"]:
+        title = f"{asked.title} on {model.name}, {read[0].source}, {outcome.rests_on}"
         tell(delivery.told({title: report.lines}, files, report.continued))
-    if report.refused is not None:
-        raise report.refused
 
 
 def calibrate(given: Given, workers: int) -> None:
     """Learn what `coded` stores once for a model; other modes do so by themselves."""
     from compression.coded.kept_calibrations import calibration_of
 
-    loaded = _loaded(given)
+    loaded = inputs.model(given)
     calibration = calibration_of(loaded, must_keep=True)
     if not given["quiet"]:
         tell(f"{loaded.name} is calibrated, on {calibration.learned_from}.")
 
 
 def store(given: Given, workers: int) -> None:
-    """Keep the compressed cache of a prompt in a file, or go on from one."""
+    """Keep the cache of a prompt in a file, compressed or plain, or go on from one."""
     from compression import prompts
     from data import texts
 
     prompts.refuse(**arguments_of(prompts.refuse, given))
-    loaded = _loaded(given)
+    loaded = inputs.model(given)
     if given["load_compressed"] is not None:
         tell(prompts.go_on(loaded, given["load_compressed"], given["new_tokens"]))
         return
@@ -97,29 +141,9 @@ def list_samples(given: Given, workers: int) -> None:
         tell(line)
 
 
-def _loaded(given: Given) -> "LoadedModel":
-    from data import models
-
-    loaded = models.load(**arguments_of(models.load, given))
-    gc.freeze()  # what was imported stays: nothing to look through again and again
-    gc.enable()
-    return loaded
-
-
-def _model_and_texts(given: Given, delivery: "Delivery") -> "tuple[LoadedModel, Sequence[Sample]]":
-    with delivery.phase("load"):
-        loaded = _loaded(given)
-    with delivery.phase("text"):
-        from data import texts
-
-        candidates = texts.candidates(**arguments_of(texts.candidates, given))
-        texts.refuse_several_of_one(candidates, given["num_samples"])
-        return loaded, candidates
-
-
 MODES: dict[str, Callable[[Given, int], None]] = {
     "analyze": analyze,
-    "analyze_generation": analyze_generation,
+    "analyze_generation": partial(analyze, analysis_focus="generation"),
     "analyze_similarity": partial(study, "similarity.SimilarityStudy"),
     "tucker": partial(study, "tucker.TuckerStudy"),
     "compress": partial(study, "compress.CompressStudy"),
@@ -138,7 +162,8 @@ def main(arguments: Sequence[str] | None = None, workers: int = 1) -> int:
     def command() -> None:
         given = command_line.parse(arguments)
         notices.start(given.get("quiet", False))
-        MODES[given["mode"]](given, workers)
+        alone = given.get("load_cache") is not None
+        (from_cache if alone else MODES[given["mode"]])(given, workers)
 
     return endings.exit_code(command, debug="--debug" in (arguments or sys.argv))
 

@@ -161,6 +161,12 @@ class Compressor(ABC):
         """Bytes stored once per model and not with each text."""
         return 0 if self.calibration is None else nbytes(self.calibration.tensors)
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether it treats layers apart: of each it stores what it would store of that one alone.
+        Then a cache can go through it layer after layer."""
+        return False
+
     def compress(self, cache: KVCache) -> "Compressed":
         """What is stored of a cache as it is served, in 16 bits, whatever dtype a run computes
         in."""
@@ -205,6 +211,10 @@ class Uncompressed(Compressor):
     """The cache itself, in 16 bits: what every method is compared with."""
 
     name: ClassVar[str] = "none"
+
+    @property
+    def by_layer(self) -> bool:
+        return True
 
     def encode(self, cache: KVCache) -> Tensors:
         return {

@@ -8,7 +8,6 @@ in 16 bits, as it is served.
 
 import json
 import math
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -17,54 +16,23 @@ import pandas as pd
 import torch
 
 from compression.base import Compressor
+from compression.costs import COSTS, costs, tried
 from config import UsageError
-from data.cache import KINDS, KVCache
+from data.cache import KVCache
 from data.inventory import Inventory
 from data.scoring import Continuation
 from data.texts import printable
 
 MEASURES = (
-    "original_bytes",
-    "stored_bytes",
-    "per_model_bytes",
-    "bits_per_value",
-    "ratio",
+    *COSTS,
     "ratio_of_all_kept",
-    "key_error",
-    "value_error",
     "perplexity_full",
     "perplexity",
     "delta_perplexity_percent",
     "kl_mean_nats",
     "kl_p99_nats",
     "top1_agreement",
-    "compress_s",
-    "restore_s",
 )
-
-
-def relative_errors(cache: KVCache, restored: KVCache) -> pd.DataFrame:
-    """layer, kind, relative_error, and the squares that the error of several layers is made of.
-
-    ||X - X^|| / ||X||, Frobenius; an evicted entry counts as zero.
-    """
-    rows = []
-    for layer, back in zip(cache.layers, restored.layers, strict=True):
-        for kind in KINDS:
-            x, y = layer.tensor(kind).double(), back.tensor(kind).double()
-            if back.keep is not None:
-                y = y * back.keep[..., None]
-            squares = {"squared_error": (x - y).square().sum().item()}
-            squares["squared_norm"] = x.square().sum().item()
-            rows.append({"layer": layer.index, "kind": kind, **squares})
-    table = pd.DataFrame(rows)
-    return table.assign(relative_error=_relative(table))
-
-
-def _relative(squares: pd.DataFrame) -> pd.Series:
-    """||X - X^|| / ||X||; 0 where nothing is lost, of zeros too."""
-    ratio = squares["squared_error"] / squares["squared_norm"]
-    return ratio.where(squares["squared_error"] > 0, 0.0) ** 0.5
 
 
 class Judge:
@@ -84,30 +52,16 @@ class Judge:
 
     def score(self, method: Compressor) -> dict[str, Any]:
         """One row: settings, bytes, errors, and the model's verdict."""
-        began = time.perf_counter()
-        compressed = method.compress(self.cache)
-        compress_s = time.perf_counter() - began
-        began = time.perf_counter()
-        restored = compressed.restore()
-        restore_s = time.perf_counter() - began
-        errors = relative_errors(self.cache, restored).groupby("kind").sum()
-        relative = _relative(errors)
+        whole = tried(method, self.cache)
+        found = costs(method, [whole])
         return {
             "method": method.name,
             "settings": method.words(),
             "context_tokens": self.cache.n_tokens,
             "scored_tokens": self.continuation.n_scored,
-            "original_bytes": self.cache.nbytes,
-            "stored_bytes": compressed.nbytes,
-            "per_model_bytes": method.per_model_nbytes,
-            "bits_per_value": 8 * compressed.nbytes / self.cache.n_entries,
-            "ratio": compressed.ratio,
-            "ratio_of_all_kept": self._ratio_of_all_kept(compressed.nbytes),
-            "key_error": relative["key"],
-            "value_error": relative["value"],
-            **self.verdict(restored, method.words()),
-            "compress_s": compress_s,
-            "restore_s": restore_s,
+            **found,
+            "ratio_of_all_kept": self._ratio_of_all_kept(whole.stored_bytes),
+            **self.verdict(whole.restored, method.words()),
         }
 
     def _ratio_of_all_kept(self, stored_nbytes: int) -> float:

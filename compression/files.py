@@ -14,11 +14,11 @@ import torch
 
 from compression import sealed
 from compression.base import CacheShape, Calibration, Compressed
-from compression.headers import fitting, shown, words
 from compression.registry import make
 from compression.stored import FLOATS, Tensors, nbytes, under
 from config import UsageError
 from data.cache import KINDS, KVCache
+from data.headers import fitting, shown, words
 
 FORMAT = "compressed cache 3"
 STATE = "state."  # how the names of states begin, before their path in the cache object

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from compression import files, prompt_file
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
-from compression.headers import shown
 from compression.registry import make, needs_calibration
 from compression.stored import Tensors, nbytes
 from compression.studies import presets
 from config import UsageError
-from data import extraction, memory
+from data import extraction, memory, own_files, saving
 from data.cache import KVCache, Past
+from data.headers import shown
 from data.models import LoadedModel
 from data.own_cache import OwnCache, states_of
 from data.resume import as_past, greedy
@@ -45,12 +45,16 @@ def refuse(
     methods: Sequence[str] | None,
     text_file: str | None = None,
     model: str | None = None,
+    save_cache: str | None = None,
 ) -> None:
     """Raise UsageError for what cannot work, before any work is done."""
-    if (save_compressed is None) == (load_compressed is None):
-        raise UsageError("A prompt is stored, or gone on from: give one of `save_compressed` FILE "
-                         "and `load_compressed` FILE")  # fmt: skip
+    if [save_compressed, load_compressed, save_cache].count(None) != 2:
+        raise UsageError(
+            "A prompt is stored, compressed or plain, or gone on from: give one of "
+            "`save_compressed` FILE, `save_cache` FILE and `load_compressed` FILE"
+        )
     chosen(methods)
+    own_files.refuse(save_cache, text_file, model)
     if save_compressed is not None:
         prompt_file.to_write(save_compressed, text_file, model)
     if load_compressed is not None:
@@ -60,15 +64,28 @@ def refuse(
 def save(
     loaded: LoadedModel,
     sample: Sample,
-    save_compressed: str,
+    save_compressed: str | None = None,
     methods: Sequence[str] | None = None,
     context_tokens: int | None = None,
+    save_cache: str | None = None,
 ) -> list[str]:
-    """Prefill the first `context_tokens` of a text, or all, compress the cache and write it to the
-    file `save_compressed`; what was done, in lines.
+    """Prefill the first `context_tokens` of a text, or all, and keep the cache in a file, that
+    of `save_compressed` or plainly that of `save_cache`; what was done, in lines."""
+    if save_compressed is not None:
+        return _compressed(loaded, sample, save_compressed, methods, context_tokens)
+    if save_cache is None:
+        raise ValueError("a prompt is kept in one of two files")
+    return [saving.save_text(loaded, sample, save_cache, context_tokens)]
 
-    The last token is not cached but kept beside: it is what generation goes on with.
-    """
+
+def _compressed(
+    loaded: LoadedModel,
+    sample: Sample,
+    save_compressed: str,
+    methods: Sequence[str] | None,
+    context_tokens: int | None,
+) -> list[str]:
+    """The last token is not cached but kept beside: it is what generation goes on with."""
     prompt_file.to_write(save_compressed)
     ids = extraction.tokenise(loaded, sample, context_tokens)
     if len(ids) < 2:

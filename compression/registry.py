@@ -9,7 +9,6 @@ from typing import Any, get_type_hints
 
 from compression.base import Calibration, Compressor, Uncompressed
 from compression.coded.method import Coded, CodedFixed
-from compression.headers import fitting, shown
 from compression.methods import (
     dimensions,
     evictions,
@@ -22,6 +21,7 @@ from compression.methods import (
 )
 from compression.methods.composed import Composed
 from config import UsageError
+from data.headers import fitting, shown
 
 _ALL: tuple[type[Compressor], ...] = (
     Uncompressed,

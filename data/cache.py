@@ -100,6 +100,13 @@ class LayerKV:
             )
         return self.rotary.unrotated(self.keys.float(), self.positions)
 
+    def in_16_bits(self) -> "LayerKV":
+        """As it is served; itself where it is so already."""
+        both = [in_16_bits(x) for x in (self.keys, self.values)]
+        if all(x.dtype == of.dtype for x, of in zip(both, (self.keys, self.values), strict=True)):
+            return self
+        return replace(self, keys=both[0], values=both[1])
+
     def before(self, position: int) -> "LayerKV":
         """The entries of tokens ahead of `position`, as views."""
         n = int(torch.searchsorted(self.positions, position))
@@ -181,10 +188,7 @@ class KVCache:
         """The cache as it is served: float16, or bfloat16 where it was or float16 overflows."""
         return replace(
             self,
-            layers=tuple(
-                replace(layer, keys=in_16_bits(layer.keys), values=in_16_bits(layer.values))
-                for layer in self.layers
-            ),
+            layers=tuple(layer.in_16_bits() for layer in self.layers),
         )
 
     def before(self, position: int) -> "KVCache":
@@ -205,10 +209,15 @@ class KVCache:
 
 def in_16_bits(x: torch.Tensor) -> torch.Tensor:
     """A tensor as it is stored plainly: float16, or bfloat16 where it was or float16 overflows."""
+    return x.to(dtype_in_16_bits(x))
+
+
+def dtype_in_16_bits(x: torch.Tensor) -> torch.dtype:
+    """In which a tensor is stored plainly."""
     if x.dtype in (torch.float16, torch.bfloat16):
-        return x
+        return x.dtype
     fits = not x.numel() or x.abs().amax() <= torch.finfo(torch.float16).max
-    return x.to(torch.float16 if fits else torch.bfloat16)
+    return torch.float16 if fits else torch.bfloat16
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:

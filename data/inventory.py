@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from data.cache import BYTES_PER_ENTRY, KINDS, Past
+from data.cache import BYTES_PER_ENTRY, KINDS, KVCache, Past
 
 STATE, COUNTER = "state", "counter"
 ONE_THING = (torch.Tensor, torch.nn.Module, str, bytes, type, FunctionType, MethodType, ModuleType)
@@ -92,6 +92,16 @@ class Inventory:
                 held.append(_held(path, tensor, seen.get(memory)))
                 seen.setdefault(memory, path)
         return cls(tuple(held), len(past.layers))
+
+    @classmethod
+    def of_cache(cls, cache: KVCache) -> "Inventory":
+        """Of keys and values alone: all that is known where there is no cache object."""
+        held = [
+            _held(f"layers.{layer.index}.{kind}s", layer.tensor(kind), None)
+            for layer in cache.layers
+            for kind in KINDS
+        ]
+        return cls(tuple(held), cache.n_layers)
 
     def of_kind(self, *kinds: str) -> list[Held]:
         return [each for each in self.held if each.kind in kinds]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+SMALLEST = 1e-6  # of what a model may scale its rotated keys by
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -18,6 +20,10 @@ class Rotary:
     frequencies: tuple[float, ...]
     scaling: float = 1.0
     interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        if not SMALLEST <= self.scaling <= 1 / SMALLEST:  # it is divided by
+            raise ValueError(f"keys are rotated and scaled by {self.scaling:g}")
 
     def rotated(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """(heads, tokens, dim) turned forward by the angles of its (tokens,) positions."""

@@ -53,6 +53,13 @@ def resolve(name: str, trust_remote_code: bool = False) -> Source:
         ) from None
 
 
+def called(name: str) -> str:
+    """How outputs name a model; nothing is read."""
+    if name == default_model.NAME:
+        return default_model.DESCRIPTION
+    return resolve(name).name
+
+
 def _local(name: str, path: Path, trust: Arguments) -> Source | None:
     """The file or folder of this name; None where there is none."""
     local: Arguments = {

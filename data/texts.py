@@ -9,7 +9,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -65,8 +65,18 @@ class TextRead:
     tokens_read: int
 
     @property
+    def number(self) -> str:
+        """Its place in its source."""
+        return f"#{self.index}"
+
+    @property
     def name(self) -> str:
-        return f"{self.source} #{self.index}: {self.title}"
+        return f"{self.source} {self.number}: {self.title}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a manifest."""
+        return asdict(self)
 
 
 def in_all(texts: Sequence[TextRead]) -> str:

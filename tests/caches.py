@@ -9,6 +9,7 @@ import torch
 from analysis.measures import sweep
 from data.cache import KINDS, KVCache, LayerKV
 from data.rotary import Rotary
+from data.saved_layers import TENSORS
 from data.sensitivity import Sensitivity
 
 
@@ -119,3 +120,27 @@ def equal(one: KVCache, two: KVCache) -> bool:
     """Whether keys and values are the same, bit for bit."""
     pairs = zip(one.layers, two.layers, strict=True)
     return all(torch.equal(a.tensor(kind), b.tensor(kind)) for a, b in pairs for kind in KINDS)
+
+
+def same(one: KVCache, two: KVCache) -> bool:
+    """Whether everything of two caches is the same, bit for bit."""
+    if len(one.layers) != len(two.layers):
+        return False
+    for a, b in zip(one.layers, two.layers, strict=True):
+        if (a.index, a.kind, a.rotary) != (b.index, b.kind, b.rotary):
+            return False
+        for name in TENSORS:
+            x, y = getattr(a, name), getattr(b, name)
+            if (x is None) != (y is None):
+                return False
+            if x is not None and (x.dtype != y.dtype or not torch.equal(x, y)):
+                return False
+    known = ("n_prompt", "model")
+    alike = all(getattr(one, name) == getattr(two, name) for name in known)
+    return alike and torch.equal(one.token_ids, two.token_ids)
+
+
+def everything() -> KVCache:
+    """Attention, evicted entries, layers of every kind, and tokens that were generated."""
+    kept = with_keep(watched(mixed()), torch.arange(10) % 3 > 0)
+    return replace(kept, n_prompt=7)

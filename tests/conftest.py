@@ -9,13 +9,17 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("KV_CACHE_HOME", None)  # whose finished rows and calibrations no test may take
 
+import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests import families
 from tests.commands import PROMPT, Done, done, of_mode, run
+
+ROOM = 2**30  # bytes beyond what the tests themselves take: hostile files are a few thousand long
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +116,13 @@ def stored(mode, tmp_path) -> Callable[..., str]:
         return file
 
     return store
+
+
+@pytest.fixture
+def little_memory():
+    """As good as none is left."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)

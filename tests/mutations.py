@@ -59,8 +59,8 @@ def _change_words(draw: Draw, header: dict[str, str]) -> str:
     kind = draw(st.sampled_from(["within"] * 8 + ["drop", "add", "replace"]))
     if kind == "within" and part in JSON:
         tree = _tree(header[part])
-        places = list(_places(tree))
-        said = _change_place(draw, *draw(st.sampled_from(places))) if places else ""
+        found = list(places(tree))
+        said = change_place(draw, *draw(st.sampled_from(found))) if found else ""
         header[part] = json.dumps(tree)
         return f"{part}: {said}"
     if kind == "drop":
@@ -91,16 +91,16 @@ def _tree(text: str) -> Any:
         return {}
 
 
-def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+def places(tree: Any) -> Iterator[tuple[Any, Any]]:
     """(container, key) of everything within."""
     if not isinstance(tree, dict | list):
         return
     for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
         yield tree, key
-        yield from _places(value)
+        yield from places(value)
 
 
-def _change_place(draw: Draw, container: Any, key: Any) -> str:
+def change_place(draw: Draw, container: Any, key: Any) -> str:
     value, kind = container[key], draw(st.sampled_from(["odd", "odd", "scale", "drop", "add"]))
     odd = copy.deepcopy(draw(st.sampled_from(ODD)))
     if kind == "scale" and isinstance(value, int) and not isinstance(value, bool):

@@ -12,7 +12,7 @@ from compression.base import CacheShape
 from compression.coded.calibration import calibrate, grouped
 from compression.coded.method import Coded, CodedFixed, transformed
 from compression.coded.transform import classes, magnitudes, read
-from compression.evaluate import relative_errors
+from compression.costs import relative_errors
 from config import UsageError
 from data.cache import KINDS, in_16_bits, wide
 from data.extraction import prefill

@@ -8,10 +8,11 @@ import pytest
 import config
 import main
 from compression.prompts import go_on, refuse, save
-from compression.studies import presets
+from compression.studies import from_cache, presets
 from compression.studies.analyze import Analysis
 from compression.studies.compare import CompareStudy
 from compression.studies.compress import CompressStudy
+from compression.studies.places import place
 from compression.studies.prune import PruneStudy
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
@@ -79,12 +80,15 @@ def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     taken = {flag.name for flag in flags.FLAGS if mode in flag.modes}
     called = list(TAKERS[mode])
     called += [models.load] if mode != "list_samples" else []
+    called += [place] if mode in flags.STUDIES else []
     called += [texts.candidates] if mode not in ("list_samples", "calibrate") else []
+    called += [from_cache.run, from_cache.ASKED[mode]] if mode in from_cache.ASKED else []
     arguments = {name for each in called for name in inspect.signature(each).parameters}
-    arguments -= {"loaded", "sample", "needles"}  # of the library alone
+    arguments -= {"loaded", "sample", "needles", "asked", "phase"}  # of the library alone
     if mode == "analyze_generation":
-        arguments -= {"analysis_focus", "measure", "score_tokens"}
-    own = {"debug", "quiet", "sequence_length", "output_dir", "continuation"}  # main.py reads these
+        arguments -= {"analysis_focus", "measure", "score_tokens", "save_cache"}
+    # main.py reads these
+    own = {"debug", "quiet", "sequence_length", "output_dir", "continuation", "models"}
     assert arguments <= taken and taken <= arguments | own
 
 
@@ -109,7 +113,8 @@ def test_flags_that_a_mode_ignores_are_refused_with_those_that_take_it(mode):
     ("flag", "other"), [(flag, other) for flag in flags.FLAGS for other in flag.not_beside]
 )
 def test_flags_that_leave_no_use_for_each_other_are_refused(flag, other):
-    mode = next(m for m in flag.modes if m in flags.BY_NAME[other].modes and m != "analyze")
+    both = [mode for mode in flag.modes if mode in flags.BY_NAME[other].modes]
+    mode = both[both[0] == "analyze" and len(both) > 1]  # where most flags need others as well
     typed = {name: typed_value(flags.BY_NAME[name]) for name in (flag.name, other)}
     with pytest.raises(UsageError, match=f"`{other}` and `{flag.name}` were both given"):
         parse("--mode", mode, *(word for name in typed for word in (f"--{name}", *typed[name])))

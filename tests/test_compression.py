@@ -1,15 +1,19 @@
 """The contract of every registered method, over the settings here and every awkward cache."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from functools import cache as once
 
 import pytest
 import torch
 
 from compression import files
+from compression.base import Compressor
 from compression.coded.calibration import calibrate
 from compression.methods.dimensions import fitted_bases
 from compression.registry import METHODS, make, needs_calibration
+from compression.stored import digest
 from config import UsageError
 from data.cache import KINDS
 from data.extraction import prefill
@@ -154,6 +158,30 @@ def test_the_original_is_left_alone_and_not_needed_again(name, number, shape):
         layer.keys.fill_(7)
         layer.values.fill_(7)
     assert equal(small.restore(), restored(name, number, shape))
+
+
+TOGETHER = {"coded", "coded_fixed", "tucker", "tucker_quantised", "cross_layer_svd", "dropped_dims",
+         "calibrated_pca", "importance", "zero_small", "merged_heads"}  # fmt: skip
+
+
+@every_case
+@every_shape
+def test_layers_one_by_one_give_what_all_together_give_where_a_method_says_so(name, number, shape):
+    cache, whole = compressed(name, number, shape)
+    method = method_for(name, number, of_shape(shape))
+    within = {m.name for m in (method, *vars(method).values()) if isinstance(m, Compressor)}
+    assert method.by_layer == (not within & TOGETHER)
+    if not method.by_layer:
+        return
+    parts = [method.compress(replace(cache, layers=(layer,))) for layer in cache.layers]
+    assert sum(part.nbytes for part in parts) == whole.nbytes
+    alone = [digest({"": x}) for part in parts for x in part.stored.values()]
+    assert Counter(alone) == Counter(digest({"": x}) for x in whole.stored.values())
+    back = [part.restore().layers[0] for part in parts]
+    for one, of_all in zip(back, restored(name, number, shape).layers, strict=True):
+        assert all(torch.equal(one.tensor(kind), of_all.tensor(kind)) for kind in KINDS)
+        assert (one.keep is None) == (of_all.keep is None)
+        assert one.keep is None or torch.equal(one.keep, of_all.keep)
 
 
 @every_case

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from compression.base import Uncompressed
-from compression.evaluate import MEASURES, Judge, relative_errors, summary
+from compression.costs import relative_errors
+from compression.evaluate import MEASURES, Judge, summary
 from compression.methods.tucker import Tucker
 from config import UsageError
 from data.extraction import prefill

@@ -3,10 +3,8 @@ claimed; never another error, and never memory out of proportion to the file."""
 
 import json
 import os
-import resource
 import time
 from functools import cache as once
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +22,6 @@ from tests import caches
 from tests.mutations import mutated
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "20"))  # of each method
-ROOM = 2**30  # bytes beyond what the tests themselves take: files here are a few thousand long
 SETTINGS = {
     "coded": {"step": 0.03},
     "coded_fixed": {"step": 0.3, "sink_tokens": 0},
@@ -79,16 +76,6 @@ def honest(name):
         compressed = make(name, settings, learned(name)).compress(original())
         files.save(compressed, "nowhere", STATES, last="7")
     return kept["a"]
-
-
-@pytest.fixture
-def little_memory():
-    """As good as none is left."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def restored(file, calibration):

@@ -193,8 +193,8 @@ SAVE = ["--save_compressed", "x.kv"]
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "give one of --save_compressed FILE and --load_compressed FILE"),
-        ([*SAVE, "--load_compressed", "x.kv"], "give one of --save_compressed FILE and"),
+        ([], "give one of --save_compressed FILE, --save_cache FILE and --load_compressed FILE"),
+        ([*SAVE, "--load_compressed", "x.kv"], "give one of --save_compressed FILE, --"),
         ([*SAVE, "--methods", "zip"], "zip of --methods is not known: take one of"),
         ([*SAVE, "--methods", "kivi-4,coded"], "kivi-4, coded were given"),
         ([*SAVE, "--methods", "snapkv"], "snapkv evicts tokens"),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from compression.evaluate import Judge, relative_errors
+from compression.costs import relative_errors
+from compression.evaluate import Judge
 from compression.methods.evictions import Recent
 from compression.methods.pruning import EvictedParts, ZeroedEntries
 from config import UsageError

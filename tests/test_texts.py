@@ -77,9 +77,10 @@ def test_the_offline_corpus_is_long_coherent_text_in_a_fixed_order():
     assert all(len(s.text) >= config.MIN_SAMPLE_CHARACTERS for s in samples)
 
 
-def test_the_offline_corpus_is_taken_without_asking_the_hub(monkeypatch):
-    monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
-    assert texts.candidates(use_wikitext=False)[0].source == texts.REFERENCE_SOURCE
+def test_the_offline_corpus_is_taken_without_asking_the_hub():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
+        assert texts.candidates(use_wikitext=False)[0].source == texts.REFERENCE_SOURCE
 
 
 def test_an_index_out_of_range_names_the_range():

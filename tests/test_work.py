@@ -35,10 +35,10 @@ class Pickled(Work):
         self.phase = Here(families.loaded(name)).phase
         self._name = name
 
-    def each(self, tasks, what):
-        for task in tasks:
+    def as_done(self, tasks, what):
+        for i, task in reversed(list(enumerate(tasks))):
             worker = Worker(families.loaded(self._name))
-            yield pickle.loads(pickle.dumps(worker.done(pickle.loads(pickle.dumps(task)))))
+            yield i, pickle.loads(pickle.dumps(worker.done(pickle.loads(pickle.dumps(task)))))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -83,5 +83,5 @@ class _Number(Task[int]):
 
 def test_results_come_in_the_order_of_the_tasks():
     work = Here(families.loaded("llama_gqa"))
-    assert list(work.each([_Number(i) for i in (3, 1, 2)], "number")) == [3, 1, 2]
+    assert work.each([_Number(i) for i in (3, 1, 2)], "number") == [3, 1, 2]
     assert work.identity == families.loaded("llama_gqa").identity and work.device == "cpu"

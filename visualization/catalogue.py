@@ -44,6 +44,11 @@ MODULES = {
     "tucker/tucker_components": "tucker",
     "tucker/layer_sensitivity": "tucker",
     "tucker/rank_sensitivity": "tucker",
+    "models/models": "models",
+    **{
+        f"{folder}/bits_and_errors": "errors"
+        for folder in ("embeddings", "similarity", "pruning", "compare", "tucker")
+    },
 }
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data.texts import TextRead
 from visualization.catalogue import PICTURES
 from visualization.drawing import Drawing
 from visualization.output import OutputFolder
@@ -23,6 +22,21 @@ class Model(Protocol):
     def facts(self) -> dict[str, str]: ...
     @property
     def device_peak_nbytes(self) -> int: ...
+
+
+class Text(Protocol):
+    """What is told of a text of a run: data.texts.TextRead. number: its place in its source."""
+
+    @property
+    def tokens_read(self) -> int: ...
+    @property
+    def number(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
 
 
 class Delivery:
@@ -51,9 +65,7 @@ class Delivery:
     def phase(self, name: str) -> AbstractContextManager[None]:
         return self.record.phase(name)
 
-    def draw(
-        self, model: str, tables: "Mapping[str, pd.DataFrame]", texts: Sequence[TextRead]
-    ) -> None:
+    def draw(self, model: str, tables: "Mapping[str, pd.DataFrame]", texts: Sequence[Text]) -> None:
         """Write tables, and have the pictures drawn that they feed; each names the model and the
         texts that it is of: the mean of several where it has a column `texts`, else the first."""
         names = {"model": model, "text_source": texts[0].source}
@@ -67,9 +79,7 @@ class Delivery:
                 named = {k: v for k, v in names.items() if k not in table}
                 self.output.table(stem, table.assign(**named))
 
-    def commit(
-        self, model: Model, texts: Sequence[TextRead], facts: Mapping[str, Any]
-    ) -> list[str]:
+    def commit(self, model: Model, texts: Sequence[Text], facts: Mapping[str, Any]) -> list[str]:
         """Wait for the pictures, then give all files their names, the manifest last; returns the
         paths. facts: of the manifest, beside those that `RunRecord.manifest` knows."""
         with self.phase("drawing"):
@@ -77,7 +87,8 @@ class Delivery:
         self.record.close()
         self.record.device_peak_nbytes = model.device_peak_nbytes
         mode = self.settings["mode"]
-        manifest = self.record.manifest(mode, self.settings, model.facts, texts)
+        read = [text.facts for text in texts]
+        manifest = self.record.manifest(mode, self.settings, model.facts, read)
         return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)})
 
     def told(
@@ -96,7 +107,7 @@ class Delivery:
         return "\n".join([*lines, self.record.timing_line()])
 
 
-def _of_texts(texts: Sequence[TextRead], is_mean: bool) -> str:
+def _of_texts(texts: Sequence[Text], is_mean: bool) -> str:
     """Which texts a picture shows, and how many of their tokens."""
     first = texts[0]
     if len(texts) == 1 or not is_mean:
@@ -104,8 +115,7 @@ def _of_texts(texts: Sequence[TextRead], is_mean: bool) -> str:
         return f"{first.name}{more} · {first.tokens_read} tokens"
     lengths = sorted(text.tokens_read for text in texts)
     each = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
-    numbers = [text.index for text in texts]
-    which = f"#{min(numbers)} to #{max(numbers)}"
+    which = f"{first.number} to {texts[-1].number}"
     return f"mean of {len(texts)} texts ({first.source} {which}) · {each} tokens each"
 
 

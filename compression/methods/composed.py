@@ -40,6 +40,10 @@ class Composed(Compressor):
             )
         object.__setattr__(self, "calibration", self.then.calibration)
 
+    @property
+    def by_layer(self) -> bool:
+        return self.eviction.by_layer and self.then.by_layer
+
     def settings(self) -> dict[str, Any]:
         return {
             name: {"name": method.name, **method.settings()}

@@ -105,6 +105,10 @@ class DroppedDims(Projection):
     sparser: float = 0.0
     at_random: int = 0
 
+    @property
+    def by_layer(self) -> bool:
+        return False  # the largest |entry| is the cache's, and a draw goes by the layer's place
+
     def encode_middles(self, middles: Middles) -> Tensors:
         peaks = {
             kind: max(x.abs().amax().item() for (_, k), x in middles.items() if k == kind)
@@ -198,6 +202,10 @@ class CalibratedPCA(Projection):
             for place, basis in self.calibration.tensors.items()
         }
         object.__setattr__(self, "calibration", replace(self.calibration, tensors=kept))
+
+    @property
+    def by_layer(self) -> bool:
+        return False  # a basis is of a layer's place in the cache
 
     def parts(self, x: torch.Tensor, place: Place) -> Tensors:
         basis = self.calibration.tensors[f"{place[0]}.{place[1]}"].to(x.device).float()

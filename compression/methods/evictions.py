@@ -65,6 +65,10 @@ class TokenEviction(Eviction):
     sink_tokens: int = 4
     recent_tokens: int = 0
 
+    @property
+    def by_layer(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise UsageError(f"`keep` is {self.keep:g}", "it takes a share above 0, at most 1")
@@ -160,6 +164,10 @@ class Importance(TokenEviction):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "weights", tuple(self.weights))  # a list where read from a file
+
+    @property
+    def by_layer(self) -> bool:
+        return False  # the score is a mean over layers
 
     def scores(self, cache: KVCache) -> list[torch.Tensor]:
         for layer in cache.layers:

@@ -31,6 +31,10 @@ class SVD(BetweenEnds):
     keep: float | None = 0.5
     energy: float | None = None
 
+    @property
+    def by_layer(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [share for share in (self.keep, self.energy) if share is not None]
@@ -73,6 +77,10 @@ class CrossLayerSVD(SVD):
 
     name: ClassVar[str] = "cross_layer_svd"
     group: int = 4
+
+    @property
+    def by_layer(self) -> bool:
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -127,6 +127,10 @@ def _joined(
 class PlaceByPlace(BetweenEnds):
     """Stores each place of the cache by itself."""
 
+    @property
+    def by_layer(self) -> bool:
+        return True
+
     @abstractmethod
     def parts(self, x: torch.Tensor, place: Place) -> Tensors:
         """What is stored of x (heads, tokens, dim), which is this place of the cache."""

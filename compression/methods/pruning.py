@@ -22,6 +22,10 @@ class EvictedParts(Eviction):
     layers: tuple[int, ...] = ()
     heads: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def by_layer(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "heads", tuple(map(tuple, self.heads)))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 import config
 from analysis import over_texts
@@ -16,7 +15,7 @@ from compression.studies.base import Tables, refuse_counts
 from compression.studies.one_text import PLACES, OneText, ReadText, look
 from compression.studies.work import Here, Phase, Task, Work, Worker, untimed
 from config import UsageError
-from data import scored_texts
+from data import own_files, scored_texts
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scored_texts import Text
@@ -33,7 +32,8 @@ class Findings:
     """What `analyze` gives; lines in sentences, those of `measured` only where that was asked for.
 
     thresholds: kind -> the magnitude below which an entry counts as sparse, for each text.
-    inventory: what the model keeps of the first text.
+    inventory: what the model keeps of the first text. saved: that the cache was kept in a file, if
+    that was asked for.
     """
 
     tables: Tables
@@ -43,6 +43,7 @@ class Findings:
     recommendations: list[str]
     measured: list[str]
     inventory: Inventory
+    saved: list[str]
 
     def said(self, model: str) -> dict[str, list[str]]:
         """For people, by headings."""
@@ -51,6 +52,7 @@ class Findings:
             f"Key findings on {model}, {source}, {in_all(self.texts)}": self.findings,
             "Recommendations (heuristics, not yet measured)": self.recommendations,
             "The same, measured": self.measured,
+            "Saved": self.saved,
         }
         return {title: lines for title, lines in every.items() if lines}
 
@@ -75,7 +77,7 @@ class Analysis:
     """analysis_focus: all, layers, heads, tokens, embeddings or generation. context_tokens: of a
     text that are read; where not given as config.py says, for generation all. new_tokens: generated
     after it. num_samples: texts; of several, means. measure: measure what is recommended, on
-    `score_tokens` after the text."""
+    `score_tokens` after the text. save_cache: the file to keep the cache of a single text in."""
 
     analysis_focus: str = "all"
     context_tokens: int | None = None
@@ -83,6 +85,7 @@ class Analysis:
     num_samples: int | None = None
     measure: bool = False
     score_tokens: int | None = None
+    save_cache: str | None = None
 
     def __post_init__(self) -> None:
         refuse_counts(
@@ -91,6 +94,7 @@ class Analysis:
             num_samples=self.num_samples,
             score_tokens=self.score_tokens,
         )
+        own_files.refuse(self.save_cache)
         focuses = (*FOCUSES, "generation")
         if self.analysis_focus not in focuses:
             raise UsageError(
@@ -106,6 +110,11 @@ class Analysis:
             raise UsageError(
                 f"`measure` was given for {self.n_texts} texts, and it measures on one",
                 "`--mode prune --trial` takes several; leave `measure` out, or `num_samples`",
+            )
+        if self.save_cache is not None and self.n_texts > 1:
+            raise UsageError(
+                f"`save_cache` was given for {self.n_texts} texts, and a file holds one's cache",
+                "leave it out, or `num_samples`",
             )
 
     @property
@@ -149,9 +158,9 @@ class Analysis:
         several = len(chosen) > 1
         texts = tuple(sample.read(len(ids[: self.n_read])) for sample, ids in chosen)
         at_once = isinstance(work, Here) and not several
-        tasks = [self._task(ids, several) for _, ids in chosen]
+        tasks = [self._task(text, several) for text in chosen]
         if at_once:
-            tasks = [self._task(chosen[0][1], several, lambda tables: made(tables, texts))]
+            tasks = [replace(tasks[0], made=lambda tables: made(tables, texts))]
         each, sums = _gathered(work, tasks)
         tables = over_texts.combined([one.tables for one in each], sums.get(PLACES))
         apart = over_texts.of_each([one.tables for one in each], [text.index for text in texts])
@@ -167,24 +176,25 @@ class Analysis:
             recommendations(tables, sparse),
             each[0].measured,
             each[0].inventory,
+            each[0].saved,
         )
 
-    def _task(
-        self, ids: torch.Tensor, several: bool, made: Callable[[Tables], None] | None = None
-    ) -> ReadText:
+    def _task(self, text: Text, several: bool) -> ReadText:
+        sample, ids = text
+        kept = None if self.save_cache is None else (sample, self.save_cache)
         focus, n_read, n_new = self.analysis_focus, self.n_read, self.n_new
-        return ReadText(focus, ids, n_read, n_new, self.measure, several, made)
+        return ReadText(focus, ids, n_read, n_new, self.measure, several, kept)
 
 
 def _gathered(work: Work, tasks: list[ReadText]) -> tuple[list[OneText], dict[str, Any]]:
     """What was found in each text, and what adds up over all of them."""
-    each: list[OneText] = []
+    each: dict[int, OneText] = {}
     sums: dict[str, Any] = {}
-    for one in work.each(tasks, "text"):
+    for i, one in work.as_done(tasks, "text"):
         for name, of_text in one.sums.items():
             sums[name] = sums[name] + of_text if name in sums else of_text
-        each.append(replace(one, sums={}))  # so that no more than their sum is held
-    return each, sums
+        each[i] = replace(one, sums={})  # so that no more than their sum is held
+    return [each[i] for i in range(len(tasks))], sums
 
 
 @dataclass(frozen=True, eq=False)

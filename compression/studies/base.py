@@ -10,16 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar, TypedDict
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import pandas as pd
 
 import config
 from compression.base import Calibration, Compressor
-from compression.evaluate import Judge
-from compression.studies.work import Model
 from config import UsageError
 from data.cache import KVCache
+
+if TYPE_CHECKING:  # it brings in transformers, and not every run has a model
+    from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 Tables = dict[str, pd.DataFrame]
 INVENTORY = "cache_inventory"  # the table of all that the model keeps, in every mode
@@ -62,7 +64,7 @@ class Plan(ABC):
 
     @abstractmethod
     def report(
-        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
     ) -> Report:
         """rows: one per method and text; summary: their means, see `evaluate.summary`; needles: one
         per method and hidden fact, empty where none were sought."""
@@ -126,10 +128,10 @@ class Study(ABC):
         return 0
 
     @abstractmethod
-    def look(self, judge: Judge, learned: Learned) -> Plan:
+    def look(self, judge: "Judge", learned: Learned) -> Plan:
         """Look at the first text, and decide what to score."""
 
-    def see(self, judge: Judge) -> Tables:
+    def see(self, judge: "Judge") -> Tables:
         """Look at another text as at the first: its tables of `Plan.looked`."""
         return {}
 
@@ -154,6 +156,11 @@ def plain_ends(sink_tokens: int | None, recent_tokens: int | None) -> Ends:
         "sink_tokens": config.SINK_TOKENS if sink_tokens is None else sink_tokens,
         "recent_tokens": config.RECENT_TOKENS if recent_tokens is None else recent_tokens,
     }
+
+
+def errors(row: pd.Series) -> str:
+    """The relative errors of a setting."""
+    return f"{row['key_error']:.3f} of keys and {row['value_error']:.3f} of values"
 
 
 def spread(row: pd.Series) -> str:

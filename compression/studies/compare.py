@@ -2,21 +2,23 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
 import config
 from compression.base import Compressor
-from compression.evaluate import Judge
 from compression.methods.evictions import Recent
 from compression.registry import make, needs_calibration
 from compression.studies import comparison_words as words
 from compression.studies import presets
 from compression.studies.base import Learned, Plan, Report, Study
 from compression.studies.frontier import closest, fitting, labelled
-from compression.studies.work import Model
 from config import UsageError
+
+if TYPE_CHECKING:
+    from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 QUICK_TEXTS, QUICK_CONTEXT, QUICK_SCORED = 2, 512, 128
 
@@ -101,7 +103,7 @@ class CompareStudy(Study):
         }
         return {name: limit for name, limit in limits.items() if limit is not None}
 
-    def look(self, judge: Judge, learned: Learned) -> "ComparePlan":
+    def look(self, judge: "Judge", learned: Learned) -> "ComparePlan":
         """Goes on without the settings that can do nothing with such a cache."""
         left_out = self._uncalibrated(learned)
         labels = {
@@ -134,7 +136,7 @@ class CompareStudy(Study):
         return dict.fromkeys(lacking, refusal.reason)
 
 
-def _unfit(judge: Judge, methods: Iterable[Compressor]) -> dict[Compressor, str]:
+def _unfit(judge: "Judge", methods: Iterable[Compressor]) -> dict[Compressor, str]:
     """Those that can do nothing with such a cache, and why."""
     methods = list(methods)
     blind = _cannot_hide(judge) if any(presets.evicts(m.name) for m in methods) else None
@@ -160,7 +162,7 @@ class ComparePlan(Plan):
         self.methods = list(labels)
 
     def report(
-        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
     ) -> Report:
         table = self.labelled(summary)
         tables = {"compare/pareto": table, "compare/perplexity": table}
@@ -232,7 +234,7 @@ def _compressed(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["family"] != "none"]
 
 
-def _cannot_hide(judge: Judge) -> str | None:
+def _cannot_hide(judge: "Judge") -> str | None:
     """Why what is evicted of this model's cache cannot be measured; None where it can."""
     evicted = Recent().compress(judge.cache).restore()
     try:

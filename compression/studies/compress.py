@@ -1,13 +1,12 @@
 """`--mode compress`: smaller embedding dimensions, each way at several kept shares."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
 import config
 from compression.base import Compressor, Uncompressed
-from compression.evaluate import Judge
 from compression.methods.dim_groups import dimension_groups
 from compression.methods.dimensions import (
     PCA,
@@ -19,7 +18,11 @@ from compression.methods.dimensions import (
     fitted_bases,
 )
 from compression.studies.base import Ends, Learned, Plan, Report, Study, plain_ends, spread
-from compression.studies.work import Model
+from data.cache import KVCache
+
+if TYPE_CHECKING:
+    from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class CompressStudy(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         PCA(**self._ends)  # refuses what makes no sense
-        for level in self._levels:
+        for level in self.shares:
             MergedDims(level, largest=config.LARGEST_DIM_GROUP)  # refuses what it cannot reach
 
     @property
@@ -49,20 +52,31 @@ class CompressStudy(Study):
         return plain_ends(self.sink_tokens, self.recent_tokens)
 
     @property
-    def _levels(self) -> list[float]:
+    def shares(self) -> list[float]:
         return sorted(self.levels or config.LEVELS, reverse=True)
 
-    def look(self, judge: Judge, learned: Learned) -> "CompressPlan":
-        PCA(**self._ends, unrotated_keys=self.unrotated_keys).refuse_idle(judge.cache)
-        groups = dimension_groups(judge.cache, config.DIM_SIMILARITY, config.LARGEST_DIM_GROUP)
+    def look(self, judge: "Judge", learned: Learned) -> "CompressPlan":
+        return self.plan(judge.cache, learned)
+
+    def plan(self, cache: KVCache, learned: Learned) -> "CompressPlan":
+        """Without what is fitted on caches of other texts where `learned` has none."""
+        PCA(**self._ends, unrotated_keys=self.unrotated_keys).refuse_idle(cache)
+        groups = dimension_groups(cache, config.DIM_SIMILARITY, config.LARGEST_DIM_GROUP)
         methods: list[Compressor] = [Uncompressed()]
         for unrotated in (False, True) if self.unrotated_keys else (False,):
-            methods += self._methods(learned, unrotated)
-        return CompressPlan(methods, self._levels, self.context, groups)
+            methods += self._methods(unrotated)
+            methods += self._fitted(learned, unrotated) if learned.caches else []
+        return CompressPlan(methods, self.shares, self.context, groups)
 
-    def _methods(self, learned: Learned, unrotated: bool) -> list[Compressor]:
+    def _fitted(self, learned: Learned, unrotated: bool) -> list[Compressor]:
         names, caches = zip(*learned.caches, strict=True)
         bases = fitted_bases(caches, unrotated, "; ".join(names))
+        return [
+            CalibratedPCA(keep, **self._ends, unrotated_keys=unrotated, calibration=bases)
+            for keep in self.shares
+        ]
+
+    def _methods(self, unrotated: bool) -> list[Compressor]:
         ends, largest = self._ends, config.LARGEST_DIM_GROUP
         natural = MergedDims(
             1.0,
@@ -72,7 +86,7 @@ class CompressStudy(Study):
             largest=largest,
         )
         methods: list[Compressor] = [natural]
-        for keep in self._levels:
+        for keep in self.shares:
             methods += [
                 MergedDims(keep, **ends, unrotated_keys=unrotated, largest=largest),
                 DroppedDims(
@@ -83,7 +97,6 @@ class CompressStudy(Study):
                 ),
                 EmbeddingFactor(keep, **ends, unrotated_keys=unrotated),
                 PCA(keep, **ends, unrotated_keys=unrotated),
-                CalibratedPCA(keep, **ends, unrotated_keys=unrotated, calibration=bases),
             ]
         return methods
 
@@ -101,7 +114,7 @@ class CompressPlan(Plan):
         self.groups = groups
 
     def report(
-        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
     ) -> Report:
         by_way = self.by_way(summary)
         tables = {

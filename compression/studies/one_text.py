@@ -17,12 +17,13 @@ from compression.evaluate import Judge, summary
 from compression.studies.base import INVENTORY, Learned, Tables
 from compression.studies.prune import PruneStudy
 from compression.studies.work import Model, Task, Worker
-from data import extraction, texts
+from data import extraction, saving
 from data.cache import KVCache
 from data.extraction import Prefill
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scoring import Continuation
+from data.texts import Sample
 
 STAGES = "tokens/generation_stages_comparison"
 PLACES = "by_position"  # of `OneText.sums`
@@ -32,19 +33,22 @@ PLACES = "by_position"  # of `OneText.sums`
 class OneText:
     """thresholds: kind -> the magnitude below which an entry of this text counts as sparse.
     measured: what its recommendations cost, in sentences. inventory: what the model keeps of it.
-    sums: what is added up over texts with `+`, by name, where there are to be more."""
+    saved: that its cache was kept in a file, if so. sums: what is added up over texts with `+`, by
+    name, where there are to be more."""
 
     tables: Tables
     thresholds: dict[str, float]
     measured: list[str]
     inventory: Inventory
+    saved: list[str]
     sums: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class ReadText(Task[OneText]):
     """ids: (tokens,) of which the first `n_read` are read; the others are scored, if `measure`.
-    n_new: tokens generated after them. made: is given tables as soon as there are some."""
+    n_new: tokens generated after them. kept: the text, and the file to keep its cache in. made: is
+    given tables as soon as there are some."""
 
     focus: str
     ids: torch.Tensor
@@ -52,6 +56,7 @@ class ReadText(Task[OneText]):
     n_new: int
     measure: bool = False
     of_several: bool = False
+    kept: tuple[Sample, str] | None = None
     made: Callable[[Tables], None] | None = None
 
     @property
@@ -68,6 +73,7 @@ class ReadText(Task[OneText]):
             probes = self.measure or self.focus in ("all", "tokens")
             start = extraction.prefill(loaded, self.ids[: self.n_read], probe=probes)
             inventory = Inventory.of(start.past)  # now: generation goes on in the same object
+            saved = [saving.save(loaded, start.cache, *self.kept)] if self.kept else []
         with worker.phase("analysis"):
             limits = thresholds(start.cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
             found, sums = self._looked(loaded, start.cache)
@@ -83,7 +89,7 @@ class ReadText(Task[OneText]):
             stages = self._stages(worker, start, limits)
             made(stages)
             every |= stages
-        return OneText(every, limits, measured, inventory, sums)
+        return OneText(every, limits, measured, inventory, saved, sums)
 
     def _looked(self, loaded: LoadedModel, cache: KVCache) -> tuple[Tables, dict[str, Any]]:
         if self.focus == "generation":
@@ -106,8 +112,7 @@ def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:
 
 
 def _tables(loaded: LoadedModel, swept: Sweep, focus: str) -> Tables:
-    words = [texts.visible(loaded.tokenizer.decode([i])) for i in swept.cache.token_ids.tolist()]
-    return tables(Subject(swept, words), focus)
+    return tables(Subject(swept, saving.words_of(loaded, swept.cache)), focus)
 
 
 def _measured(

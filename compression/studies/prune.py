@@ -2,21 +2,23 @@
 of the same size; and the heuristics on trial."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
 import config
 from analysis import heuristics
 from analysis.measures import Sweep, sweep
-from compression.evaluate import Judge
 from compression.studies import choices, trial
 from compression.studies.base import Learned, Plan, Report, Study, spread
 from compression.studies.choices import Choice, recommended
-from compression.studies.work import Model
 from config import UsageError
 from data.cache import KVCache
 from data.vocabulary import PRUNE_METHODS
+
+if TYPE_CHECKING:
+    from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 CLEARLY = 1.1  # times as much
 
@@ -69,16 +71,20 @@ class PruneStudy(Study):
             )
         self._shares()  # refuses what makes no sense
 
-    def look(self, judge: Judge, learned: Learned) -> "PrunePlan":
+    def look(self, judge: "Judge", learned: Learned) -> "PrunePlan":
         swept = sweep(judge.cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-        choices = self.asked(judge.cache) or recommended(swept, self.prune_method)
+        return PrunePlan(self.chosen(swept), _trial(judge, swept) if self.trial else None)
+
+    def chosen(self, swept: Sweep) -> list[Choice]:
+        """What its settings name, or else what the heuristics recommend."""
+        choices = self.asked(swept.cache) or recommended(swept, self.prune_method)
         if not choices:
             raise UsageError(
                 f"The heuristics recommend nothing to prune by {self.prune_method} in "
-                f"{judge.cache.model}",
+                f"{swept.cache.model}",
                 "name it, or leave out `prune_method`",
             )
-        return PrunePlan(choices, _trial(judge, swept) if self.trial else None)
+        return choices
 
     def asked(self, cache: KVCache) -> list[Choice]:
         """What its settings name; empty where they name nothing."""
@@ -100,7 +106,7 @@ class PruneStudy(Study):
         return []
 
 
-def _trial(judge: Judge, swept: Sweep) -> pd.DataFrame:
+def _trial(judge: "Judge", swept: Sweep) -> pd.DataFrame:
     """What each part of the first text is worth, beside what the heuristics say of it."""
     costs = trial.costs(judge.shortened(config.TRIAL_SCORE_TOKENS), config.TRIAL_NOISE)
     return costs.merge(heuristics.of_parts(swept), on=["layer", "part", "head"])
@@ -115,7 +121,7 @@ class PrunePlan(Plan):
         self.methods = [m for choice in choices for m in (choice.method, *choice.controls)]
 
     def report(
-        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
     ) -> Report:
         impact = self.impact(summary)
         tables = {"pruning/pruning_impact": impact, "pruning/texts": rows}

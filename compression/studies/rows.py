@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import torch
 
 import config
-from compression import headers, sealed
+from compression import sealed
 from compression.base import Compressor
+from data import headers
 
 SOURCES = Path(__file__).parent.parent.parent
 FORMAT = "row 1"

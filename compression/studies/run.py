@@ -17,7 +17,7 @@ from compression.evaluate import as_records, summary
 from compression.studies.base import INVENTORY, Plan, Report, Study, Tables
 from compression.studies.rows import Row, Rows
 from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, See, SideBySide
-from compression.studies.work import Here, Phase, Work, untimed
+from compression.studies.work import Here, Model, Phase, Work, untimed
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scored_texts import Text
@@ -26,11 +26,11 @@ from data.texts import Sample, TextRead, in_all
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives: the report, and what it rests on.
+    """What a run gives: the report, and what it rests on, on one model or on several.
 
     rows: one per method and text. summary: their means. samples: the texts that were scored;
     context: how many of their tokens were read; learned_on: names of those that were only learned
-    from. inventory: what the model keeps of the first text.
+    from. inventory: what the model keeps of the first text; None of several models.
     """
 
     report: Report
@@ -39,7 +39,8 @@ class Outcome:
     samples: tuple[Sample, ...]
     context: int
     learned_on: tuple[str, ...]
-    inventory: Inventory
+    model: Model
+    inventory: Inventory | None
 
     @property
     def read(self) -> tuple[TextRead, ...]:
@@ -54,7 +55,7 @@ class Outcome:
         """For a manifest."""
         return {
             "calibration_texts": list(self.learned_on),
-            "cache": self.inventory.facts,
+            **({} if self.inventory is None else {"cache": self.inventory.facts}),
             "verdict": self.report.lines,
             "summary": as_records(self.summary),
         }
@@ -78,8 +79,7 @@ def carry_out(
 
     continuation: what is scored after each context instead of its own text.
     """
-    with work.phase("text"):
-        texts, others = work.one(Choice(study, candidates, continuation))
+    texts, others = work.one(Choice(study, candidates, continuation))
     samples = tuple(sample for sample, _ in texts)
     too_good = leak(samples) if study.calibrates else []
     plan, inventory = work.one(Look(study, texts[0][1], others))
@@ -91,8 +91,7 @@ def carry_out(
     report = plan.report(rows, means, sought, work.model)
     shown = plan.shown(means)
     if shown is not None:
-        with work.phase("scoring"):
-            continued = work.one(SideBySide(study, texts[0][1], *shown))
+        continued = work.one(SideBySide(study, texts[0][1], *shown))
         report = replace(report, continued=continued)
     return Outcome(
         replace(
@@ -105,6 +104,7 @@ def carry_out(
         samples,
         study.context,
         tuple(sample.name for sample, _ in others),
+        work.model,
         inventory,
     )
 
@@ -163,8 +163,7 @@ def _kept_or_measured(work: Work, tasks: Sequence[Score | Recall], what: str) ->
     kept = [Rows(work, task.ids, task.study.context, what) for task in tasks]
     rows = [each.get(task.method) for each, task in zip(kept, tasks, strict=True)]
     missing = [i for i, row in enumerate(rows) if row is None]
-    done = work.each([tasks[i] for i in missing], "score")
-    for i, row in zip(missing, done, strict=True):
-        kept[i].put(tasks[i].method, row)
-        rows[i] = row
+    for i, row in work.as_done([tasks[i] for i in missing], "score"):
+        kept[missing[i]].put(tasks[missing[i]].method, row)
+        rows[missing[i]] = row
     return [row for row in rows if row is not None]

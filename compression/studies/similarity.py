@@ -2,20 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
 import config
 from analysis import clusters, similarity
 from compression.base import Compressor, Uncompressed
-from compression.evaluate import Judge
 from compression.methods.dim_groups import dimension_groups
 from compression.methods.dimensions import MergedDims
 from compression.methods.merging import Head, MergedHeads, MergedTokens
-from compression.studies.base import Learned, Plan, Report, Study, Tables, plain_ends, spread
-from compression.studies.work import Model
+from compression.studies.base import (
+    Learned,
+    Plan,
+    Report,
+    Study,
+    Tables,
+    errors,
+    plain_ends,
+    spread,
+)
 from data.cache import KINDS, KVCache
+
+if TYPE_CHECKING:
+    from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 SHOWN_LAYERS = 4  # of which the similarity of tokens is drawn
 Member = tuple[int, ...]  # (layer,) or (layer, head)
@@ -46,10 +57,12 @@ class SimilarityStudy(Study):
             **plain_ends(self.sink_tokens, self.recent_tokens),
         )
 
-    def look(self, judge: Judge, learned: Learned) -> "SimilarityPlan":
-        cache = judge.cache
+    def look(self, judge: "Judge", learned: Learned) -> "SimilarityPlan":
+        return self.plan(judge.cache)
+
+    def plan(self, cache: KVCache) -> "SimilarityPlan":
         kinds = similarity.comparable_kinds(cache)
-        looked = self.see(judge)
+        looked = _looked_at(cache, kinds)
         parts = [
             _alike("layers", cache, looked, config.LAYER_SIMILARITY),
             _alike("heads", cache, looked, config.HEAD_SIMILARITY),
@@ -63,7 +76,7 @@ class SimilarityStudy(Study):
         merges["dimensions"] = self._dims
         return SimilarityPlan(looked, parts, merges)
 
-    def see(self, judge: Judge) -> Tables:
+    def see(self, judge: "Judge") -> Tables:
         return _looked_at(judge.cache, similarity.comparable_kinds(judge.cache))
 
 
@@ -166,19 +179,21 @@ class SimilarityPlan(Plan):
         self.methods = [Uncompressed(), *merges.values()]
 
     def report(
-        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
     ) -> Report:
         table = self.savings(summary)
         tables = {"similarity/potential_savings": table, "similarity/texts": rows}
-        savings = table.set_index("level")
+        return Report({**self.looked, **tables}, self.lines(table))
+
+    def lines(self, savings: pd.DataFrame) -> list[str]:
+        savings = savings.set_index("level")
         lines = [part.sentence(savings, self.looked) for part in self.parts]
         lines.append(self._tokens(savings.loc["tokens"]))
         lines.append(
             "Dimensions: merging those of a head with |cosine over tokens| from "
             f"{config.DIM_SIMILARITY:g} {_paid(savings.loc['dimensions'])}."
         )
-        lines.append("Savings of different levels overlap and cannot be added up.")
-        return Report({**self.looked, **tables}, lines)
+        return [*lines, "Savings of different levels overlap and cannot be added up."]
 
     def savings(self, summary: pd.DataFrame) -> pd.DataFrame:
         """level, saved_bytes, saved_share, and the summary's columns of really merging it."""
@@ -235,7 +250,12 @@ def _heads_of(
 
 
 def _paid(row: pd.Series) -> str:
-    return (
+    """What merging saves and costs: in the model's predictions, or where there is no model in
+    errors."""
+    saved = (
         f"saves {row['saved_bytes'] / 2**20:.2f} MiB of {row['original_bytes'] / 2**20:.2f} "
-        f"({row['saved_share']:.1%}) and costs KL {spread(row)} nats per token"
+        f"({row['saved_share']:.1%})"
     )
+    if "kl_mean_nats" in row:
+        return f"{saved} and costs KL {spread(row)} nats per token"
+    return f"{saved} at a relative error of {errors(row)}"

@@ -31,17 +31,18 @@ class Choice(Task[tuple[list[Text], list[Text]]]):
 
     def run(self, worker: Worker) -> tuple[list[Text], list[Text]]:
         study, loaded = self.study, worker.loaded
-        texts = scored_texts.long_enough(
-            loaded,
-            self.candidates,
-            study.context,
-            study.n_scored,
-            study.n_texts,
-            self.continuation,
-            study.n_shown,
-        )
-        samples = [sample for sample, _ in texts]
-        return texts, scored_texts.others(loaded, samples, study.context, study.n_learned)
+        with worker.phase("text"):
+            texts = scored_texts.long_enough(
+                loaded,
+                self.candidates,
+                study.context,
+                study.n_scored,
+                study.n_texts,
+                self.continuation,
+                study.n_shown,
+            )
+            samples = [sample for sample, _ in texts]
+            return texts, scored_texts.others(loaded, samples, study.context, study.n_learned)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +146,7 @@ class SideBySide(OfText[dict[str, str]]):
 
     def run(self, worker: Worker) -> dict[str, str]:
         judge, n = self.judge(worker), self.study.n_shown
-        restored = self.method.compress(judge.cache).restore()
-        full, other = (judge.continuation.greedy(each, n) for each in (judge.cache, restored))
+        with worker.phase("scoring"):
+            restored = self.method.compress(judge.cache).restore()
+            full, other = (judge.continuation.greedy(each, n) for each in (judge.cache, restored))
         return dict(side_by_side(worker.loaded, full, other, self.label))

@@ -3,6 +3,7 @@ how well any heuristic would have told."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,15 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from analysis.heuristics import SPARES
-from compression.evaluate import Judge
 from data.cache import KINDS, LayerKV
+
+if TYPE_CHECKING:
+    from compression.evaluate import Judge
 
 RESAMPLES = 1000
 
 
-def costs(judge: Judge, noise: float) -> pd.DataFrame:
+def costs(judge: "Judge", noise: float) -> pd.DataFrame:
     """layer, part (key, value, head), head (-1 for whole layers), damage, kl_mean_nats: measured
     with this part alone damaged.
 

@@ -3,7 +3,7 @@ cost of each layer's part, other ranks, and the decomposition of the first text 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 import torch
@@ -12,18 +12,21 @@ from tqdm import tqdm
 import config
 from analysis.margins import error, not_apart, spread, tied
 from compression.base import Uncompressed
-from compression.evaluate import Judge, relative_errors
+from compression.costs import relative_errors
 from compression.methods.tucker import Tucker
 from compression.studies.base import Learned, Plan, Report, Study, Tables, plain_ends
-from compression.studies.work import Model
 from config import UsageError
 from data.cache import KINDS, KVCache
+
+if TYPE_CHECKING:
+    from compression.evaluate import Judge
+    from compression.studies.work import Model
 
 LAYERS, RANKS = "tucker/layer_sensitivity", "tucker/rank_sensitivity"
 MORE_BYTES = 1.1  # what counts as about the same bytes
 
 
-def layer_sensitivity(judge: Judge, method: Tucker, measured: bool = True) -> pd.DataFrame:
+def layer_sensitivity(judge: "Judge", method: Tucker, measured: bool = True) -> pd.DataFrame:
     """layer, kind, relative_error, kl_mean_nats.
 
     kl_mean_nats: measured with this layer's keys (or values) restored from the decomposition and
@@ -48,31 +51,36 @@ def _with_part(cache: KVCache, restored: KVCache, i: int, kind: str) -> KVCache:
 
 
 def rank_sensitivity(
-    judge: Judge, method: Tucker, token_ranks: Sequence[int], embedding_ranks: Sequence[int]
+    judge: "Judge", method: Tucker, token_ranks: Sequence[int], embedding_ranks: Sequence[int]
 ) -> pd.DataFrame:
     """token_rank, embedding_rank, ratio, bits_per_value, key_error, value_error, kl_mean_nats,
     delta_perplexity_percent; ranks that a layer does not have are left out."""
     columns = ["ratio", "bits_per_value", "key_error", "value_error"]
     columns += ["kl_mean_nats", "delta_perplexity_percent"]
     rows = []
-    pairs = [(t, e) for t in token_ranks for e in embedding_ranks]
-    for token_rank, embedding_rank in tqdm(pairs, desc="Ranks", unit="setting", leave=False):
-        other = replace(
-            method,
-            token_rank=token_rank,
-            embedding_rank=embedding_rank,
-            energy=None,
-            target_ratio=None,
-        )
+    others = other_ranks(method, token_ranks, embedding_ranks)
+    for other in tqdm(others, desc="Ranks", unit="setting", leave=False):
         try:
             row = judge.score(other)
         except UsageError:
             continue
         rows.append(
-            {"token_rank": token_rank, "embedding_rank": embedding_rank}
+            {"token_rank": other.token_rank, "embedding_rank": other.embedding_rank}
             | {name: row[name] for name in columns}
         )
     return pd.DataFrame(rows, columns=["token_rank", "embedding_rank", *columns])
+
+
+def other_ranks(
+    method: Tucker, token_ranks: Sequence[int], embedding_ranks: Sequence[int]
+) -> list[Tucker]:
+    """The same with each pair of these ranks, whatever chooses its own."""
+    given = replace(method, token_rank=1, embedding_rank=1, energy=None, target_ratio=None)
+    return [
+        replace(given, token_rank=token_rank, embedding_rank=embedding_rank)
+        for token_rank in token_ranks
+        for embedding_rank in embedding_ranks
+    ]
 
 
 def components(method: Tucker, cache: KVCache, i: int) -> pd.DataFrame:
@@ -153,7 +161,7 @@ class TuckerStudy(Study):
             **plain_ends(self.sink_tokens, self.recent_tokens),
         )
 
-    def look(self, judge: Judge, learned: Learned) -> "TuckerPlan":
+    def look(self, judge: "Judge", learned: Learned) -> "TuckerPlan":
         """Each layer, other ranks, and the components of the layer that costs most on this text, or
         where that is not measured, errs most."""
         self.method.refuse_idle(judge.cache)
@@ -165,7 +173,7 @@ class TuckerStudy(Study):
         parts = components(self.method, judge.cache, place).assign(layer=dearest)
         return TuckerPlan(self.method, looked, parts)
 
-    def see(self, judge: Judge) -> Tables:
+    def see(self, judge: "Judge") -> Tables:
         """Each layer, and other ranks."""
         ranks = rank_sensitivity(judge, self.method, config.TOKEN_RANKS, config.EMBEDDING_RANKS)
         layers = layer_sensitivity(judge, self.method, not self.no_sensitivity)
@@ -182,7 +190,7 @@ class TuckerPlan(Plan):
         self.components = components
 
     def report(
-        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: Model
+        self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"
     ) -> Report:
         tables = {
             "tucker/tucker_components": self.components,

@@ -3,7 +3,7 @@ workers of a cluster (cluster.py). A run asks for results in the order of its ta
 they are done, so its tables are the same."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,8 +110,14 @@ class Work(ABC):
     phase: Phase
 
     @abstractmethod
-    def each(self, tasks: Sequence[Task[T]], what: str) -> Iterator[T]:
-        """The results, in the order of the tasks. what: they are, in a word for a progress bar."""
+    def as_done(self, tasks: Sequence[Task[T]], what: str) -> Iterator[tuple[int, T]]:
+        """The place of each task in `tasks` and its result, in the order in which they are done.
+        what: they are, in a word for a progress bar."""
+
+    def each(self, tasks: Sequence[Task[T]], what: str) -> list[T]:
+        """The results, in the order of the tasks."""
+        results = dict(self.as_done(tasks, what))
+        return [results[i] for i in range(len(tasks))]
 
     def one(self, task: Task[T]) -> T:
         (result,) = self.each([task], "")
@@ -138,15 +144,18 @@ class Here(Work):
         self.phase = phase
         self._worker = Worker(loaded, phase)
 
-    def each(self, tasks: Sequence[Task[T]], what: str) -> Iterator[T]:
-        for task in _with_bar(tasks, what):
-            yield self._worker.done(task)
+    def as_done(self, tasks: Sequence[Task[T]], what: str) -> Iterator[tuple[int, T]]:
+        with bar(len(tasks), what) as done:
+            for i, task in enumerate(tasks):
+                yield i, self._worker.done(task)
+                done.update()
 
 
-def _with_bar(tasks: Sequence[Task[T]], what: str) -> Iterable[Task[T]]:
-    if len(tasks) < 2:
-        return tasks
-    return tqdm(tasks, desc=what.capitalize(), unit=what, leave=False)
+def bar(n_tasks: int, what: str) -> "tqdm[Any]":
+    """A bar over so many tasks; of a single one none is shown."""
+    if n_tasks < 2:
+        return tqdm(total=n_tasks, disable=True)
+    return tqdm(total=n_tasks, desc=what.capitalize(), unit=what, leave=False)
 
 
 def judge_of(

@@ -11,7 +11,7 @@ ENDS = "sink_tokens recent_tokens"
 # Mode -> the flags that it takes, written down a second time on purpose.
 TAKES = {
     "analyze": f"{LOADS} {READS} analysis_focus measure score_tokens continuation new_tokens "
-    "output_dir quiet",
+    "output_dir quiet save_cache",
     "analyze_generation": f"{LOADS} {READS} new_tokens output_dir quiet",
     "analyze_similarity": f"{STUDIES} {ENDS}",
     "tucker": f"{STUDIES} {ENDS} token_rank embedding_rank energy target_ratio unrotated_keys "
@@ -22,7 +22,7 @@ TAKES = {
     "compare": f"{STUDIES} methods quick levels max_bits max_bytes_per_token max_kl memory_gib "
     "show_generation",
     "calibrate": f"{LOADS} quiet",
-    "store": f"{LOADS} {READS} save_compressed load_compressed methods new_tokens quiet",
+    "store": f"{LOADS} {READS} save_compressed save_cache load_compressed methods new_tokens quiet",
     "list_samples": "model use_wikitext",
 }
 # Flag -> a value that makes sense and one that does not; None for a switch.
@@ -62,6 +62,7 @@ VALUES: dict[str, tuple[str | None, str | None]] = {
     "memory_gib": ("8", "inf"),
     "show_generation": ("5", "-5"),
     "save_compressed": ("new.kv", ""),
+    "save_cache": ("new.cache", ""),
     "load_compressed": ("prompt.kv", "nowhere.kv"),
     "output_dir": ("out", ""),
     "quiet": (None, None),
@@ -131,6 +132,9 @@ BESIDE = (
     early("prune", "--prune_method head --levels 0.5", "--levels", "dimension"),
     early("store", "", "--save_compressed", "--load_compressed"),
     early("store", f"{LOAD} --save_compressed new.kv", "--save_compressed", "--load_compressed"),
+    early("store", f"{LOAD} --save_cache new.cache", "--save_cache", "--load_compressed"),
+    early("store", "--save_cache a --save_compressed b", "--save_cache", "--save_compressed"),
+    early("store", "--save_cache a --methods int8", "--save_cache", "--methods"),
     early("store", f"{LOAD} --prompt Hello", "--prompt", "--load_compressed"),
     early("store", f"{LOAD} --text_file text.txt", "--text_file", "--load_compressed"),
     early("store", f"{LOAD} --wikitext_index 1", "--wikitext_index", "--load_compressed"),

@@ -45,6 +45,8 @@ def parse(arguments: Sequence[str] | None = None) -> Given:
         _refuse_without_effect(BY_NAME[name], mode, given, everything)
     if "context_tokens" in everything:
         everything["context_tokens"] = given.get("context_tokens", given.get("sequence_length"))
+    if everything.get("load_cache") is not None:  # the model is there only to be held against it
+        everything["model"] = given.get("model")
     return {"mode": mode, **everything}
 
 

@@ -9,7 +9,7 @@ arguments (`arguments_of`), and where a message of the library names an argument
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import config
@@ -24,6 +24,7 @@ Condition = tuple[str, tuple[object, ...]]  # a flag, and which of its values wi
 
 WHAT, MODEL, TEXT, SCORING = "what to do", "model", "text", "how much is read and scored"
 COMPRESSION, PRUNING, BUDGET, OUTPUT = "compression", "pruning", "methods and budgets", "output"
+CLUSTER = "many models, many machines"
 
 ALL = tuple(MODES)
 STUDIES = ("analyze_similarity", "tucker", "compress", "prune", "compare")
@@ -42,7 +43,15 @@ TEXTS = {
 }
 FEWER = {"compare": "fewer with --quick"}
 MEASURED = {"analyze": ("measure", (True,))}
+ON_CLUSTER = dict.fromkeys(STUDIES, ("ray", ()))
 STORED_TEXT = ("load_compressed",)  # is of the file
+ALONE = ("analyze", *STUDIES)  # with a saved cache as well, beside which these have no use:
+NEED_A_MODEL = (
+    *("measure", "device", "dtype", "trust_remote_code", "no_sensitivity", "trial"),
+    *("prompt", "text_file", "use_wikitext", "wikitext_index", "sequence_length"),
+    *("context_tokens", "new_tokens", "score_tokens", "num_samples", "continuation"),
+    *("max_kl", "memory_gib", "show_generation", "save_cache"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,10 @@ NAMES = Rule(
     lambda text: tuple(name.strip() for name in text.split(",")),
     "NAMES",
 )
+SEVERAL = Rule(NAMES.holds, "models such as smollm2-135m,./my-model", NAMES.read, "MODELS")
 TOKENS = count(1, "tokens")
 
-FLAGS = (
+_DECLARED = (
     Flag("analysis_focus", WHAT, ("analyze",), "which pictures are made", one_of(*FOCUSES), "all"),
     Flag("measure", WHAT, ("analyze",), "measure what its recommendations cost", SWITCH, False),
     Flag("model", MODEL, ALL, "the default model's name, a hub id, a folder, or a .gguf file",
@@ -118,6 +128,12 @@ FLAGS = (
     Flag("wikitext_index", TEXT, READ, "which sample, counted from 0; `--mode list_samples` shows "
          "them", RULES["WIKITEXT_INDEX"], "WIKITEXT_INDEX",
          not_beside=("prompt", "text_file", *STORED_TEXT)),
+    Flag("load_cache", TEXT, ALONE, "a saved cache instead of a text: what can be known without "
+         "the model; beside it --model only says which it must be of",
+         rules.path("a file or folder", "FILE")),
+    Flag("cache_layout", TEXT, ALONE, "how another program has laid such a file or folder out",
+         Rule(rules.is_text, "a mapping", shown="MAPPING"),
+         only_with=dict.fromkeys(ALONE, ("load_cache", ()))),
     Flag("sequence_length", SCORING, READ, "tokens of the text that are read", TOKENS,
          more=dict.fromkeys(("analyze_generation", "store"), "all where it is not given"),
          usual=CONTEXTS, not_beside=STORED_TEXT),
@@ -169,7 +185,7 @@ FLAGS = (
     Flag("methods", BUDGET, ("compare", "store"), f"families of methods: {', '.join(FAMILIES)}",
          NAMES, more={"compare": "several, with commas; all where it is not given",
                       "store": "one that keeps all tokens, or a setting such as kivi-4"},
-         not_beside=STORED_TEXT),
+         not_beside=(*STORED_TEXT, "save_cache")),
     Flag("quick", BUDGET, ("compare",), "fewer settings, texts and scored tokens", SWITCH, False),
     Flag("max_bits", BUDGET, ("compare",), "budget: bits per value",
          above_zero("a number above 0", "BITS")),
@@ -181,14 +197,32 @@ FLAGS = (
          above_zero("a number above 0", "GIB")),
     Flag("show_generation", BUDGET, ("compare",), "tokens to generate from the full and the "
          "compressed cache, side by side", count(0, "tokens"), 0),
+    Flag("models", CLUSTER, STUDIES, "several models, with commas, each as --model takes it: one "
+         "after the other, then a table and a picture of all", SEVERAL, not_beside=("model",)),
+    Flag("ray", CLUSTER, STUDIES, "spread the work over a Ray cluster: auto starts one on this "
+         "machine, an address connects to one that runs", WORDS),
+    Flag("ray_workers", CLUSTER, STUDIES, "how many hold the model at a time; as many as there is "
+         "room for where it is not given", count(1, "workers"), only_with=ON_CLUSTER),
+    Flag("ray_cpus", CLUSTER, STUDIES, "CPUs of each worker, or a fraction of one",
+         above_zero("a number above 0", "CPUS"), 1.0, only_with=ON_CLUSTER),
+    Flag("ray_gpus", CLUSTER, STUDIES, "GPUs of each worker, or a fraction of one",
+         rules.number(0, 1024, "a number of 0 or more", "GPUS"), 0.0, only_with=ON_CLUSTER),
     Flag("save_compressed", OUTPUT, ("store",), "the file of a compressed prompt",
          rules.path("a file", "FILE")),
+    Flag("save_cache", OUTPUT, ("analyze", "store"), "keep the cache of the text in a file, in 16 "
+         "bits", rules.path("a file", "FILE")),
     Flag("load_compressed", OUTPUT, ("store",), "go on from such a file",
          rules.path("a file", "FILE")),
     Flag("output_dir", OUTPUT, DRAW, "folder of the results", RULES["OUTPUT_DIR"], "OUTPUT_DIR"),
     Flag("quiet", OUTPUT, LOAD, "no progress bars and no findings", SWITCH, False),
     Flag("debug", OUTPUT, ALL, "show the traceback where something fails", SWITCH, False),
 )  # fmt: skip
+FLAGS = tuple(
+    replace(flag, not_beside=(*flag.not_beside, "load_cache"))
+    if flag.name in NEED_A_MODEL
+    else flag
+    for flag in _DECLARED
+)
 BY_NAME = {flag.name: flag for flag in FLAGS}
 
 

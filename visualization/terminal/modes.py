@@ -74,11 +74,13 @@ MODES = {
         ("--mode calibrate", "--mode calibrate --model ./my-model --dtype bfloat16"),
     ),
     "store": Mode(
-        "keeps the compressed cache of a prompt in a file, and generates from such a file",
+        "keeps the cache of a prompt in a file, compressed or plain, and generates from a "
+        "compressed one",
         (
             "--mode store --text_file README.md --context_tokens 512 --save_compressed readme.kv",
             "--mode store --wikitext_index 3 --methods kivi-4 --save_compressed sample.kv",
             "--mode store --load_compressed readme.kv --new_tokens 40",
+            "--mode store --text_file README.md --save_cache readme.cache",
         ),
     ),
     "list_samples": Mode(

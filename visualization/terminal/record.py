@@ -5,14 +5,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from tqdm import tqdm
 
 import config
-from data.texts import TextRead
 
 LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib", "seaborn")
 CONSTANTS = (  # of config.py that no flag shows
@@ -85,17 +83,18 @@ class RunRecord:
         mode: str,
         settings: Mapping[str, Any],
         model: Mapping[str, str],
-        texts: Sequence[TextRead],
+        texts: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
         """Everything needed to tell what made the files of a run; times in seconds. model: what
-        `LoadedModel.facts` says. texts: all that it rests on; the first of them is also `text`."""
+        `LoadedModel.facts` says. texts: what `TextRead.facts` says of all that it rests on; the
+        first of them is also `text`."""
         return {
             "mode": mode,
             "settings": {**settings, **{name: getattr(config, name) for name in CONSTANTS}},
             "model": dict(model),
-            "text": asdict(texts[0]),
-            "texts": [asdict(text) for text in texts],
-            "tokens_read": sum(text.tokens_read for text in texts),
+            "text": dict(texts[0]),
+            "texts": [dict(text) for text in texts],
+            "tokens_read": sum(text["tokens_read"] for text in texts),
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in LIBRARIES},

@@ -1,0 +1,122 @@
+"""What a method stores of a cache and how far what it restores is off: bytes and errors, which are
+the same whoever looks at them and take no model."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from compression.base import Compressor
+from data.cache import BYTES_PER_ENTRY, KINDS, KVCache
+
+COSTS = (
+    "original_bytes",
+    "stored_bytes",
+    "per_model_bytes",
+    "bits_per_value",
+    "ratio",
+    "key_error",
+    "value_error",
+    "compress_s",
+    "restore_s",
+)
+BLOCK = 2**20  # entries that are compared at a time, in float64
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A cache in 16 bits, or some of its layers, and what came back of it through a method."""
+
+    cache: KVCache
+    restored: KVCache
+    stored_bytes: int
+    compress_s: float
+    restore_s: float
+
+
+def tried(method: Compressor, cache: KVCache) -> Tried:
+    began = time.perf_counter()
+    compressed = method.compress(cache)
+    compressed_at = time.perf_counter()
+    restored = compressed.restore()
+    restore_s = time.perf_counter() - compressed_at
+    served = cache.in_16_bits()
+    return Tried(served, restored, compressed.nbytes, compressed_at - began, restore_s)
+
+
+def tried_in_parts(method: Compressor, cache: KVCache) -> Iterator[Tried]:
+    """A cache through a method layer after layer, so that no more than one is in memory; all at
+    once where the method does not treat layers apart."""
+    if not method.by_layer:
+        yield tried(method, cache)
+        return
+    for layer in cache.layers:
+        yield tried(method, replace(cache, layers=(layer,)))
+
+
+def costs(method: Compressor, tries: Iterable[Tried]) -> dict[str, Any]:
+    """COSTS of a method, from all the parts of one cache that went through it."""
+    entries, stored, compress_s, restore_s = 0, 0, 0.0, 0.0
+    errors = []
+    for each in tries:
+        entries += each.cache.n_entries
+        stored += each.stored_bytes
+        compress_s += each.compress_s
+        restore_s += each.restore_s
+        errors.append(relative_errors(each.cache, each.restored))
+        del each  # before the next one is made
+    relative = _relative(pd.concat(errors).groupby("kind").sum())
+    return {
+        "original_bytes": BYTES_PER_ENTRY * entries,
+        "stored_bytes": stored,
+        "per_model_bytes": method.per_model_nbytes,
+        "bits_per_value": 8 * stored / entries,
+        "ratio": BYTES_PER_ENTRY * entries / stored,
+        "key_error": relative["key"],
+        "value_error": relative["value"],
+        "compress_s": compress_s,
+        "restore_s": restore_s,
+    }
+
+
+def costs_on(cache: KVCache, method: Compressor) -> dict[str, Any]:
+    """The row of a method on one cache: its settings, and COSTS."""
+    named = {"method": method.name, "settings": method.words(), "context_tokens": cache.n_tokens}
+    return named | costs(method, tried_in_parts(method, cache))
+
+
+def relative_errors(cache: KVCache, restored: KVCache) -> pd.DataFrame:
+    """layer, kind, relative_error, and the squares that the error of several layers is made of.
+
+    ||X - X^|| / ||X||, Frobenius; an evicted entry counts as zero.
+    """
+    rows = []
+    for layer, back in zip(cache.layers, restored.layers, strict=True):
+        for kind in KINDS:
+            squares = _squares(layer.tensor(kind), back.tensor(kind), back.keep)
+            rows.append({"layer": layer.index, "kind": kind, **squares})
+    table = pd.DataFrame(rows)
+    return table.assign(relative_error=_relative(table))
+
+
+def _squares(x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None) -> dict[str, float]:
+    """Sums of squares of x (heads, tokens, dim) and of what y is off, in float64."""
+    sums = torch.zeros(2, dtype=torch.float64, device=x.device)
+    tokens = max(1, BLOCK // (x.shape[0] * x.shape[2]))
+    for start in range(0, x.shape[1], tokens):
+        block = slice(start, start + tokens)
+        a, b = x[:, block].double(), y[:, block].double()
+        if keep is not None:
+            b = b * keep[:, block, None]
+        sums += torch.stack([(a - b).square().sum(), a.square().sum()])
+    error, norm = sums.tolist()
+    return {"squared_error": error, "squared_norm": norm}
+
+
+def _relative(squares: pd.DataFrame) -> pd.Series:
+    """||X - X^|| / ||X||; 0 where nothing is lost, of zeros too."""
+    ratio = squares["squared_error"] / squares["squared_norm"]
+    return ratio.where(squares["squared_error"] > 0, 0.0) ** 0.5

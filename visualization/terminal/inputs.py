@@ -1,0 +1,49 @@
+"""The model and the texts that the flags of a run name; what reads them is brought in by then."""
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from visualization.terminal.flags import Given, arguments_of
+
+if TYPE_CHECKING:
+    from data.models import LoadedModel
+    from data.texts import Sample
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+def model(given: Given) -> "LoadedModel":
+    from data import models
+
+    loaded = models.load(**model_arguments(given))
+    all_is_imported()
+    return loaded
+
+
+def model_arguments(given: Given) -> dict[str, Any]:
+    """Of models.load."""
+    from data import models
+
+    return arguments_of(models.load, given)
+
+
+def all_is_imported() -> None:
+    gc.freeze()  # it stays: nothing to look through again and again
+    gc.enable()
+
+
+def texts(given: Given, phase: Phase) -> "Sequence[Sample]":
+    with phase("text"):
+        from data import texts
+
+        candidates = texts.candidates(**arguments_of(texts.candidates, given))
+        texts.refuse_several_of_one(candidates, given["num_samples"])
+        return candidates
+
+
+def model_and_texts(given: Given, phase: Phase) -> "tuple[LoadedModel, Sequence[Sample]]":
+    with phase("load"):
+        loaded = model(given)
+    return loaded, texts(given, phase)
