@@ -31,6 +31,7 @@ HUB_PATIENCE_S = 3.0  # seconds to wait for the hub's first answer before workin
 # --- Analysis ---------------------------------------------------------------------------------
 
 SEQUENCE_LENGTH = 1024  # tokens of text that `analyze` reads; `analyze_generation` reads it all
+ANALYZED_TEXTS = 1  # texts that both read; of more, tables and pictures show means and errors
 NEW_TOKENS = 32  # tokens generated after the text, for the generation stages
 SPARSITY_THRESHOLD_PERCENTAGE = 1.0  # % of the global maximum below which an entry counts as sparse
 IMPORTANCE_WEIGHTS = {"key": 0.35, "value": 0.35, "energy": 0.30}  # of the token importance score

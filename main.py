@@ -22,7 +22,7 @@ STARTED = time.perf_counter()
 
 
 def analyze(given: Given, workers: int, **fixed: str) -> None:
-    """How the cache of one text looks: the pictures of one focus, or of all."""
+    """How the cache of texts looks: the pictures of one focus, or of all."""
     from visualization.delivery import Delivery
 
     given = given | fixed
@@ -33,7 +33,7 @@ def analyze(given: Given, workers: int, **fixed: str) -> None:
         loaded, candidates = inputs.model_and_texts(given, delivery.phase)
         draw = partial(delivery.draw, loaded.name)
         looked = analysis.run(loaded, candidates, given.get("continuation"), delivery.phase, draw)
-        files = delivery.commit(loaded, looked.sample, looked.n_tokens, looked.facts)
+        files = delivery.commit(loaded, looked.texts, looked.facts)
     if not given["quiet"]:
         tell(delivery.told(looked.said(loaded.name), files))
 
@@ -48,8 +48,8 @@ def from_cache(given: Given, workers: int) -> None:
         kind = ASKED[given["mode"]]
         asked = kind(**arguments_of(kind, given))
         found = run(asked, phase=delivery.phase, **arguments_of(run, given))
-        delivery.draw(found.model.name, found.tables, [found.text], found.n_tokens)
-        files = delivery.commit(found.model, found.text, found.n_tokens, found.facts)
+        delivery.draw(found.model.name, found.tables, [found.text])
+        files = delivery.commit(found.model, [found.text], found.facts)
     if not given["quiet"]:
         tell(delivery.told(found.said, files))
     if found.refused is not None:
@@ -99,11 +99,11 @@ def _deliver(asked: "Study", given: Given, workers: int, outcome: "Outcome") -> 
 
 
 def _draw_and_tell(delivery: "Delivery", asked: "Study", outcome: "Outcome") -> None:
-    report, model, sample = outcome.report, outcome.model, outcome.samples[0]
-    delivery.draw(model.name, report.tables, outcome.samples, asked.context)
-    files = delivery.commit(model, sample, asked.context, outcome.facts)
+    report, model, read = outcome.report, outcome.model, outcome.read
+    delivery.draw(model.name, report.tables, read)
+    files = delivery.commit(model, read, outcome.facts)
     if not delivery.settings["quiet"]:
-        title = f"{asked.title} on {model.name}, {sample.source}"
+        title = f"{asked.title} on {model.name}, {read[0].source}, {outcome.rests_on}"
         tell(delivery.told({title: report.lines}, files, report.continued))
 
 
@@ -127,7 +127,7 @@ def store(given: Given, workers: int) -> None:
     if given["load_compressed"] is not None:
         tell(prompts.go_on(loaded, given["load_compressed"], given["new_tokens"]))
         return
-    sample = texts.candidates(**arguments_of(texts.candidates, given))[0]
+    sample = texts.only_first(texts.candidates(**arguments_of(texts.candidates, given)))
     said = prompts.save(loaded, sample, **arguments_of(prompts.save, given))
     if not given["quiet"]:
         tell(flags.as_flags("\n".join(said)))

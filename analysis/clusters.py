@@ -11,6 +11,8 @@ import pandas as pd
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
+from analysis.margins import tied
+
 
 @dataclass(frozen=True)
 class Level:
@@ -74,12 +76,13 @@ def nearest_pair(similarity: np.ndarray) -> tuple[int, int, float] | None:
 
 
 def similarity_matrix(
-    table: pd.DataFrame, level: str, kind: str
+    table: pd.DataFrame, level: str, kind: str, more: str = ""
 ) -> tuple[list[tuple[int, ...]], np.ndarray]:
     """The members of a table of pairs, and (members, members) of its measure of one kind, as
-    signed as in the table. The table has each member beside itself, other pairs once or twice."""
+    signed as in the table. The table has each member beside itself, other pairs once or twice.
+    more: `_se` for the standard errors of the measure."""
     rows = table[table["kind"] == kind]
-    names, measure = LEVELS[level].names, rows[LEVELS[level].measure].to_numpy()
+    names, measure = LEVELS[level].names, rows[LEVELS[level].measure + more].to_numpy()
     pairs = [pd.MultiIndex.from_frame(rows[[f"{name}_{x}" for name in names]]) for x in "ab"]
     members = pairs[0].unique().sort_values()
     a, b = (members.get_indexer(pair) for pair in pairs)
@@ -102,11 +105,19 @@ def groups_of(
 
 def nearest(table: pd.DataFrame, level: str, kind: str) -> str | None:
     """The pair whose measure is largest in magnitude, in words such as "layers 3 and 4 (cosine
-    0.41)"; None where no two can be compared."""
+    0.41)", over several texts with its error and how many pairs are as near within theirs; None
+    where no two can be compared."""
     members, matrix = similarity_matrix(table, level, kind)
     pair = nearest_pair(np.abs(matrix))
     if pair is None:
         return None
     i, j, _ = pair
     named = LEVELS[level].words.format(*(":".join(map(str, members[k])) for k in (i, j)))
-    return f"{named} ({LEVELS[level].measure_words} {matrix[i, j]:.2f})"
+    said = f"{named} ({LEVELS[level].measure_words} {matrix[i, j]:.2f}"
+    if f"{LEVELS[level].measure}_se" not in table:
+        return f"{said})"
+    _, errors = similarity_matrix(table, level, kind, "_se")
+    a, b = np.triu_indices(len(matrix), 1)
+    highest = np.abs(matrix[a, b]) + np.nan_to_num(errors[a, b])
+    n = int((highest >= abs(matrix[i, j]) - np.nan_to_num(errors[i, j])).sum()) - 1
+    return f"{said} ± {errors[i, j]:.2f}){tied(n)}"

@@ -1,5 +1,8 @@
 """How the dimensions of keys and values differ, over the whole cache and from token to token."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pandas as pd
 import torch
 
@@ -58,27 +61,75 @@ def position_variance(sweep: Sweep) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+@dataclass(frozen=True)
+class ByPosition:
+    """Mean |x| of each dimension at each position, over texts that are as long; add them up.
+
+    positions: (positions,). means: kind -> (positions, dim) the mean over texts. squares: sum over
+    texts of squared distances from it.
+    """
+
+    texts: int
+    positions: np.ndarray
+    means: dict[str, np.ndarray]
+    squares: dict[str, np.ndarray]
+
+    def __add__(self, other: "ByPosition") -> "ByPosition":
+        """Chan, Golub and LeVeque's update: nothing cancels."""
+        if not np.array_equal(self.positions, other.positions):
+            raise ValueError("texts of different lengths have no common positions")
+        texts = self.texts + other.texts
+        apart = {kind: other.means[kind] - mean for kind, mean in self.means.items()}
+        weight = self.texts * other.texts / texts
+        return ByPosition(
+            texts,
+            self.positions,
+            {kind: self.means[kind] + x * other.texts / texts for kind, x in apart.items()},
+            {
+                kind: self.squares[kind] + other.squares[kind] + weight * x**2
+                for kind, x in apart.items()
+            },
+        )
+
+    def error(self, kind: str) -> np.ndarray:
+        """(positions, dim) standard errors of the means."""
+        of_mean: np.ndarray = np.sqrt(self.squares[kind] / (self.texts - 1) / self.texts)
+        return of_mean
+
+
+def by_position(sweep: Sweep) -> ByPosition:
+    """Of one text."""
+    found = {kind: _mean_abs_by_position(sweep, kind) for kind in KINDS}
+    means = {kind: mean.numpy() for kind, (_, mean) in found.items()}
+    squares = {kind: np.zeros(mean.shape) for kind, mean in means.items()}
+    return ByPosition(1, found["key"][0].numpy(), means, squares)
+
+
 def position_patterns(sweep: Sweep, variance: pd.DataFrame, n_dims: int) -> pd.DataFrame:
     """kind, pattern, dim, position, mean_abs, variance of the `n_dims` dimensions that vary most
     over positions (pattern `sensitive`) and least (`invariant`)."""
+    return chosen_patterns(by_position(sweep), variance, n_dims)
+
+
+def chosen_patterns(places: ByPosition, variance: pd.DataFrame, n_dims: int) -> pd.DataFrame:
+    """See `position_patterns`; of several texts also mean_abs_se and variance_se."""
     parts = []
     for kind in KINDS:
-        positions, by_position = _mean_abs_by_position(sweep, kind)
         ranked = variance[variance["kind"] == kind].sort_values("variance", kind="stable")
         n = min(n_dims, max(1, len(ranked) // 2))  # no dimension is both
         chosen = {"sensitive": ranked.tail(n)[::-1], "invariant": ranked.head(n)}
         for pattern, dims in chosen.items():
             for row in dims.itertuples():
-                parts.append(
-                    pd.DataFrame(
-                        {
-                            "kind": kind,
-                            "pattern": pattern,
-                            "dim": row.dim,
-                            "position": positions.numpy(),
-                            "mean_abs": by_position[:, row.dim].numpy(),
-                            "variance": row.variance,
-                        }
-                    )
-                )
+                columns = {
+                    "kind": kind,
+                    "pattern": pattern,
+                    "dim": row.dim,
+                    "position": places.positions,
+                    "mean_abs": places.means[kind][:, row.dim],
+                    "variance": row.variance,
+                }
+                if places.texts > 1:
+                    columns["mean_abs_se"] = places.error(kind)[:, row.dim]
+                    columns["variance_se"] = row.variance_se
+                parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)

@@ -1,18 +1,77 @@
-"""Which texts are scored, and which are learned from: those long enough, by their first tokens."""
+"""Which texts are looked at, which are scored, and which are learned from: those long enough, by
+their first tokens."""
 
 import logging
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
 
 from config import UsageError
-from data import texts
+from data import extraction, texts
 from data.models import LoadedModel
-from data.texts import Sample
+from data.texts import OwnTexts, Sample
 
 Text = tuple[Sample, torch.Tensor]  # a text, and its first token ids (tokens,)
 
 log = logging.getLogger(__name__)
+
+
+def looked_at(
+    loaded: LoadedModel,
+    candidates: Sequence[Sample],
+    context_tokens: int | None,
+    new_tokens: int,
+    num_samples: int,
+) -> list[Text]:
+    """The first `num_samples` of these texts with their first `context_tokens` token ids, or all
+    without a number; room is left in the model for `new_tokens` after them.
+
+    Of one text what there is is taken. Of several, those with fewer tokens are left out: means over
+    texts are position by position of texts that are as long.
+    """
+    if num_samples == 1:
+        sample = texts.only_first(candidates)
+        return [(sample, extraction.tokenise(loaded, sample, context_tokens, new_tokens))]
+    if context_tokens is None:
+        first = list(islice(candidates, num_samples))
+        _tell_left_out(candidates, len(first), len(first), num_samples, 0)
+        return [(s, extraction.tokenise(loaded, s, None, new_tokens)) for s in first]
+    asked = f"A text of {context_tokens} tokens and {new_tokens} new ones"
+    loaded.refuse_beyond(context_tokens + new_tokens, asked, "`context_tokens` or `new_tokens`")
+    chosen, seen, longest = _first(loaded, candidates, context_tokens, num_samples)
+    if not chosen:
+        raise UsageError(
+            f"None of the {seen} texts has `context_tokens` {context_tokens} tokens, the longest "
+            f"has {longest}",
+            "lower it, or give longer ones",
+        )
+    _tell_left_out(candidates, len(chosen), seen, num_samples, context_tokens)
+    return chosen
+
+
+def _tell_left_out(
+    candidates: Sequence[Sample], n_chosen: int, n_seen: int, num_samples: int, n_tokens: int
+) -> None:
+    """What was asked for and is not there; of a person's own texts also which were passed over."""
+    if n_chosen < min(num_samples, n_seen):
+        log.warning(
+            "Only %d of %d texts are long enough for `num_samples` %d (%d tokens): using those, "
+            "and leaving out the shorter ones.",
+            n_chosen,
+            n_seen,
+            num_samples,
+            n_tokens,
+        )
+    elif 1 < n_chosen < num_samples:
+        log.warning("There are %d texts for `num_samples` %d: using those.", n_chosen, num_samples)
+    elif n_chosen < n_seen and isinstance(candidates, OwnTexts):
+        log.warning(
+            "%d of the first %d texts have fewer than %d tokens and are left out.",
+            n_seen - n_chosen,
+            n_seen,
+            n_tokens,
+        )
 
 
 def long_enough(
@@ -39,19 +98,13 @@ def long_enough(
     shown = f"A context of {context_tokens} tokens and `show_generation` {show_generation}"
     lower = "`context_tokens` or `show_generation`"
     loaded.refuse_beyond(context_tokens + 1 + show_generation, shown, lower)
-    chosen, longest = _first(loaded, candidates, need, num_samples)
+    chosen, seen, longest = _first(loaded, candidates, need, num_samples)
     if not chosen:
         raise UsageError(
             f"{asked} need a text of {need} tokens, the longest here has {longest}",
             "give a longer one, or lower `context_tokens` or `score_tokens`",
         )
-    if len(chosen) < min(num_samples, len(candidates)):
-        log.warning(
-            "Only %d of the %d texts of `num_samples` are long enough (%d tokens): using those.",
-            len(chosen),
-            num_samples,
-            need,
-        )
+    _tell_left_out(candidates, len(chosen), seen, num_samples, need)
     if follows is None:
         return chosen
     return [(sample, torch.cat([ids, follows])) for sample, ids in chosen]
@@ -66,26 +119,27 @@ def _ids_of_continuation(loaded: LoadedModel, continuation: str) -> torch.Tensor
 
 def _first(
     loaded: LoadedModel, samples: Iterable[Sample], n_tokens: int, most: int
-) -> tuple[list[Text], int]:
-    """Of the samples that have `n_tokens`, the first `most` with their first tokens; and how many
-    tokens the longest of those looked at has."""
+) -> tuple[list[Text], int, int]:
+    """Of the samples that have `n_tokens`, the first `most` with their first tokens; of how many
+    samples that were looked at, and how many tokens the longest of those has."""
     chosen: list[Text] = []
-    longest = 0
-    for sample in samples:
-        if len(chosen) == most:
-            break
+    seen = longest = 0
+    for sample in samples if most else ():
+        seen += 1
         ids = loaded.ids_of(sample.text, n_tokens)
         longest = max(longest, len(ids))
         if len(ids) == n_tokens:
             chosen.append((sample, ids))
-    return chosen, longest
+        if len(chosen) == most:
+            break  # before the next text is read
+    return chosen, seen, longest
 
 
 def others(loaded: LoadedModel, scored: Sequence[Sample], n_tokens: int, most: int) -> list[Text]:
     """Up to `most` texts of the offline corpus that are not among the `scored` ones, to learn from:
     what is learned on a text says nothing of it."""
     apart = [s for s in texts.reference_samples() if s.sha256 not in {t.sha256 for t in scored}]
-    chosen, longest = _first(loaded, apart, n_tokens, most)
+    chosen, _, longest = _first(loaded, apart, n_tokens, most)
     if most and not chosen:
         raise UsageError(
             f"No other text of the offline corpus has the {n_tokens} tokens that calibration takes "

@@ -1,32 +1,30 @@
-"""The text of a run: a prompt, a file, a WikiText article, or a topic of Python's own reference.
+"""The texts of a run: a prompt, files of its own, WikiText articles, or topics of Python's own
+reference.
 
 Deterministic by index, and every sample knows where it comes from. Knows no model and no torch.
 """
 
 import hashlib
-import json
 import logging
 import re
-import stat
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import config
 from config import UsageError
-from data import hub
+from data import hub, text_files
+from data.text_files import Document, refuse_surrogates
 
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 WIKITEXT_FILE = "wikitext-103-raw-v1/test-00000-of-00001.parquet"  # this split only: 0.7 MB
 WIKITEXT_SOURCE = "WikiText-103 test"
 TEXT_PATIENCE_S = 5.0  # seconds for the download of the split, 0.7 MB
-PIPE_PATIENCE_S = 30.0  # seconds in which a pipe that is given as a file has to end
-LARGEST_FILE = 2**28  # bytes; as text in memory up to four times that
 REFERENCE_SOURCE = "Python language reference (offline)"
 
 log = logging.getLogger(__name__)
@@ -49,16 +47,70 @@ class Sample:
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    def read(self, n_tokens: int) -> "TextRead":
+        """What is left to say of it when so many tokens of it were read."""
+        place = self.source, self.index, self.title
+        return TextRead(*place, self.sha256, len(self.text), n_tokens)
+
+
+@dataclass(frozen=True)
+class TextRead:
+    """A text that a result rests on, without its words: as a manifest has it."""
+
+    source: str
+    index: int
+    title: str
+    sha256: str
+    characters: int
+    tokens_read: int
+
+    @property
+    def number(self) -> str:
+        """Its place in its source."""
+        return f"#{self.index}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.source} {self.number}: {self.title}"
+
     @property
     def facts(self) -> dict[str, Any]:
         """For a manifest."""
-        return {
-            "source": self.source,
-            "index": self.index,
-            "title": self.title,
-            "sha256": self.sha256,
-            "characters": len(self.text),
-        }
+        return asdict(self)
+
+
+def in_all(texts: Sequence[TextRead]) -> str:
+    """How many texts and tokens a result rests on."""
+    n = sum(text.tokens_read for text in texts)
+    tokens = "1 token" if n == 1 else f"{n:,} tokens"
+    return f"1 text of {tokens}" if len(texts) == 1 else f"{len(texts)} texts, {tokens} in all"
+
+
+class OwnTexts(Sequence[Sample]):
+    """Texts of a person's own files, each read when it comes to it."""
+
+    def __init__(self, documents: Iterable[Document], source: str) -> None:
+        self._documents = documents
+        self._source = source
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index, (title, text) in enumerate(self._documents):
+            yield Sample(index, printable(title), self._source, text)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._documents)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, place: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(place, slice):
+            return tuple(self)[place]
+        found = next(islice(self, place, None), None)
+        if found is None:
+            raise IndexError(place)
+        return found
 
 
 def visible(text: str) -> str:
@@ -161,98 +213,57 @@ def samples(use_wikitext: bool) -> tuple[Sample, ...]:
     return reference_samples()
 
 
-def read_text_file(path: str) -> str:
-    """A UTF-8 text: the whole of a .txt file, or the `text` fields of a .jsonl file, joined."""
-    file = config.user_path(path, "`text_file`")
-    try:
-        text = _content(file, path).decode("utf-8-sig")  # with or without a byte order mark
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"`text_file` {path} cannot be read", f"{reason}") from None
-    except UnicodeDecodeError:
-        raise UsageError(
-            f"`text_file` {path} is not UTF-8 text", "give a .txt or .jsonl file in UTF-8"
-        ) from None
-    if "\0" in text:
-        raise UsageError(f"`text_file` {path} is binary", "give a .txt or .jsonl file in UTF-8")
-    if file.suffix.lower() == ".jsonl":
-        text = "\n\n".join(_jsonl_texts(text, path))
-    if not text.strip():
-        raise UsageError(f"`text_file` {path} holds no text")
-    _refuse_surrogates(text, f"`text_file` {path}")
-    return text
-
-
-def _content(file: Path, path: str) -> bytes:
-    """Its bytes; a pipe, which may never end, has a deadline."""
-    mode = file.stat().st_mode
-    if stat.S_ISFIFO(mode):
-        content = hub.in_time(PIPE_PATIENCE_S, lambda: _beginning(file))
-        if content is None:
-            raise UsageError(
-                f"`text_file` {path} is a pipe that did not end in {PIPE_PATIENCE_S:.0f} s",
-                "give a file",
-            )
-    elif stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        content = _beginning(file)
-    else:
-        raise UsageError(f"`text_file` {path} is a device", "give a .txt or .jsonl file in UTF-8")
-    if len(content) > LARGEST_FILE:
-        raise UsageError(
-            f"`text_file` {path} is larger than {LARGEST_FILE // 2**20} MiB", "give a part of it"
-        )
-    return content
-
-
-def _beginning(file: Path) -> bytes:
-    with file.open("rb") as handle:
-        return handle.read(LARGEST_FILE + 1)
-
-
-def _refuse_surrogates(text: str, name: str) -> None:
-    """Half of a character is no text: no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{name} holds broken characters", "give valid UTF-8") from None
-
-
-def _jsonl_texts(content: str, path: str) -> Iterable[str]:
-    # Lines end at \n alone: JSON strings may hold other characters that str.splitlines cuts at.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # also numbers and nestings beyond all measure
-            raise UsageError(f"`text_file` {path}, line {number} is not JSON") from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise UsageError(f"`text_file` {path}, line {number} has no text field `text`")
-        yield record["text"]
-
-
 def candidates(
     prompt: str | None = None,
     text_file: str | None = None,
     use_wikitext: bool | None = None,
     wikitext_index: int | None = None,
-) -> tuple[Sample, ...]:
-    """The texts that a run may use, in order: its prompt, its file, or the samples of the corpus
-    from an index on; what is not given is as config.py says."""
+) -> Sequence[Sample]:
+    """The texts that a run may use, in order: its prompt, those of its own files, or the samples of
+    the corpus from an index on; what is not given is as config.py says."""
     if prompt is not None and text_file is not None:
         raise UsageError("`prompt` and `text_file` were both given", "keep the one to be read")
     if prompt is not None:
         if not prompt.strip():
             raise UsageError("`prompt` holds no text")
-        _refuse_surrogates(prompt, "`prompt`")
+        refuse_surrogates(prompt, "`prompt`")
         return (Sample(0, first_line(prompt), "prompt", prompt),)
     if text_file is not None:
-        name = printable(Path(text_file).name)
-        return (Sample(0, name, "file", read_text_file(text_file)),)
+        return _own_texts(text_file)
     return _corpus_from(
         samples(config.USE_WIKITEXT if use_wikitext is None else use_wikitext),
         config.WIKITEXT_INDEX if wikitext_index is None else wikitext_index,
     )
+
+
+def _own_texts(text_file: str) -> Sequence[Sample]:
+    """One file is one text, under the name of the file; those of a folder or a .jsonl file are
+    under its name."""
+    documents = text_files.documents(text_file)
+    if isinstance(documents, tuple):
+        return [Sample(0, printable(title), "file", text) for title, text in documents]
+    return OwnTexts(documents, printable(Path(text_file).resolve().name))
+
+
+def refuse_several_of_one(candidates: Sequence[Sample], num_samples: int | None) -> None:
+    """Raise UsageError where several texts were asked for and one was given."""
+    if num_samples is not None and num_samples > 1 and not are_several(candidates):
+        raise UsageError(
+            f"`num_samples` is {num_samples}, and there is one text, {candidates[0].name}",
+            "give a folder of texts, a .jsonl file with one in each line, or leave it out",
+        )
+
+
+def are_several(samples: Iterable[Sample]) -> bool:
+    return len(tuple(islice(samples, 2))) == 2
+
+
+def only_first(candidates: Sequence[Sample]) -> Sample:
+    """The first of these texts, for a run that reads one; of a person's own it says so."""
+    sample = candidates[0]
+    if isinstance(candidates, OwnTexts) and are_several(candidates):
+        log.warning("`text_file` holds more than one text: reading the first, %s.", sample.name)
+    return sample
 
 
 def _corpus_from(corpus: tuple[Sample, ...], index: int) -> tuple[Sample, ...]:

@@ -44,3 +44,14 @@ def is_within(figure) -> bool:
     return np.asarray(figure.canvas.buffer_rgba()).std() > 5 and all(
         box.x0 >= -1 and box.y0 >= -1 and box.x1 <= right and box.y1 <= top for box in boxes
     )
+
+
+def texts_of(figure) -> list[str]:
+    """All that is written in it."""
+    found = [t.get_text() for t in figure.texts]
+    for ax in figure.axes:
+        found += [ax.get_title(), ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()]
+        found += [t.get_text() for t in ax.texts]
+        legend = ax.get_legend()
+        found += [t.get_text() for t in legend.get_texts()] if legend else []
+    return found

@@ -9,7 +9,7 @@ import torch
 import main
 from compression.studies import tucker
 from config import UsageError
-from data import texts
+from data import text_files
 from tests.commands import ROOT, run
 from visualization.terminal import endings
 
@@ -72,7 +72,7 @@ def test_what_is_printed_can_do_nothing_to_a_terminal(tmp_path, capsys):
     assert printed.err.strip().isprintable() and "\\x1b" in printed.err
     strange.write_text("too short")
     with pytest.raises(UsageError):
-        texts.read_text_file(str(tmp_path / "nowhere"))
+        text_files.read(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--mode tucker --help", "--mode list_samples"])

@@ -74,7 +74,7 @@ def test_a_short_text_gives_what_can_be_given(family, n_tokens):
     text = [Sample(0, "title", "source", "abc"[:n_tokens])]
     for focus in (*FOCUSES, "generation"):
         found = Analysis(analysis_focus=focus, new_tokens=2).run(loaded, text)
-        assert found.n_tokens == n_tokens and found.findings
+        assert found.texts[0].tokens_read == n_tokens and found.findings
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 3])

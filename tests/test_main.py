@@ -103,7 +103,7 @@ def test_every_focus_tells_the_same_numbers_as_all():
             file for file in written(PICTURES[focus]) if file.endswith(".csv")
         }
         assert set(alone.findings) <= set(together.findings)
-        assert (alone.sample, alone.n_tokens, alone.measured) == (SAMPLE, 60, [])
+        assert (alone.texts, alone.measured) == ((SAMPLE.read(60),), [])
         for stem, table in alone.tables.items():
             pd.testing.assert_frame_equal(table, together.tables[stem])
 

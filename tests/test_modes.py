@@ -43,7 +43,7 @@ def test_analyze(name, focus):
     found = Analysis(analysis_focus=focus, context_tokens=40, new_tokens=2).run(
         loaded(name), reference_samples()
     )
-    assert found.tables and found.findings and found.n_tokens == 40
+    assert found.tables and found.findings and found.texts[0].tokens_read == 40
 
 
 @every_family

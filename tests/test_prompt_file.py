@@ -162,7 +162,7 @@ def test_a_file_that_came_to_be_while_the_model_worked_is_not_replaced(tmp_path,
     assert (tmp_path / "prompt.kv").read_text() == "of somebody else"
 
 
-def test_a_text_may_come_through_a_pipe_and_not_from_a_folder(store, tmp_path, capsys):
+def test_a_text_may_come_through_a_pipe_and_not_from_a_folder_without_one(store, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=(PROMPT,))
     writing.start()
@@ -170,4 +170,4 @@ def test_a_text_may_come_through_a_pipe_and_not_from_a_folder(store, tmp_path, c
     writing.join()
     assert files.read(tmp_path / "prompt.kv").facts["cached"] == str(len(PROMPT) - 1)
     assert store(tmp_path / "other.kv", "--text_file", str(tmp_path)) == 2
-    assert "cannot be read: Is a directory" in capsys.readouterr().err
+    assert "is a folder without a .txt or .md file" in capsys.readouterr().err

@@ -51,7 +51,8 @@ def test_the_first_texts_that_are_long_enough_are_taken(loaded, caplog):
     assert not caplog.messages  # a prompt is one text
     assert len(long_enough(loaded, of_lengths(9, 200), 100, 6, 4)) == 1
     assert caplog.messages == [
-        "Only 1 of the 4 texts of `num_samples` are long enough (107 tokens): using those."
+        "Only 1 of 2 texts are long enough for `num_samples` 4 (107 tokens): using those, and "
+        "leaving out the shorter ones."
     ]
 
 

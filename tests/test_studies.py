@@ -53,7 +53,8 @@ def test_compress(compressed):
     assert (rows["per_model_bytes"] > 0).equals(rows["method"] == "calibrated_pca")
     manifest = compressed.manifest("compress")
     assert len(manifest["calibration_texts"]) == config.CALIBRATION_TEXTS
-    assert not set(manifest["calibration_texts"]) & set(manifest["texts"])
+    scored = {f"{text['source']} #{text['index']}: {text['title']}" for text in manifest["texts"]}
+    assert len(scored) == 2 and not set(manifest["calibration_texts"]) & scored
     table = compressed.table("embeddings/dimension_compression").set_index("settings")
     assert (table["texts"] == 2).all() and table["kl_mean_nats_se"].notna().all()
     calibrated = table[table["method"] == "calibrated_pca"]
@@ -297,7 +298,7 @@ def test_controls_are_other_sets_of_the_same_size():
 def test_rows_of_a_report_are_those_of_its_texts():
     found = outcome(PruneStudy(prune_layers=(1,), **LOWER | {"num_samples": 2}))
     assert [sample.index for sample in found.samples] == [0, 1]
-    assert found.facts["texts"] == [sample.name for sample in found.samples]
+    assert [text.name for text in found.read] == [sample.name for sample in found.samples]
     per_text = found.rows.groupby("index").size()
     assert list(per_text) == [len(found.summary)] * 2
     means = found.rows.groupby(["method", "settings"], sort=False)["kl_mean_nats"].mean()

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import os
 import socket
 import time
@@ -9,7 +8,7 @@ from datasets import Dataset
 
 import config
 from config import UsageError
-from data import hub, texts
+from data import hub, text_files, texts
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +77,10 @@ def test_the_offline_corpus_is_long_coherent_text_in_a_fixed_order():
     assert all(len(s.text) >= config.MIN_SAMPLE_CHARACTERS for s in samples)
 
 
-def test_the_offline_corpus_is_taken_without_asking_the_hub(monkeypatch):
-    monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
-    assert texts.candidates(use_wikitext=False)[0].source == texts.REFERENCE_SOURCE
+def test_the_offline_corpus_is_taken_without_asking_the_hub():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
+        assert texts.candidates(use_wikitext=False)[0].source == texts.REFERENCE_SOURCE
 
 
 def test_an_index_out_of_range_names_the_range():
@@ -102,13 +102,6 @@ def test_a_text_file_is_read_whole(tmp_path):
     assert (sample.text, sample.title, sample.source) == ("Füße\nand more", "a.txt", "file")
 
 
-def test_jsonl_texts_are_joined_and_may_hold_any_line_separator(tmp_path):
-    file = tmp_path / "a.jsonl"
-    rows = [{"text": "one\u2028still one"}, {"text": "two", "other": 1}]
-    file.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n", "utf-8")
-    assert texts.read_text_file(str(file)) == "one\u2028still one\n\ntwo"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -125,27 +118,27 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, name, content, says):
     file = tmp_path / name
     file.write_bytes(content)
     with pytest.raises(UsageError, match=says):
-        texts.candidates(text_file=str(file))[0]
+        tuple(texts.candidates(text_file=str(file)))
 
 
 @pytest.mark.parametrize("content", ["123" * 3000, "[" * 100_000])
 def test_json_beyond_measure_is_refused(tmp_path, content):
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(UsageError, match="line 1 "):
-        texts.read_text_file(str(tmp_path / "a.jsonl"))
+        texts.candidates(text_file=str(tmp_path / "a.jsonl"))
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfHello")
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "Hello"}\n')
-    assert texts.read_text_file(str(tmp_path / "a.txt")) == "Hello"
-    assert texts.read_text_file(str(tmp_path / "a.jsonl")) == "Hello"
+    assert text_files.read(str(tmp_path / "a.txt")) == "Hello"
+    assert texts.candidates(text_file=str(tmp_path / "a.jsonl"))[0].text == "Hello"
 
 
 def test_half_a_character_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "abc\\ud800 def"}')
     with pytest.raises(UsageError, match="broken characters"):
-        texts.read_text_file(str(tmp_path / "a.jsonl"))
+        texts.candidates(text_file=str(tmp_path / "a.jsonl"))
     with pytest.raises(UsageError, match="broken characters"):
         texts.candidates(prompt="abc\udcff")[0]
 
@@ -158,23 +151,23 @@ def test_a_damaged_download_falls_back_loudly(wikitext_in_cache, caplog):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        texts.read_text_file(str(tmp_path / "none.txt"))
+        text_files.read(str(tmp_path / "none.txt"))
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
-        texts.read_text_file(str(tmp_path))
+        text_files.read(str(tmp_path))
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/random"])
 def test_a_device_is_refused(device):
     with pytest.raises(UsageError, match=f"`text_file` {device} is a device"):
-        texts.read_text_file(device)
+        text_files.read(device)
 
 
 def test_a_pipe_that_never_ends_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "PIPE_PATIENCE_S", 0.2)
+    monkeypatch.setattr(text_files, "PIPE_PATIENCE_S", 0.2)
     os.mkfifo(tmp_path / "pipe")
     began = time.monotonic()
     with pytest.raises(UsageError, match="is a pipe that did not end in"):
-        texts.read_text_file(str(tmp_path / "pipe"))
+        text_files.read(str(tmp_path / "pipe"))
     assert time.monotonic() - began < 2
 
 
@@ -182,16 +175,16 @@ def test_a_pipe_that_ends_is_read():
     there, here = os.pipe()
     os.write(here, b"An essay from a pipe.")
     os.close(here)
-    assert texts.read_text_file(f"/dev/fd/{there}") == "An essay from a pipe."
+    assert text_files.read(f"/dev/fd/{there}") == "An essay from a pipe."
     os.close(there)
 
 
 def test_a_file_beyond_the_limit_is_refused_without_reading_all_of_it(tmp_path):
     file = tmp_path / "large.txt"
     with file.open("wb") as handle:
-        handle.truncate(3 * texts.LARGEST_FILE)  # takes no room
+        handle.truncate(3 * text_files.LARGEST_FILE)  # takes no room
     with pytest.raises(UsageError, match="is larger than 256 MiB: give a part of it"):
-        texts.read_text_file(str(file))
+        text_files.read(str(file))
 
 
 def test_names_of_texts_cannot_leave_their_line_or_move_the_cursor(tmp_path):

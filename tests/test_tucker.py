@@ -221,5 +221,5 @@ def test_a_close_look_skips_ranks_that_do_not_exist(monkeypatch):
     ends = {"sink_tokens": 0, "recent_tokens": 0}
     study = TuckerStudy(token_rank=2, embedding_rank=4, no_sensitivity=True, **ends)
     plan = study.look(Judge(start.cache, continuation), Learned())
-    assert list(plan.ranks["token_rank"]) == [2]
+    assert list(plan.looked["tucker/rank_sensitivity"]["token_rank"]) == [2]
     assert plan.components["layer"].nunique() == 1

@@ -16,7 +16,7 @@ from analysis.measures import sweep
 from config import UsageError
 from data.cache import KVCache
 from tests import caches
-from tests.drawn import ABOUT, OF_THE_ANALYSIS, is_within, made
+from tests.drawn import ABOUT, OF_THE_ANALYSIS, is_within, made, texts_of
 from tests.drawn import usual as usual_cache
 from visualization.catalogue import PICTURES
 from visualization.drawing import Drawing
@@ -61,16 +61,6 @@ CASES += [
 def tables_of(size: str) -> dict[str, pd.DataFrame]:
     torch.manual_seed(0)
     return made(SIZES[size]())
-
-
-def texts_of(figure) -> list[str]:
-    found = [t.get_text() for t in figure.texts]
-    for ax in figure.axes:
-        found += [ax.get_title(), ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()]
-        found += [t.get_text() for t in ax.texts]
-        legend = ax.get_legend()
-        found += [t.get_text() for t in legend.get_texts()] if legend else []
-    return found
 
 
 @pytest.fixture

@@ -25,8 +25,12 @@ class Model(Protocol):
 
 
 class Text(Protocol):
-    """What is told of the text of a run: data.texts.Sample."""
+    """What is told of a text of a run: data.texts.TextRead. number: its place in its source."""
 
+    @property
+    def tokens_read(self) -> int: ...
+    @property
+    def number(self) -> str: ...
     @property
     def name(self) -> str: ...
     @property
@@ -61,34 +65,21 @@ class Delivery:
     def phase(self, name: str) -> AbstractContextManager[None]:
         return self.record.phase(name)
 
-    def draw(
-        self,
-        model: str,
-        tables: "Mapping[str, pd.DataFrame]",
-        samples: Sequence[Text],
-        n_tokens: int,
-    ) -> None:
+    def draw(self, model: str, tables: "Mapping[str, pd.DataFrame]", texts: Sequence[Text]) -> None:
         """Write tables, and have the pictures drawn that they feed; each names the model and the
-        text, the first of the samples."""
-        more = "" if len(samples) < 2 else f" (first of {len(samples)} texts)"
-        about = f"{model} · {samples[0].name}{more} · {n_tokens} tokens"
-        names = {"model": model, "text_source": samples[0].source}
+        texts that it is of: the mean of several where it has a column `texts`, else the first."""
+        names = {"model": model, "text_source": texts[0].source}
         with self.phase("drawing"):
             for stem, table in tables.items():
                 if stem in PICTURES and not len(table):
                     continue
                 if stem in PICTURES:
+                    about = f"{model} · {_of_texts(texts, 'texts' in table)}"
                     self.output.draw(self._drawing, stem, table, about)
                 named = {k: v for k, v in names.items() if k not in table}
                 self.output.table(stem, table.assign(**named))
 
-    def commit(
-        self,
-        model: Model,
-        text: Text,
-        n_tokens: int,
-        facts: Mapping[str, Any],
-    ) -> list[str]:
+    def commit(self, model: Model, texts: Sequence[Text], facts: Mapping[str, Any]) -> list[str]:
         """Wait for the pictures, then give all files their names, the manifest last; returns the
         paths. facts: of the manifest, beside those that `RunRecord.manifest` knows."""
         with self.phase("drawing"):
@@ -96,7 +87,8 @@ class Delivery:
         self.record.close()
         self.record.device_peak_nbytes = model.device_peak_nbytes
         mode = self.settings["mode"]
-        manifest = self.record.manifest(mode, self.settings, model.facts, text.facts, n_tokens)
+        read = [text.facts for text in texts]
+        manifest = self.record.manifest(mode, self.settings, model.facts, read)
         return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)})
 
     def told(
@@ -113,6 +105,18 @@ class Delivery:
             lines += [f"{title}:", f"  {text}", ""]
         lines += ["Files:", *(f"  - {file}" for file in files), ""]
         return "\n".join([*lines, self.record.timing_line()])
+
+
+def _of_texts(texts: Sequence[Text], is_mean: bool) -> str:
+    """Which texts a picture shows, and how many of their tokens."""
+    first = texts[0]
+    if len(texts) == 1 or not is_mean:
+        more = "" if len(texts) == 1 else f" (first of {len(texts)} texts)"
+        return f"{first.name}{more} · {first.tokens_read} tokens"
+    lengths = sorted(text.tokens_read for text in texts)
+    each = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
+    which = f"{first.number} to {texts[-1].number}"
+    return f"mean of {len(texts)} texts ({first.source} {which}) · {each} tokens each"
 
 
 def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:

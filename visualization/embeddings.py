@@ -5,12 +5,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import config
+from visualization.bands import GREY, band, band_entry, errors, note
 from visualization.style import (
     ACCENT,
     COLOURS,
     KINDS,
     NAMES,
     SAFE,
+    Look,
     bin_width,
     binned,
     by_kind,
@@ -33,7 +35,11 @@ def embedding_consistency(table: pd.DataFrame, about: str) -> Figure:
         "Sparsity of each embedding dimension", about, (12, 7), 2, 1, gap=(0, 0.7), sharey=True
     )
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
-        filled_steps(ax, rows["sparsity"].to_numpy(), color=COLOURS[kind])
+        means = rows["sparsity"].to_numpy()
+        filled_steps(ax, means, color=COLOURS[kind])
+        look: Look = {"step": "mid", "color": GREY, "alpha": 0.6}
+        band(ax, rows["dim"].to_numpy(), means, errors(rows, "sparsity"), **look)
+        band_entry(ax, rows, alpha=0.6)
         sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE
         n_sparse, n_dense = (rows["sparsity"] > sparse).sum(), (rows["sparsity"] < dense).sum()
         label = f"{sparse:.0%}: {n_sparse} of {len(rows)} above, may be removable"
@@ -45,7 +51,7 @@ def embedding_consistency(table: pd.DataFrame, about: str) -> Figure:
         ax.set_ylim(0, 1)
         percent(ax.yaxis)
         whole_numbers(ax.xaxis)
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     axes[-1].set_xlabel("Dimension (over all layers, KV heads and tokens)")
     return fig
 
@@ -62,6 +68,7 @@ def sparse_dense_embedding_patterns(table: pd.DataFrame, about: str) -> Figure:
             chosen = table[(table["kind"] == kind) & (table["pattern"] == pattern)]
             _pattern_lines(ax, chosen)
             ax.set_title(f"{NAMES[kind]}: {word} dimensions")
+            ax.set_ylabel("Mean |entry|" + note(table, "bands: "))
     return fig
 
 
@@ -70,12 +77,13 @@ def _pattern_lines(ax: Axes, table: pd.DataFrame) -> None:
     for i, (dim, rows) in enumerate(table.groupby("dim", sort=False)):
         positions, means = rows["position"].to_numpy(), rows["mean_abs"].to_numpy()
         middles, line = binned(positions, means, width, "mean")
+        _, error = binned(positions, errors(rows, "mean_abs"), width, "mean")
+        band(ax, middles, line, error, color=LINES[i])
         label = f"dim {dim} (variance {rows['variance'].iloc[0]:.2g})"
         marker = "o" if len(middles) == 1 else None  # a line needs two points
         ax.plot(middles, line, lw=1.3, marker=marker, color=LINES[i], label=label)
     ax.set_ylim(0, 1.3 * ax.dataLim.y1 or 1)  # room for the legend
     ax.set_xlabel("Token position" + per_bin(width, "mean"))
-    ax.set_ylabel("Mean |entry|")
     whole_numbers(ax.xaxis)
     ax.tick_params(labelbottom=True)
     ax.legend(loc="upper center", ncols=3, fontsize=8)

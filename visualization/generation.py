@@ -1,27 +1,42 @@
 """Picture of the generation stages."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from visualization.style import ACCENT, COLOURS, NAMES, by_kind, figure, percent, styled
+from visualization.bands import GREY, errors, highest, n_texts, note, spread
+from visualization.style import ACCENT, COLOURS, NAMES, Look, by_kind, figure, percent, styled
 
 
 @styled
 def generation_stages_comparison(table: pd.DataFrame, about: str) -> Figure:
     """Sparsity of the cache at each stage, and of the newly generated tokens alone in red."""
+    several = n_texts(table) > 1
     title = "Sparsity at the stages of generation"
     fig, axes = figure(title, about, (12, 5.5), 1, 2, gap=(0.3, 0), sharey=True)
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
-        names = [f"{row.stage}\n{row.n_tokens} tokens" for row in rows.itertuples()]
+        names = [f"{row.stage}\n{_tokens(row)}" for _, row in rows.iterrows()]
         bars = ax.bar(names, rows["sparsity"], color=COLOURS[kind], label="whole cache", width=0.6)
-        shares = [f"{share:.2%}" for share in rows["sparsity"]]
+        shares = [spread(row, "sparsity", ".2%").replace(" ±", "\n±") for _, row in rows.iterrows()]
         ax.bar_label(bars, shares, label_type="center", color="white", fontsize=10)
         new = rows["sparsity_new_tokens"]
         ax.plot(names, new, "o-", color=ACCENT, lw=1.5, label="new tokens only")
+        if several:
+            look: Look = {"ls": "none", "capsize": 3}
+            beside = np.arange(len(rows)) - 0.15  # where the new tokens have none
+            ax.errorbar(beside, rows["sparsity"], errors(rows, "sparsity"), color=GREY, **look)
+            ax.errorbar(names, new, errors(rows, "sparsity_new_tokens"), color=ACCENT, **look)
         ax.set_title(NAMES[kind], loc="left")
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    highest = table[["sparsity", "sparsity_new_tokens"]].max().max()
-    axes[0].set_ylim(0, 1.15 * max(highest, 0.001))
-    axes[0].set_ylabel("Sparsity")
+    top = max(highest(table, "sparsity"), highest(table, "sparsity_new_tokens"))
+    axes[0].set_ylim(0, 1.15 * max(top, 0.001))
+    axes[0].set_ylabel("Sparsity" + note(table, "bars: "))
     percent(axes[0].yaxis)
     return fig
+
+
+def _tokens(row: pd.Series) -> str:
+    """How long the texts were at a stage."""
+    if row.get("n_tokens_se", 0) > 0:
+        return f"mean {row['n_tokens']:.0f} tokens"
+    return f"{row['n_tokens']:.0f} tokens"

@@ -8,10 +8,13 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from visualization.bands import errors, n_texts, words
 from visualization.style import (
+    ACCENT,
     MISSING,
     NAMES,
     SPARSITY_MAP,
+    Look,
     Spaces,
     beside,
     by_kind,
@@ -53,10 +56,21 @@ def head_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
     kind_bars(ax, table, "head", "sparsity_mean", spread="sparsity_std")
     ax.set_xlabel("KV head")
     ax.set_ylabel("Sparsity, mean over layers\n(bars: standard deviation over layers)")
+    if n_texts(table) > 1:
+        _errors_over_texts(ax, table)
     from_zero(ax, (table["sparsity_mean"] + table["sparsity_std"]).max())
     percent(ax.yaxis)
-    ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return fig
+
+
+def _errors_over_texts(ax: Axes, table: pd.DataFrame) -> None:
+    """Beside the middle of each bar, where the deviation over layers has its own."""
+    for shift, (_, rows) in zip((-0.3, 0.1), by_kind(table), strict=True):
+        look: Look = {"color": ACCENT, "ls": "none", "capsize": 2, "lw": 1.5}
+        look["label"] = words(table) if shift < 0 else None
+        spread = errors(rows, "sparsity_mean")
+        ax.errorbar(rows["head"] + shift, rows["sparsity_mean"], yerr=spread, **look)
 
 
 @styled

@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from visualization.bands import band, band_entry, bars_entry, errors, highest, n_texts
 from visualization.style import (
     COLOURS,
     NAMES,
@@ -37,10 +38,17 @@ def layer_statistics(table: pd.DataFrame, about: str) -> Figure:
 def _lines(ax: Axes, table: pd.DataFrame, column: str, title: str) -> None:
     for kind, rows in by_kind(table):
         ax.plot(rows["layer"], rows[column], "o-", ms=4, color=COLOURS[kind], label=NAMES[kind])
+        _band(ax, rows, column, COLOURS[kind])
     ax.set_title(title)
     ax.set_ylabel(title.split(" (")[0])
-    from_zero(ax, table[column].max())
+    from_zero(ax, highest(table, column))
+    band_entry(ax, table)
     ax.legend()
+
+
+def _band(ax: Axes, rows: pd.DataFrame, column: str, colour: str) -> None:
+    layers, means = rows["layer"].to_numpy(), rows[column].to_numpy()
+    band(ax, layers, means, errors(rows, column), color=colour)
 
 
 def _correlation(ax: Axes, rows: pd.DataFrame) -> None:
@@ -55,6 +63,10 @@ def _correlation(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_title(f"Key-value correlation (largest |r| {largest:.2f}; {SHARED} hints at sharing)")
     ax.axhline(0, color="#888888", lw=1)
     ax.plot(rows["layer"], rows["kv_correlation"], "o-", ms=4, color="#6b4c9a")
+    _band(ax, rows, "kv_correlation", "#6b4c9a")
+    if n_texts(rows) > 1:
+        band_entry(ax, rows)
+        ax.legend()
     if largest > SHARED / 2:
         ax.axhline(SHARED, color="#888888", ls="--", lw=1)
 
@@ -64,14 +76,17 @@ def layer_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
     """Bars of key and value sparsity per layer, with dashed lines at their means."""
     title = "Pruning potential by layer: sparsity, a heuristic"
     fig, ax = figure(title, about, (12, 5.5), head=0.55)
-    kind_bars(ax, table, "layer", "sparsity")
+    several = n_texts(table) > 1
+    kind_bars(ax, table, "layer", "sparsity", spread="sparsity_se" if several else None)
     for kind, rows in by_kind(table):
         mean = rows["mean_sparsity"].iloc[0]
-        label = f"{NAMES[kind]}: mean of layers {mean:.1%}"
+        more = f" ± {rows['mean_sparsity_se'].iloc[0]:.1%}" if several else ""
+        label = f"{NAMES[kind]}: mean of layers {mean:.1%}{more}"
         ax.axhline(mean, color=COLOURS[kind], ls="--", lw=1.5, label=label)
-    from_zero(ax, table["sparsity"].max())
+    from_zero(ax, highest(table, "sparsity"))
     ax.set_xlabel("Layer")
     ax.set_ylabel("Sparsity")
     percent(ax.yaxis)
-    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    bars_entry(ax, table)
+    ax.legend(ncols=4 + several, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return fig

@@ -1,30 +1,61 @@
 """Picture of how large the entries are."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from visualization.bands import n_texts
 from visualization.style import ACCENT, COLOURS, NAMES, by_kind, figure, plain_log, styled
 
 
 @styled
 def weight_magnitude_distribution(table: pd.DataFrame, about: str) -> Figure:
-    """Histograms of |key| and |value| on logarithmic axes, the sparsity threshold in red."""
+    """Histograms of |key| and |value| on logarithmic axes, the sparsity threshold in red. The
+    entries of several texts are counted together, each in multiples of its text's threshold."""
+    if n_texts(table) > 1:
+        return _of_several(table, about)
     title = "Distribution of entry magnitudes"
     fig, axes = figure(title, about, (12, 5.5), 1, 2, gap=(0.3, 0), head=0.45, sharey=True)
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
         threshold = rows["threshold"].iloc[0]
-        edges = [rows["bin_right"].iloc[0] / 2, *rows["bin_right"]]  # a log axis has no 0
-        ax.stairs(rows["count"], edges, fill=True, color=COLOURS[kind])
-        below = rows.loc[rows["bin_right"] <= threshold, "count"].sum()
-        share = below / rows["count"].sum()
-        label = f"threshold {threshold:.3g}: {share:.1%} lie to its left"
+        _histogram(ax, rows["bin_right"], rows["count"], kind)
+        label = f"threshold {threshold:.3g}: {_share_left(rows, threshold):.1%} lie to its left"
         ax.axvline(threshold, color=ACCENT, lw=1.5, label=label)
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        plain_log(ax.xaxis)
-        plain_log(ax.yaxis)
-        ax.set_title(NAMES[kind], loc="left")
         ax.set_xlabel(f"|{kind}| (4 bins to each factor of 2; the leftmost holds all smaller ones)")
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1))
     axes[0].set_ylabel("Entries per bin")
     return fig
+
+
+def _of_several(table: pd.DataFrame, about: str) -> Figure:
+    n = n_texts(table)
+    title = f"Distribution of entry magnitudes, all entries of {n} texts"
+    fig, axes = figure(title, about, (12, 5.5), 1, 2, gap=(0.3, 0), head=0.45, sharey=True)
+    for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
+        threshold, error = rows["threshold"].iloc[0], rows["threshold_se"].iloc[0]
+        _histogram(ax, rows["bin_right"] / threshold, rows["count"], kind)
+        label = (
+            f"threshold, mean {threshold:.3g} ± {error:.2g}: "
+            f"{_share_left(rows, threshold):.1%} lie to its left"
+        )
+        ax.axvline(1, color=ACCENT, lw=1.5, label=label)
+        ax.set_xlabel(f"|{kind}| / threshold of its text (4 bins to each factor of 2)")
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1))
+    axes[0].set_ylabel("Entries per bin, over all texts")
+    return fig
+
+
+def _histogram(ax: Axes, right_edges: pd.Series, counts: pd.Series, kind: str) -> None:
+    edges = [right_edges.iloc[0] / 2, *right_edges]  # a log axis has no 0
+    ax.stairs(counts, edges, fill=True, color=COLOURS[kind])
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    plain_log(ax.xaxis)
+    plain_log(ax.yaxis)
+    ax.set_title(NAMES[kind], loc="left")
+
+
+def _share_left(rows: pd.DataFrame, threshold: float) -> float:
+    """Of all entries; edges of several texts are means, and so are rounded."""
+    left = rows["bin_right"] <= threshold * (1 + 1e-9)
+    return float(rows.loc[left, "count"].sum() / rows["count"].sum())

@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from visualization.bands import n_texts
 from visualization.style import KINDS, MISSING, Look, Spaces, beside, figure, plain_log, styled
 
 NAMES = {"key": "Keys as stored", "unrotated_key": "Unrotated keys", "value": "Values"}
@@ -60,7 +61,8 @@ def head_similarity_matrix(table: pd.DataFrame, about: str) -> Figure:
             _show(ax, np.abs(_square(rows, "order", measure)), look)
             _name_ticks(ax, _heads_in_order(rows), most=30, turned=True)
             ax.set_title(f"{NAMES[kind]}: {name}" + _chance(rows, measure))
-        _bar(fig, row, label)
+        of_means = n_texts(table) > 1 and measure == "cosine"  # signs of texts may differ
+        _bar(fig, row, "|Mean cosine over texts|" if of_means else label)
     _label(axes, "Layer:head, clustered by CKA")
     return fig
 

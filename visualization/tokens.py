@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import config
+from visualization.bands import GREY, band, band_entry, errors, n_texts, spread
 from visualization.lettering import isolated
 from visualization.style import (
     ACCENT,
@@ -44,19 +45,26 @@ def token_position_importance(table: pd.DataFrame, about: str) -> Figure:
     label = "Importance" + per_bin(width, "maximum")
     edges = np.append(middles - width / 2, middles[-1] + width / 2)
     ax.stairs(heights, edges, fill=True, color="#b8bfc8", label=label)
+    highest = table.loc[table.groupby(positions // width)["importance"].idxmax()]
+    error = errors(highest, "importance")
+    band(ax, middles, heights, error, step="mid", color=GREY, alpha=0.4)
     line_width = bin_width(span, MOST_POINTS)
     for kind, name in NORMS.items():
         norms = table[name].to_numpy() / (table[name].max() or 1)  # of zeros no token has a share
         line_middles, line = binned(positions, norms, line_width, "mean")
         text = f"{NAMES[kind][:-1]} norm" + per_bin(line_width, "mean")
         ax.plot(line_middles, line, "-" + _alone(line), color=COLOURS[kind], lw=1.2, label=text)
+        of_norms = errors(table, name) / (table[name].max() or 1)
+        error = binned(positions, of_norms, line_width, "mean")[1]
+        band(ax, line_middles, line, error, color=COLOURS[kind])
+    band_entry(ax, table, alpha=0.4)
     _name_top(ax, table, "importance")
     ax.set_xlim(-0.5 - 0.01 * span, span - 0.5 + 0.01 * span)
     ax.set_ylim(0, 1.05)
     ax.set_xlabel("Token position")
     ax.set_ylabel("Score (terms as shares of their maximum)")
     whole_numbers(ax.xaxis)
-    ax.legend(loc="lower right", ncols=4, bbox_to_anchor=(1, 1))
+    ax.legend(loc="lower right", ncols=5, bbox_to_anchor=(1, 1))
     return fig
 
 
@@ -70,6 +78,11 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     fig, (above, below) = figure(title, about, size, 2, 1, **spaces)
     first = table.drop_duplicates("position").sort_values("position")
     above.vlines(first["position"], _floor(first), first["mean_received"], color="#7d8894", lw=0.8)
+    received = first["mean_received"].to_numpy()
+    error = errors(first, "mean_received")
+    places = first["position"].to_numpy()
+    band(above, places, received, error, step="mid", color=GREY, alpha=0.5)
+    band_entry(above, table, alpha=0.5)
     even = first.dropna(subset="even_share")
     if len(even):
         label = "if every query spread its attention evenly"
@@ -81,7 +94,7 @@ def attention_sinks(table: pd.DataFrame, about: str) -> Figure:
     above.set_ylabel("Attention weight, mean over layers")
     _name_top(above, first, "mean_received")
     if above.get_legend_handles_labels()[0]:
-        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     _sink_map(fig, below, table, layers)
     return fig
 
@@ -137,13 +150,22 @@ def _name_top(ax: Axes, table: pd.DataFrame, column: str) -> None:
     if last < table["position"].max():
         note = f"seen by < {seen['seen_by'].min()} queries"
         ax.axvspan(last + 0.5, table["position"].max() + 0.5, color="#f3e3d3", zorder=0, label=note)
-    lines = [f"{row.position}: {isolated(shown(row.token)[:16])}" for row in top.itertuples()]
+    lines = [_named(row, column) for _, row in top.iterrows()]
     ax.text(
         1.01,
         1.0,
-        "Highest (position: token)\n" + "\n".join(lines),
+        f"Highest (position: {'mean' if n_texts(table) > 1 else 'token'})\n" + "\n".join(lines),
         transform=ax.transAxes,
         va="top",
         fontsize=9,
         color=ACCENT,
     )
+
+
+def _named(row: pd.Series, column: str) -> str:
+    """A token by its position and its word; of several texts its mean, and the word where all have
+    the same there."""
+    word = isolated(shown(row["token"])[:16]) if isinstance(row["token"], str) else ""
+    if f"{column}_se" not in row:
+        return f"{row['position']}: {word}"
+    return f"{row['position']}: {spread(row, column, '.3f')} {word}".rstrip()

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from visualization.bands import bars_entry, errors, highest, n_texts, note
 from visualization.style import (
     KINDS,
     NAMES,
@@ -85,16 +86,18 @@ def layer_sensitivity(table: pd.DataFrame, about: str) -> Figure:
     measured = table["kl_mean_nats"].notna().any()
     fig, axes = figure(title, about, (12, 8.5 if measured else 5), 1 + measured, 1, squeeze=False)
     above = axes[0, 0]
-    kind_bars(above, table, "layer", "relative_error")
-    from_zero(above, table["relative_error"].max())
+    several = n_texts(table) > 1
+    kind_bars(above, table, "layer", "relative_error", "relative_error_se" if several else None)
+    from_zero(above, highest(table, "relative_error"))
     percent(above.yaxis)
     above.set_ylabel("Relative error (Frobenius)")
     above.set_title("Error of what is restored", loc="left")
-    above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    bars_entry(above, table)
+    above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2 + several)
     if measured:
         below = axes[1, 0]
-        kind_bars(below, table, "layer", "kl_mean_nats")
-        from_zero(below, table["kl_mean_nats"].max())
+        kind_bars(below, table, "layer", "kl_mean_nats", "kl_mean_nats_se" if several else None)
+        from_zero(below, highest(table, "kl_mean_nats"))
         below.set_ylabel("KL (nats per token)")
         below.set_title("Measured: only this layer's keys, or only its values", loc="left")
     for ax in axes.flat:
@@ -113,6 +116,14 @@ def rank_sensitivity(table: pd.DataFrame, about: str) -> Figure:
         left.plot(rows["token_rank"], rows["key_error"], "-", label=f"{rank}: keys", **look)
         left.plot(rows["token_rank"], rows["value_error"], "--", label=f"{rank}: values", **look)
         right.plot(rows["bits_per_value"], rows["kl_mean_nats"], "-", label=str(rank), **look)
+        if n_texts(table) > 1:
+            for ax, x, y in (
+                (left, "token_rank", "key_error"),
+                (left, "token_rank", "value_error"),
+                (right, "bits_per_value", "kl_mean_nats"),
+            ):
+                bars: Look = {"color": look["color"], "ls": "none", "capsize": 2}
+                ax.errorbar(rows[x], rows[y], errors(rows, y), **bars)
         for row in rows.itertuples():
             right.annotate(
                 str(row.token_rank),
@@ -121,14 +132,14 @@ def rank_sensitivity(table: pd.DataFrame, about: str) -> Figure:
                 textcoords="offset points",
                 fontsize=7,
             )
-    from_zero(left, 1.25 * table[["key_error", "value_error"]].max().max())
+    from_zero(left, 1.25 * max(highest(table, "key_error"), highest(table, "value_error")))
     percent(left.yaxis)
-    left.set_ylabel("Relative error")
+    left.set_ylabel("Relative error" + note(table, "bars: "))
     left.legend(title="Embedding rank", ncols=3, fontsize=8, loc="upper right")
     if (table["kl_mean_nats"] > 0).all():
         right.set_yscale("log")
         plain_log(right.yaxis, steps=(1.0, 2.0, 5.0))
-    right.set_ylabel("KL (nats per token)")
+    right.set_ylabel("KL (nats per token)" + note(table, "bars: "))
     right.set_xlabel("Stored bits per value (numbers: token rank)")
     right.legend(title="Embedding rank", fontsize=8)
     left.set_xlabel("Token rank")

@@ -1,50 +1,44 @@
-"""`--mode analyze` and `analyze_generation`: how the cache of one text looks, and, if asked for,
-what the recommendations that follow from that really cost."""
+"""`--mode analyze` and `analyze_generation`: how the cache of a text looks, or of several on the
+mean, and, if asked for, what the recommendations that follow from that really cost."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
-import torch
+import numpy as np
 
 import config
+from analysis import over_texts
 from analysis.findings import key_findings, recommendations
-from analysis.generation import generation_stages
-from analysis.inventory import inventory_table, kept
-from analysis.measures import sweep, thresholds
-from analysis.tables import Subject, tables
-from compression.evaluate import Judge, summary
-from compression.studies.base import INVENTORY, Learned, Tables, refuse_counts
-from compression.studies.prune import PruneStudy
-from compression.studies.work import Model, Phase, untimed
+from analysis.inventory import kept
+from compression.studies.base import Tables, refuse_counts
+from compression.studies.one_text import PLACES, OneText, ReadText, look
+from compression.studies.work import Here, Phase, Task, Work, Worker, untimed
 from config import UsageError
-from data import extraction, memory, own_files, saving, scored_texts
-from data.cache import KVCache
-from data.extraction import Prefill
+from data import own_files, scored_texts
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scored_texts import Text
-from data.scoring import Continuation
-from data.texts import Sample
+from data.texts import Sample, TextRead, in_all
 from data.vocabulary import FOCUSES
 
-STAGES = "tokens/generation_stages_comparison"
-Made = Callable[[Tables, list[Sample], int], None]  # tables, their text and its tokens read
+__all__ = ["Analysis", "Findings", "look"]
+
+Made = Callable[[Tables, Sequence[TextRead]], None]  # tables, and the texts that they are of
 
 
 @dataclass(frozen=True)
 class Findings:
     """What `analyze` gives; lines in sentences, those of `measured` only where that was asked for.
 
-    thresholds: kind -> the magnitude below which an entry counts as sparse. inventory: what the
-    model keeps of the text. saved: that the cache was kept in a file, if that was asked for.
+    thresholds: kind -> the magnitude below which an entry counts as sparse, for each text.
+    inventory: what the model keeps of the first text. saved: that the cache was kept in a file, if
+    that was asked for.
     """
 
     tables: Tables
-    sample: Sample
-    n_tokens: int
-    thresholds: dict[str, float]
+    texts: tuple[TextRead, ...]
+    thresholds: tuple[dict[str, float], ...]
     findings: list[str]
     recommendations: list[str]
     measured: list[str]
@@ -53,8 +47,9 @@ class Findings:
 
     def said(self, model: str) -> dict[str, list[str]]:
         """For people, by headings."""
+        source = self.texts[0].source
         every = {
-            f"Key findings on {model}, {self.sample.source}": self.findings,
+            f"Key findings on {model}, {source}, {in_all(self.texts)}": self.findings,
             "Recommendations (heuristics, not yet measured)": self.recommendations,
             "The same, measured": self.measured,
             "Saved": self.saved,
@@ -63,10 +58,14 @@ class Findings:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For a manifest."""
+        """For a manifest; thresholds of several texts are their means."""
+        means = {
+            kind: float(np.mean([each[kind] for each in self.thresholds]))
+            for kind in self.thresholds[0]
+        }
         return {
             "cache": self.inventory.facts,
-            "thresholds": self.thresholds,
+            "thresholds": means,
             "findings": self.findings,
             "recommendations_not_measured": self.recommendations,
             "recommendations_measured": self.measured,
@@ -75,14 +74,15 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """analysis_focus: all, layers, heads, tokens, embeddings or generation. context_tokens: of the
+    """analysis_focus: all, layers, heads, tokens, embeddings or generation. context_tokens: of a
     text that are read; where not given as config.py says, for generation all. new_tokens: generated
-    after it. measure: measure what is recommended, on `score_tokens` after the text. save_cache:
-    the file to keep the cache in."""
+    after it. num_samples: texts; of several, means. measure: measure what is recommended, on
+    `score_tokens` after the text. save_cache: the file to keep the cache of a single text in."""
 
     analysis_focus: str = "all"
     context_tokens: int | None = None
     new_tokens: int | None = None
+    num_samples: int | None = None
     measure: bool = False
     score_tokens: int | None = None
     save_cache: str | None = None
@@ -91,6 +91,7 @@ class Analysis:
         refuse_counts(
             context_tokens=self.context_tokens,
             new_tokens=self.new_tokens,
+            num_samples=self.num_samples,
             score_tokens=self.score_tokens,
         )
         own_files.refuse(self.save_cache)
@@ -105,20 +106,32 @@ class Analysis:
                 "`measure` was given, and the stages of generation recommend nothing to prune",
                 "leave it out, or take `--mode analyze`",
             )
+        if self.measure and self.n_texts > 1:
+            raise UsageError(
+                f"`measure` was given for {self.n_texts} texts, and it measures on one",
+                "`--mode prune --trial` takes several; leave `measure` out, or `num_samples`",
+            )
+        if self.save_cache is not None and self.n_texts > 1:
+            raise UsageError(
+                f"`save_cache` was given for {self.n_texts} texts, and a file holds one's cache",
+                "leave it out, or `num_samples`",
+            )
+
+    @property
+    def n_texts(self) -> int:
+        return self.num_samples or config.ANALYZED_TEXTS
 
     @property
     def n_read(self) -> int | None:
-        """Tokens of the text that are read; None for all."""
+        """Tokens of a text that are read; None for all."""
         usual = None if self.analysis_focus == "generation" else config.SEQUENCE_LENGTH
         return self.context_tokens or usual
 
     @property
-    def generates(self) -> bool:
-        return self.analysis_focus in ("all", "tokens", "generation")
-
-    @property
     def n_new(self) -> int:
-        return self.new_tokens or config.NEW_TOKENS
+        """Tokens that are generated."""
+        generates = self.analysis_focus in ("all", "tokens", "generation")
+        return (self.new_tokens or config.NEW_TOKENS) if generates else 0
 
     def run(
         self,
@@ -126,92 +139,79 @@ class Analysis:
         candidates: Sequence[Sample],
         continuation: str | None = None,
         phase: Phase = untimed,
-        made: Made = lambda tables, samples, n_tokens: None,
+        made: Made = lambda tables, texts: None,
     ) -> Findings:
-        """Prefill, measure, generate. made: is given tables as soon as there are some; those of
-        what was generated come last."""
-        with phase("text"):
-            text = self._text(loaded, candidates, continuation)
-        with memory.told(loaded, len(text[1])):
-            return self._findings(loaded, text, phase, made)
+        """Look at texts in this process; see `carry_out`."""
+        return self.carry_out(Here(loaded, phase), candidates, continuation, made)
 
-    def _findings(self, loaded: LoadedModel, text: Text, phase: Phase, made: Made) -> Findings:
-        sample, ids = text
-        read = ids[: self.n_read]
-        with phase("prefill"):
-            probes = self.measure or self.analysis_focus in ("all", "tokens")
-            start = extraction.prefill(loaded, read, probe=probes)
-            inventory = Inventory.of(start.past)  # now: generation goes on in the same object
-            saved = [] if self.save_cache is None else [self._saved(loaded, start, sample)]
-        with phase("analysis"):
-            limits = thresholds(start.cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-            all_tables = self._tables(loaded, start) | {INVENTORY: inventory_table(inventory)}
-            made(all_tables, [sample], len(read))
-        measured: list[str] = []
-        if self.measure:
-            with phase("scoring"):
-                costs, measured = _measured(loaded, start, ids[len(read) :])
-            made(costs, [sample], len(read))
-            all_tables |= costs
-        if self.generates:
-            stages = self._stages(loaded, start, limits, phase)
-            made(stages, [sample], len(read))
-            all_tables |= stages
+    def carry_out(
+        self,
+        work: Work,
+        candidates: Sequence[Sample],
+        continuation: str | None = None,
+        made: Made = lambda tables, texts: None,
+    ) -> Findings:
+        """Prefill, measure and generate, text by text. made: is given tables as soon as there are
+        some; of one text those of what was generated come last."""
+        chosen = work.one(Choice(self, candidates, continuation))
+        several = len(chosen) > 1
+        texts = tuple(sample.read(len(ids[: self.n_read])) for sample, ids in chosen)
+        at_once = isinstance(work, Here) and not several
+        tasks = [self._task(text, several) for text in chosen]
+        if at_once:
+            tasks = [replace(tasks[0], made=lambda tables: made(tables, texts))]
+        each, sums = _gathered(work, tasks)
+        tables = over_texts.combined([one.tables for one in each], sums.get(PLACES))
+        apart = over_texts.of_each([one.tables for one in each], [text.index for text in texts])
+        if not at_once:
+            made(tables | apart, texts)
         sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE
+        first = ("Of the first text: " if several else "") + kept(each[0].inventory)
         return Findings(
-            all_tables,
-            sample,
-            len(read),
-            limits,
-            [kept(inventory), *key_findings(all_tables, sparse, dense, config.TOP_TOKENS)],
-            recommendations(all_tables, sparse),
-            measured,
-            inventory,
-            saved,
+            tables | apart,
+            texts,
+            tuple(one.thresholds for one in each),
+            [first, *key_findings(tables, sparse, dense, config.TOP_TOKENS)],
+            recommendations(tables, sparse),
+            each[0].measured,
+            each[0].inventory,
+            each[0].saved,
         )
 
-    def _saved(self, loaded: LoadedModel, start: Prefill, sample: Sample) -> str:
-        return saving.save(loaded, start.cache, sample, str(self.save_cache))
-
-    def _text(
-        self, loaded: LoadedModel, candidates: Sequence[Sample], continuation: str | None
-    ) -> Text:
-        """The text and its tokens, with those that are scored after it where they are."""
-        if self.measure:
-            context = self.context_tokens or config.SEQUENCE_LENGTH
-            n_scored = self.score_tokens or config.SCORE_TOKENS
-            return scored_texts.long_enough(loaded, candidates, context, n_scored, 1, continuation)[
-                0
-            ]
-        n_new = self.n_new if self.generates else 0
-        return candidates[0], extraction.tokenise(loaded, candidates[0], self.n_read, n_new)
-
-    def _tables(self, loaded: LoadedModel, start: Prefill) -> Tables:
-        if self.analysis_focus == "generation":
-            return {}
-        return look(loaded, start.cache, self.analysis_focus)
-
-    def _stages(
-        self, loaded: LoadedModel, start: Prefill, limits: dict[str, float], phase: Phase
-    ) -> Tables:
-        with phase("generation"):
-            cache = extraction.generate(loaded, start, self.n_new)
-        with phase("analysis"):
-            return {STAGES: generation_stages(start.cache, cache, limits)}
+    def _task(self, text: Text, several: bool) -> ReadText:
+        sample, ids = text
+        kept = None if self.save_cache is None else (sample, self.save_cache)
+        focus, n_read, n_new = self.analysis_focus, self.n_read, self.n_new
+        return ReadText(focus, ids, n_read, n_new, self.measure, several, kept)
 
 
-def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:
-    """The tables of a focus, by the names of the pictures that they feed."""
-    swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-    return tables(Subject(swept, saving.words_of(loaded, cache)), focus)
+def _gathered(work: Work, tasks: list[ReadText]) -> tuple[list[OneText], dict[str, Any]]:
+    """What was found in each text, and what adds up over all of them."""
+    each: dict[int, OneText] = {}
+    sums: dict[str, Any] = {}
+    for i, one in work.as_done(tasks, "text"):
+        for name, of_text in one.sums.items():
+            sums[name] = sums[name] + of_text if name in sums else of_text
+        each[i] = replace(one, sums={})  # so that no more than their sum is held
+    return [each[i] for i in range(len(tasks))], sums
 
 
-def _measured(
-    loaded: LoadedModel, start: Prefill, follows: torch.Tensor
-) -> tuple[Tables, list[str]]:
-    """What the recommendations of `analyze` really cost, and the trial of the heuristics."""
-    judge = Judge(start.cache, Continuation(loaded, start.past, follows))
-    plan = PruneStudy(trial=True).look(judge, Learned())
-    rows = pd.DataFrame([judge.score(method) for method in dict.fromkeys(plan.methods)])
-    report = plan.report(rows, summary(rows), pd.DataFrame(), Model.of(loaded))
-    return report.tables, report.lines
+@dataclass(frozen=True, eq=False)
+class Choice(Task[list[Text]]):
+    """The texts that are looked at and their tokens, with those that are scored after them."""
+
+    analysis: Analysis
+    candidates: Sequence[Sample]
+    continuation: str | None
+
+    def run(self, worker: Worker) -> list[Text]:
+        asked, loaded = self.analysis, worker.loaded
+        if not asked.measure:
+            return scored_texts.looked_at(
+                loaded, self.candidates, asked.n_read, asked.n_new, asked.n_texts
+            )
+        context = asked.context_tokens or config.SEQUENCE_LENGTH
+        n_scored = asked.score_tokens or config.SCORE_TOKENS
+        return scored_texts.long_enough(
+            loaded, self.candidates, context, n_scored, 1, self.continuation
+        )

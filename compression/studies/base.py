@@ -7,7 +7,9 @@ the first, scores the methods of the plan that it gives, and hands the scores to
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import pandas as pd
@@ -53,9 +55,12 @@ class Learned:
 
 
 class Plan(ABC):
-    """What a study has decided to do with its texts. methods: scored on each of them."""
+    """What a study has decided to do with its texts. methods: scored on each of them. looked: the
+    tables of what was seen in the first text and is looked at in the others as well (see
+    `Study.see`), before `report` those over all texts."""
 
     methods: list[Compressor]
+    looked: Mapping[str, pd.DataFrame] = MappingProxyType({})
 
     @abstractmethod
     def report(
@@ -125,6 +130,10 @@ class Study(ABC):
     @abstractmethod
     def look(self, judge: "Judge", learned: Learned) -> Plan:
         """Look at the first text, and decide what to score."""
+
+    def see(self, judge: "Judge") -> Tables:
+        """Look at another text as at the first: its tables of `Plan.looked`."""
+        return {}
 
 
 def refuse_counts(**counts: int | None) -> None:

@@ -70,7 +70,6 @@ class Found:
 
     model: SavedModel
     text: SavedText
-    n_tokens: int
     tables: Tables
     said: dict[str, list[str]]
     facts: dict[str, Any]
@@ -89,7 +88,7 @@ def run(
     with phase("load"):
         saved = saved_cache.load(load_cache, cache_layout)
         _refuse_another_model(saved, model)
-    text = SavedText(Path(load_cache).name, saved.text)
+    text = SavedText(Path(load_cache).name, saved.text, saved.cache.n_tokens)
     if isinstance(asked, Sight):
         with phase("analysis"):
             return _looked_at(asked, saved, text)
@@ -131,7 +130,7 @@ def _looked_at(asked: Sight, saved: SavedCache, text: SavedText) -> Found:
         "recommendations_not_measured": advice,
     }
     made |= {INVENTORY: inventory_table(inventory)}
-    return Found(model, text, cache.n_tokens, made, said, facts)
+    return Found(model, text, made, said, facts)
 
 
 def _studied(study: Study, saved: SavedCache, text: SavedText, phase: Phase) -> Found:
@@ -153,7 +152,7 @@ def _studied(study: Study, saved: SavedCache, text: SavedText, phase: Phase) -> 
         "left_out": left_out,
     }
     said = {f"{study.title} on {model.name}, {text.name}": lines}
-    return Found(model, text, cache.n_tokens, made, said, facts, _refused(study, table))
+    return Found(model, text, made, said, facts, _refused(study, table))
 
 
 def _scored(seen: Seen, cache: KVCache) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -46,6 +46,7 @@ def over_models(outcomes: Sequence[Outcome]) -> Outcome:
         pd.concat([each.rows.assign(model=each.model.name) for each in outcomes]),
         table,
         first.samples,
+        first.context,
         first.learned_on,
         _together([outcome.model for outcome in outcomes]),
         None,

@@ -1,5 +1,5 @@
 """The run that all studies share, for the command line, a benchmark or a notebook alike: choose the
-texts, look at the first, score the study's methods on each, and report. Nothing here prints or
+texts, look at them, score the study's methods on each, and report. Nothing here prints or
 draws."""
 
 from collections.abc import Sequence
@@ -9,18 +9,19 @@ from typing import Any
 import pandas as pd
 import torch
 
+from analysis import over_texts
 from analysis.inventory import beside, inventory_table
 from compression.base import Compressor
 from compression.coded.kept_calibrations import leak
 from compression.evaluate import as_records, summary
-from compression.studies.base import INVENTORY, Report, Study
+from compression.studies.base import INVENTORY, Plan, Report, Study, Tables
 from compression.studies.rows import Row, Rows
-from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, SideBySide
+from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, See, SideBySide
 from compression.studies.work import Here, Model, Phase, Work, untimed
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scored_texts import Text
-from data.texts import Sample
+from data.texts import Sample, TextRead, in_all
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,31 @@ class Outcome:
     """What a run gives: the report, and what it rests on, on one model or on several.
 
     rows: one per method and text. summary: their means. samples: the texts that were scored;
-    learned_on: names of those that were only learned from. inventory: what the model keeps of the
-    first text; None of several models.
+    context: how many of their tokens were read; learned_on: names of those that were only learned
+    from. inventory: what the model keeps of the first text; None of several models.
     """
 
     report: Report
     rows: pd.DataFrame
     summary: pd.DataFrame
     samples: tuple[Sample, ...]
+    context: int
     learned_on: tuple[str, ...]
     model: Model
     inventory: Inventory | None
 
     @property
+    def read(self) -> tuple[TextRead, ...]:
+        return tuple(sample.read(self.context) for sample in self.samples)
+
+    @property
+    def rests_on(self) -> str:
+        return in_all(self.read)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """For a manifest."""
         return {
-            "texts": [sample.name for sample in self.samples],
             "calibration_texts": list(self.learned_on),
             **({} if self.inventory is None else {"cache": self.inventory.facts}),
             "verdict": self.report.lines,
@@ -78,6 +87,7 @@ def carry_out(
     rows = pd.DataFrame(_scored(study, work, texts, methods))
     sought = _sought(study, work, texts[0], methods)
     means = summary(rows)
+    apart = _seen(study, work, texts, plan)
     report = plan.report(rows, means, sought, work.model)
     shown = plan.shown(means)
     if shown is not None:
@@ -86,16 +96,27 @@ def carry_out(
     return Outcome(
         replace(
             report,
-            tables=report.tables | {INVENTORY: inventory_table(inventory)},
+            tables=report.tables | apart | {INVENTORY: inventory_table(inventory)},
             lines=[*too_good, *report.lines, *_of_all_kept(means, inventory)],
         ),
         rows,
         means,
         samples,
+        study.context,
         tuple(sample.name for sample, _ in others),
         work.model,
         inventory,
     )
+
+
+def _seen(study: Study, work: Work, texts: list[Text], plan: Plan) -> Tables:
+    """Has the plan report what was seen over all texts; the rows of each text apart."""
+    if not plan.looked:
+        return {}
+    others = work.each([See(study, ids) for _, ids in texts[1:]], "text")
+    looked = [dict(plan.looked), *others]
+    plan.looked = over_texts.combined(looked)
+    return over_texts.of_each(looked, [sample.index for sample, _ in texts])
 
 
 def _of_all_kept(summary: pd.DataFrame, inventory: Inventory) -> list[str]:

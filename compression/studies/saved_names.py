@@ -16,6 +16,11 @@ class SavedText:
 
     file: str
     known: Mapping[str, str]
+    tokens_read: int
+
+    @property
+    def number(self) -> str:
+        return f"#{self.known.get('index', '?')}"
 
     @property
     def source(self) -> str:
@@ -25,13 +30,12 @@ class SavedText:
     def name(self) -> str:
         known = "text not known"
         if "source" in self.known:
-            number, title = self.known.get("index", "?"), self.known.get("title", "?")
-            known = f"{self.source} #{number}: {title}"
+            known = f"{self.source} {self.number}: {self.known.get('title', '?')}"
         return f"{known} · saved in {visible(self.file)}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"saved_in": self.file, **self.known}
+        return {"saved_in": self.file, **self.known, "tokens_read": self.tokens_read}
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def _(study: SimilarityStudy, cache: KVCache, calibration: Calibration | None) -
     def told(rows: pd.DataFrame) -> list[str]:
         return plan.lines(plan.savings(rows))
 
-    return Seen("similarity", NONE | labels, plan.looked, told)
+    return Seen("similarity", NONE | labels, dict(plan.looked), told)
 
 
 @look.register

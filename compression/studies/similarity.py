@@ -35,7 +35,7 @@ Member = tuple[int, ...]  # (layer,) or (layer, head)
 @dataclass(frozen=True, kw_only=True)
 class SimilarityStudy(Study):
     """Groups of layers and heads are found on the first text and merged on all; tokens and
-    dimensions are grouped in each text anew.
+    dimensions are grouped in each text anew. How alike they are is looked at in every text.
 
     sink_tokens, recent_tokens: first and most recent tokens whose dimensions stay as they are.
     """
@@ -76,6 +76,9 @@ class SimilarityStudy(Study):
         merges["dimensions"] = self._dims
         return SimilarityPlan(looked, parts, merges)
 
+    def see(self, judge: "Judge") -> Tables:
+        return _looked_at(judge.cache, similarity.comparable_kinds(judge.cache))
+
 
 def _looked_at(cache: KVCache, kinds: Sequence[str]) -> Tables:
     """How alike layers, heads, tokens and dimensions are, at the same positions everywhere."""
@@ -104,24 +107,28 @@ def _looked_at(cache: KVCache, kinds: Sequence[str]) -> Tables:
 
 @dataclass(frozen=True)
 class Alike:
-    """Layers, or heads, that are alike.
+    """Layers, or heads, that are alike in the first text.
 
-    pairs: those that could be merged. passed: whether some are above the threshold. method: what
-    merges those, or else the nearest pair; None where no two can be compared. counts: groups that
-    are merged, in words. all_mergeable: whether every pair that was compared could be merged.
+    held: layer -> what has to be the same for two to be merged. passed: whether some pairs are
+    above the threshold. method: what merges those, or else the nearest pair; None where no two can
+    be compared. counts: groups that are merged, in words. all_mergeable: whether every pair that
+    was compared could be merged.
     """
 
     level: str
-    pairs: pd.DataFrame
+    held: dict[int, tuple[int, str]]
     threshold: float
     passed: bool
     method: MergedHeads | None
     counts: str
     all_mergeable: bool
 
-    def sentence(self, savings: pd.DataFrame) -> str:
-        """savings: see `SimilarityPlan.savings`, by level."""
-        nearest = [clusters.nearest(self.pairs, self.level, kind) for kind in KINDS]
+    def sentence(self, savings: pd.DataFrame, looked: Mapping[str, pd.DataFrame]) -> str:
+        """savings: see `SimilarityPlan.savings`, by level. looked: over all texts."""
+        pairs = _of_one_shape(looked[_table_of(self.level)], self.held)
+        several = "texts" in pairs
+        where = " in the first text" if several else ""
+        nearest = [clusters.nearest(pairs, self.level, kind) for kind in KINDS]
         named = " and, by values, ".join(near or "none comparable" for near in nearest)
         among = self.level.capitalize()
         if self.method is None:
@@ -131,19 +138,21 @@ class Alike:
         paid = _paid(savings.loc[self.level])
         if self.passed:
             return (
-                f"{among}: {self.counts} pass |cosine| {self.threshold:g}; merging them {paid}. "
+                f"{among}: {self.counts} pass |cosine| {self.threshold:g}{where}; merging them "
+                f"{paid}. "
                 f"Nearest by keys: {named}."
             )
         return (
-            f"{among}: none pass |cosine| {self.threshold:g}; nearest by keys: {named}. Merging "
-            f"even those {paid}."
+            f"{among}: none pass |cosine| {self.threshold:g}{where}; nearest by keys: {named}. "
+            f"Merging even {'the nearest of the first text' if several else 'those'} {paid}."
         )
 
 
 def _alike(level: str, cache: KVCache, looked: Tables, threshold: float) -> Alike:
     """What passes the threshold; where nothing does, the nearest pair of each kind."""
-    table = looked[f"similarity/{level[:-1]}_similarity_matrix"]
-    pairs = _of_one_shape(table, cache)
+    table = looked[_table_of(level)]
+    held = {layer.index: (layer.n_tokens, layer.kind) for layer in cache.layers}
+    pairs = _of_one_shape(table, held)
     groups = {kind: clusters.groups_of(pairs, level, kind, threshold) for kind in KINDS}
     counts = " and ".join(f"{len(groups[kind])} groups of {kind}s" for kind in KINDS)
     passed = any(groups.values())
@@ -154,11 +163,11 @@ def _alike(level: str, cache: KVCache, looked: Tables, threshold: float) -> Alik
         n_heads = {layer.index: layer.n_heads for layer in cache.layers}
         key_groups, value_groups = (_heads_of(groups[kind], n_heads) for kind in KINDS)
         method = MergedHeads(key_groups, value_groups)
-    return Alike(level, pairs, threshold, passed, method, counts, len(pairs) == len(table))
+    return Alike(level, held, threshold, passed, method, counts, len(pairs) == len(table))
 
 
 class SimilarityPlan(Plan):
-    """looked: tables of the first text. parts: which of its layers and heads are alike. merges:
+    """looked: see `_looked_at`. parts: which layers and heads of the first text are alike. merges:
     level -> what is really merged."""
 
     def __init__(
@@ -174,11 +183,11 @@ class SimilarityPlan(Plan):
     ) -> Report:
         table = self.savings(summary)
         tables = {"similarity/potential_savings": table, "similarity/texts": rows}
-        return Report(self.looked | tables, self.lines(table))
+        return Report({**self.looked, **tables}, self.lines(table))
 
     def lines(self, savings: pd.DataFrame) -> list[str]:
         savings = savings.set_index("level")
-        lines = [part.sentence(savings) for part in self.parts]
+        lines = [part.sentence(savings, self.looked) for part in self.parts]
         lines.append(self._tokens(savings.loc["tokens"]))
         lines.append(
             "Dimensions: merging those of a head with |cosine over tokens| from "
@@ -216,10 +225,13 @@ def _nearest_members(table: pd.DataFrame, level: str, kind: str) -> list[list[Me
     return [] if pair is None else [[members[i] for i in pair[:2]]]
 
 
-def _of_one_shape(table: pd.DataFrame, cache: KVCache) -> pd.DataFrame:
+def _table_of(level: str) -> str:
+    return f"similarity/{level[:-1]}_similarity_matrix"
+
+
+def _of_one_shape(table: pd.DataFrame, held: Mapping[int, tuple[int, str]]) -> pd.DataFrame:
     """The pairs whose layers hold the same tokens: others cannot be one tensor, however alike the
     positions are that they share."""
-    held = {layer.index: (layer.n_tokens, layer.kind) for layer in cache.layers}
     return table[table["layer_a"].map(held) == table["layer_b"].map(held)]
 
 

@@ -8,7 +8,7 @@ import torch
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of
 from compression.evaluate import Judge
-from compression.studies.base import Learned, Plan, Study
+from compression.studies.base import Learned, Plan, Study, Tables
 from compression.studies.needle import Needle, needles
 from compression.studies.rows import Row
 from compression.studies.work import T, Task, Worker
@@ -76,6 +76,16 @@ class Look(OfText[tuple[Plan, Inventory]]):
         judge = self.judge(worker)
         with worker.phase("scoring"):
             return self.study.look(judge, learned), judge.inventory
+
+
+@dataclass(frozen=True, eq=False)
+class See(OfText[Tables]):
+    """What the study sees in another text than the first."""
+
+    def run(self, worker: Worker) -> Tables:
+        judge = self.judge(worker)
+        with worker.phase("scoring"):
+            return self.study.see(judge)
 
 
 def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:

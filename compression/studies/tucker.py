@@ -1,5 +1,5 @@
-"""`--mode tucker`: what a Tucker setting does to one text, in tables: errors by layer, the
-measured cost of each layer's part, other ranks, and the decomposition itself."""
+"""`--mode tucker`: what a Tucker setting does to texts, in tables: errors by layer, the measured
+cost of each layer's part, other ranks, and the decomposition of the first text itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +10,11 @@ import torch
 from tqdm import tqdm
 
 import config
+from analysis.margins import error, not_apart, spread, tied
 from compression.base import Uncompressed
 from compression.costs import relative_errors
 from compression.methods.tucker import Tucker
-from compression.studies.base import Learned, Plan, Report, Study, plain_ends, spread
+from compression.studies.base import Learned, Plan, Report, Study, Tables, plain_ends
 from config import UsageError
 from data.cache import KINDS, KVCache
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from compression.evaluate import Judge
     from compression.studies.work import Model
 
+LAYERS, RANKS = "tucker/layer_sensitivity", "tucker/rank_sensitivity"
 MORE_BYTES = 1.1  # what counts as about the same bytes
 
 
@@ -117,7 +119,7 @@ def _long(tensor: torch.Tensor, kind: str, part: str) -> pd.DataFrame:
 @dataclass(frozen=True, kw_only=True)
 class TuckerStudy(Study):
     """`--mode tucker`: one setting, its keys as stored and, if asked for, before rotary embedding;
-    a close look at the first text. Settings are those of `Tucker`.
+    a close look at each text. Settings are those of `Tucker`.
 
     no_sensitivity: skip the measured cost of each layer, the longest part.
     """
@@ -160,30 +162,31 @@ class TuckerStudy(Study):
         )
 
     def look(self, judge: "Judge", learned: Learned) -> "TuckerPlan":
-        """Each layer, other ranks, and the components of the layer that costs most, or where that
-        is not measured, errs most."""
-        method = self.method
-        method.refuse_idle(judge.cache)
-        measured = not self.no_sensitivity
-        layers = layer_sensitivity(judge, method, measured)
-        cost = "kl_mean_nats" if measured else "relative_error"
+        """Each layer, other ranks, and the components of the layer that costs most on this text, or
+        where that is not measured, errs most."""
+        self.method.refuse_idle(judge.cache)
+        looked = self.see(judge)
+        cost = "relative_error" if self.no_sensitivity else "kl_mean_nats"
+        layers = looked[LAYERS]
         dearest = layers["layer"][layers[cost].idxmax()]
         place = [layer.index for layer in judge.cache.layers].index(dearest)
-        parts = components(method, judge.cache, place).assign(layer=dearest)
-        ranks = rank_sensitivity(judge, method, config.TOKEN_RANKS, config.EMBEDDING_RANKS)
-        return TuckerPlan(method, layers, ranks, parts)
+        parts = components(self.method, judge.cache, place).assign(layer=dearest)
+        return TuckerPlan(self.method, looked, parts)
+
+    def see(self, judge: "Judge") -> Tables:
+        """Each layer, and other ranks."""
+        ranks = rank_sensitivity(judge, self.method, config.TOKEN_RANKS, config.EMBEDDING_RANKS)
+        layers = layer_sensitivity(judge, self.method, not self.no_sensitivity)
+        return {LAYERS: layers, RANKS: ranks}
 
 
 class TuckerPlan(Plan):
-    """layers, ranks, components: what was seen on the first text, see the functions above."""
+    """looked: see `TuckerStudy.see`. components: of the first text, see above."""
 
-    def __init__(
-        self, method: Tucker, layers: pd.DataFrame, ranks: pd.DataFrame, components: pd.DataFrame
-    ) -> None:
+    def __init__(self, method: Tucker, looked: Tables, components: pd.DataFrame) -> None:
         self.method = method
         self.methods = [Uncompressed(), replace(method, unrotated_keys=False), method]
-        self.layers = layers
-        self.ranks = ranks
+        self.looked = looked
         self.components = components
 
     def report(
@@ -191,29 +194,34 @@ class TuckerPlan(Plan):
     ) -> Report:
         tables = {
             "tucker/tucker_components": self.components,
-            "tucker/layer_sensitivity": self.layers,
-            "tucker/rank_sensitivity": self.ranks,
+            **self.looked,
             "tucker/texts": rows,
             "tucker/summary": summary,
         }
-        first = rows[rows["settings"] == self.method.words()].iloc[0]
+        own = summary[summary["settings"] == self.method.words()].iloc[0]
         lines = _stored_and_lost(summary[summary["method"] == Tucker.name])
-        if self.layers["kl_mean_nats"].notna().any():
-            dear = self.layers.nlargest(3, "kl_mean_nats")
-            named = [f"layer {r.layer} {r.kind}s ({r.kl_mean_nats:.4f})" for r in dear.itertuples()]
-            lines.append(f"Dearest alone, in nats of measured KL: {', '.join(named)}.")
-        return Report(tables, [*lines, _better_ranks(self.ranks, first)])
+        layers = self.looked[LAYERS]
+        if layers["kl_mean_nats"].notna().any():
+            dear = layers.nlargest(3, "kl_mean_nats")
+            named = [
+                f"layer {row['layer']} {row['kind']}s ({spread(row, 'kl_mean_nats', '.4f')})"
+                for _, row in dear.iterrows()
+            ]
+            rest = not_apart(layers.drop(dear.index), "kl_mean_nats", dear.iloc[-1])
+            lines.append(f"Dearest alone, in nats of measured KL: {', '.join(named)}{tied(rest)}.")
+        return Report(tables, [*lines, _better_ranks(self.looked[RANKS], own)])
 
 
 def _stored_and_lost(rows: pd.DataFrame) -> list[str]:
     """The last row is the setting asked for; one before it is that with rotated keys."""
     row = rows.iloc[-1]
+    cost = spread(row, "kl_mean_nats", ".4f")
     lines = [
         f"Stored: {row['stored_bytes'] / 2**20:.2f} MiB, {row['bits_per_value']:.2f} bits per "
         f"value, {row['ratio']:.2f} x smaller than 16 bits, factors and plain tokens included.",
         f"Restored: relative error {row['key_error']:.3f} of keys, {row['value_error']:.3f} of "
         "values.",
-        f"Measured over {row['texts']:.0f} text(s): KL {spread(row)} nats per "
+        f"Measured over {row['texts']:.0f} text(s): KL {cost} nats per "
         f"token, perplexity {row['perplexity_full']:.2f} -> {row['perplexity']:.2f} "
         f"({row['delta_perplexity_percent']:+.1f} %), same top token {row['top1_agreement']:.1%}.",
     ]
@@ -228,16 +236,19 @@ def _stored_and_lost(rows: pd.DataFrame) -> list[str]:
 
 
 def _better_ranks(ranks: pd.DataFrame, own: pd.Series) -> str:
-    """Of the ranks tried on the first text, those that cost less there than the run's `own`
-    setting did, at about its bytes."""
+    """Of the ranks tried, those that cost less than the run's `own` setting did, at about its
+    bytes: over several texts, where the intervals of both part."""
     fits = ranks[ranks["bits_per_value"] <= MORE_BYTES * own["bits_per_value"]]
-    better = fits[fits["kl_mean_nats"] < own["kl_mean_nats"]]
+    own_error = 0 if pd.isna(own["kl_mean_nats_se"]) else own["kl_mean_nats_se"]
+    highest = fits["kl_mean_nats"] + error(fits, "kl_mean_nats")
+    better = fits[highest < own["kl_mean_nats"] - own_error]
     if better.empty:
         return "No other ranks tried cost less at about these bytes."
     best = better.loc[better["kl_mean_nats"].idxmin()]
+    rest = not_apart(better.drop(best.name), "kl_mean_nats", best, least=True)
     return (
-        f"Better at about these bytes, on the first text: token rank {best['token_rank']:.0f} with "
-        f"embedding rank {best['embedding_rank']:.0f}, KL {best['kl_mean_nats']:.4f} instead of "
-        f"{own['kl_mean_nats']:.4f}, {best['bits_per_value']:.2f} bits per value instead of "
-        f"{own['bits_per_value']:.2f}."
+        f"Better at about these bytes: token rank {best['token_rank']:.0f} with embedding rank "
+        f"{best['embedding_rank']:.0f}, KL {spread(best, 'kl_mean_nats', '.4f')} instead of "
+        f"{spread(own, 'kl_mean_nats', '.4f')}, {best['bits_per_value']:.2f} bits per value "
+        f"instead of {own['bits_per_value']:.2f}{tied(rest)}."
     )

@@ -71,7 +71,7 @@ RULES: dict[str, Rule] = {
     "PATTERN_DIMS": count(1, "dimensions", 7),
     "TOP_TOKENS": count(1, "tokens", 15),
     "MIN_QUERIES": count(1, "queries"),
-    "NUM_SAMPLES": count(1, "texts"),
+    **_counts("texts", "ANALYZED_TEXTS", "NUM_SAMPLES"),
     "ACCEPTABLE_KL": number(0, math.inf, "nats from 0", "NATS"),
     **_counts("ranks", "TOKEN_RANK", "EMBEDDING_RANK", "SUBSPACE_RANK"),
     "TOKEN_RANKS": several(count(1, "ranks", shown="RANK"), "ranks such as 16,32"),

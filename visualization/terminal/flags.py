@@ -37,6 +37,10 @@ CONTEXTS = {
     "tucker": "TUCKER_SEQUENCE_LENGTH",
     **dict.fromkeys(("analyze_similarity", "compress", "prune", "compare"), "CONTEXT_TOKENS"),
 }
+TEXTS = {
+    **dict.fromkeys(("analyze", "analyze_generation"), "ANALYZED_TEXTS"),
+    **dict.fromkeys(STUDIES, "NUM_SAMPLES"),
+}
 FEWER = {"compare": "fewer with --quick"}
 MEASURED = {"analyze": ("measure", (True,))}
 ON_CLUSTER = dict.fromkeys(STUDIES, ("ray", ()))
@@ -122,8 +126,9 @@ _DECLARED = (
     Flag("trust_remote_code", MODEL, LOAD, "let a model run Python code of its own",
          SWITCH, "TRUST_REMOTE_CODE"),
     Flag("prompt", TEXT, READ, "this text", WORDS, not_beside=STORED_TEXT),
-    Flag("text_file", TEXT, READ, "a UTF-8 .txt file, or a .jsonl file with a field `text`",
-         rules.path("a file", "FILE"), not_beside=("prompt", *STORED_TEXT)),
+    Flag("text_file", TEXT, READ, "a UTF-8 text file, a folder of .txt and .md files, or a .jsonl "
+         "file with a text in the field `text` of each line",
+         rules.path("a file or folder", "FILE"), not_beside=("prompt", *STORED_TEXT)),
     Flag("use_wikitext", TEXT, (*READ, "list_samples"),
          "a WikiText article, or else the offline corpus",
          SWITCH, "USE_WIKITEXT", not_beside=("prompt", "text_file", *STORED_TEXT)),
@@ -149,8 +154,8 @@ _DECLARED = (
          "tokens after the context to score", TOKENS, more=FEWER,
          usual=dict.fromkeys(("analyze", *STUDIES), "SCORE_TOKENS"),
          only_with=MEASURED, not_beside=("continuation",)),
-    Flag("num_samples", SCORING, STUDIES, "texts to score", count(1, "texts"), more=FEWER,
-         usual=dict.fromkeys(STUDIES, "NUM_SAMPLES"), not_beside=("prompt", "text_file")),
+    Flag("num_samples", SCORING, DRAW, "texts to read; results are means over them",
+         count(1, "texts"), more=FEWER, usual=TEXTS, not_beside=("prompt",)),
     Flag("continuation", SCORING, ("analyze", *STUDIES),
          "score this text after the context instead of its own", WORDS, only_with=MEASURED),
     Flag("token_rank", COMPRESSION, ("tucker",), "rank along tokens", RULES["TOKEN_RANK"],

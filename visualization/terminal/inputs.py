@@ -1,7 +1,7 @@
 """The model and the texts that the flags of a run name; what reads them is brought in by then."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,16 @@ def all_is_imported() -> None:
     gc.enable()
 
 
-def texts(given: Given, phase: Phase) -> "tuple[Sample, ...]":
+def texts(given: Given, phase: Phase) -> "Sequence[Sample]":
     with phase("text"):
         from data import texts
 
-        return texts.candidates(**arguments_of(texts.candidates, given))
+        candidates = texts.candidates(**arguments_of(texts.candidates, given))
+        texts.refuse_several_of_one(candidates, given["num_samples"])
+        return candidates
 
 
-def model_and_texts(given: Given, phase: Phase) -> "tuple[LoadedModel, tuple[Sample, ...]]":
+def model_and_texts(given: Given, phase: Phase) -> "tuple[LoadedModel, Sequence[Sample]]":
     with phase("load"):
         loaded = model(given)
     return loaded, texts(given, phase)

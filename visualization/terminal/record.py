@@ -3,7 +3,7 @@
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -83,16 +83,18 @@ class RunRecord:
         mode: str,
         settings: Mapping[str, Any],
         model: Mapping[str, str],
-        text: Mapping[str, Any],
-        n_tokens: int,
+        texts: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
         """Everything needed to tell what made the files of a run; times in seconds. model: what
-        `LoadedModel.facts` says. text: what `Sample.facts` says."""
+        `LoadedModel.facts` says. texts: what `TextRead.facts` says of all that it rests on; the
+        first of them is also `text`."""
         return {
             "mode": mode,
             "settings": {**settings, **{name: getattr(config, name) for name in CONSTANTS}},
             "model": dict(model),
-            "text": {**text, "tokens_read": n_tokens},
+            "text": dict(texts[0]),
+            "texts": [dict(text) for text in texts],
+            "tokens_read": sum(text["tokens_read"] for text in texts),
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in LIBRARIES},

@@ -1,0 +1,35 @@
+"""How sure a mean over texts is, in words: one is called larger than another only where the two
+intervals of a standard error to both sides part."""
+
+import pandas as pd
+
+
+def error(rows: pd.DataFrame, column: str) -> pd.Series:
+    """The standard error of a column's means; 0 where it is of one text."""
+    name = f"{column}_se"
+    return rows[name].fillna(0) if name in rows else pd.Series(0.0, index=rows.index)
+
+
+def spread(row: pd.Series, column: str, form: str) -> str:
+    """A mean and its standard error, where there is one: 12.3% ± 0.4%."""
+    name = f"{column}_se"
+    more = f" ± {row[name]:{form}}" if name in row and pd.notna(row[name]) else ""
+    return f"{row[column]:{form}}{more}"
+
+
+def not_apart(others: pd.DataFrame, column: str, best: pd.Series, least: bool = False) -> int:
+    """How many of the others are not surely below the `best`, or with `least`, above it; none where
+    means are of one text."""
+    own = best.get(f"{column}_se")
+    if own is None:
+        return 0
+    sign = -1 if least else 1
+    lowest = sign * best[column] - (0 if pd.isna(own) else own)
+    return int((sign * others[column] + error(others, column) >= lowest).sum())
+
+
+def tied(n: int) -> str:
+    """What is said of those that are not apart."""
+    if n == 0:
+        return ""
+    return f" (within the errors, {n} other{'s' if n > 1 else ''} too)"

@@ -1,0 +1,126 @@
+"""How the cache of one text looks: the part of `analyze` that is done for each of its texts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+import config
+from analysis.embeddings import by_position
+from analysis.generation import generation_stages
+from analysis.inventory import inventory_table
+from analysis.measures import Sweep, sweep, thresholds
+from analysis.tables import Subject, tables
+from compression.evaluate import Judge, summary
+from compression.studies.base import INVENTORY, Learned, Tables
+from compression.studies.prune import PruneStudy
+from compression.studies.work import Model, Task, Worker
+from data import extraction, saving
+from data.cache import KVCache
+from data.extraction import Prefill
+from data.inventory import Inventory
+from data.models import LoadedModel
+from data.scoring import Continuation
+from data.texts import Sample
+
+STAGES = "tokens/generation_stages_comparison"
+PLACES = "by_position"  # of `OneText.sums`
+
+
+@dataclass(frozen=True)
+class OneText:
+    """thresholds: kind -> the magnitude below which an entry of this text counts as sparse.
+    measured: what its recommendations cost, in sentences. inventory: what the model keeps of it.
+    saved: that its cache was kept in a file, if so. sums: what is added up over texts with `+`, by
+    name, where there are to be more."""
+
+    tables: Tables
+    thresholds: dict[str, float]
+    measured: list[str]
+    inventory: Inventory
+    saved: list[str]
+    sums: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ReadText(Task[OneText]):
+    """ids: (tokens,) of which the first `n_read` are read; the others are scored, if `measure`.
+    n_new: tokens generated after them. kept: the text, and the file to keep its cache in. made: is
+    given tables as soon as there are some."""
+
+    focus: str
+    ids: torch.Tensor
+    n_read: int | None
+    n_new: int
+    measure: bool = False
+    of_several: bool = False
+    kept: tuple[Sample, str] | None = None
+    made: Callable[[Tables], None] | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+    @property
+    def place(self) -> object:
+        return tuple(self.ids.tolist())
+
+    def run(self, worker: Worker) -> OneText:
+        loaded, made = worker.loaded, self.made or (lambda tables: None)
+        with worker.phase("prefill"):
+            probes = self.measure or self.focus in ("all", "tokens")
+            start = extraction.prefill(loaded, self.ids[: self.n_read], probe=probes)
+            inventory = Inventory.of(start.past)  # now: generation goes on in the same object
+            saved = [saving.save(loaded, start.cache, *self.kept)] if self.kept else []
+        with worker.phase("analysis"):
+            limits = thresholds(start.cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
+            found, sums = self._looked(loaded, start.cache)
+            every = found | {INVENTORY: inventory_table(inventory)}
+            made(every)
+        measured: list[str] = []
+        if self.measure:
+            with worker.phase("scoring"):
+                costs, measured = _measured(loaded, start, self.ids[self.n_read :])
+            made(costs)
+            every |= costs
+        if self.n_new:
+            stages = self._stages(worker, start, limits)
+            made(stages)
+            every |= stages
+        return OneText(every, limits, measured, inventory, saved, sums)
+
+    def _looked(self, loaded: LoadedModel, cache: KVCache) -> tuple[Tables, dict[str, Any]]:
+        if self.focus == "generation":
+            return {}, {}
+        swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
+        adds_up = self.of_several and self.focus in ("all", "embeddings")
+        sums = {PLACES: by_position(swept)} if adds_up else {}
+        return _tables(loaded, swept, self.focus), sums
+
+    def _stages(self, worker: Worker, start: Prefill, limits: dict[str, float]) -> Tables:
+        with worker.phase("generation"):
+            cache = extraction.generate(worker.loaded, start, self.n_new)
+        with worker.phase("analysis"):
+            return {STAGES: generation_stages(start.cache, cache, limits)}
+
+
+def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:
+    """The tables of a focus, by the names of the pictures that they feed."""
+    return _tables(loaded, sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE), focus)
+
+
+def _tables(loaded: LoadedModel, swept: Sweep, focus: str) -> Tables:
+    return tables(Subject(swept, saving.words_of(loaded, swept.cache)), focus)
+
+
+def _measured(
+    loaded: LoadedModel, start: Prefill, follows: torch.Tensor
+) -> tuple[Tables, list[str]]:
+    """What the recommendations of `analyze` really cost, and the trial of the heuristics."""
+    judge = Judge(start.cache, Continuation(loaded, start.past, follows))
+    plan = PruneStudy(trial=True).look(judge, Learned())
+    rows = pd.DataFrame([judge.score(method) for method in dict.fromkeys(plan.methods)])
+    report = plan.report(rows, summary(rows), pd.DataFrame(), Model.of(loaded))
+    return report.tables, report.lines
