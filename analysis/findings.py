@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 import config
+from analysis import spectrum_findings
 from data.cache import KINDS
 
 Tables = dict[str, pd.DataFrame]
@@ -30,6 +31,8 @@ def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[
         sentences += _dim_findings(table, sparse, dense, top)
     if (table := tables.get("tokens/generation_stages_comparison")) is not None:
         sentences += _stage_findings(table)
+    if (table := tables.get("spectrum/ranks")) is not None:
+        sentences += spectrum_findings.said(table, tables["spectrum/subspace_overlap"])
     return sentences
 
 

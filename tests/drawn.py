@@ -11,7 +11,14 @@ from data.cache import KVCache
 from tests import caches
 from visualization.catalogue import PICTURES
 
-MEASURED = ("tucker/", "pruning/", "similarity/", "compare/", "embeddings/dimension_compression")
+MEASURED = (
+    "tucker/",
+    "pruning/",
+    "similarity/",
+    "spectrum/",
+    "compare/",
+    "embeddings/dimension_compression",
+)
 OF_THE_ANALYSIS = [stem for stem in PICTURES if not stem.startswith(MEASURED)]
 ABOUT = "tiny (random) · test text #0: $a_b$ · 10 tokens"
 

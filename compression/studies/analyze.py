@@ -13,6 +13,7 @@ from analysis.findings import key_findings, recommendations
 from analysis.generation import generation_stages
 from analysis.inventory import inventory_table, kept
 from analysis.measures import sweep, thresholds
+from analysis.spectrum import Spectrum
 from analysis.tables import Subject, tables
 from compression.evaluate import Judge, summary
 from compression.studies.base import INVENTORY, Learned, Tables, refuse_counts
@@ -73,9 +74,10 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """analysis_focus: all, layers, heads, tokens, embeddings or generation. context_tokens: of the
-    text that are read; where not given as config.py says, for generation all. new_tokens: generated
-    after it. measure: measure what is recommended, on `score_tokens` after the text."""
+    """analysis_focus: layers, heads, tokens, embeddings, spectrum, generation, or all but spectrum.
+    context_tokens: of the text that are read; where not given as config.py says, for generation
+    all. new_tokens: generated after it. measure: measure what is recommended, on `score_tokens`
+    after the text."""
 
     analysis_focus: str = "all"
     context_tokens: int | None = None
@@ -192,6 +194,8 @@ class Analysis:
 
 def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:
     """The tables of a focus, by the names of the pictures that they feed."""
+    if focus == "spectrum":
+        return Spectrum.of(cache).tables(config.SUBSPACE_RANK)
     swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
     words = [texts.visible(loaded.tokenizer.decode([i])) for i in cache.token_ids.tolist()]
     return tables(Subject(swept, words), focus)
