@@ -15,7 +15,7 @@ from data import cache as stored
 from data.cache import KVCache, LayerKV
 
 KINDS = ("key", "unrotated_key", "value")
-MOST_FLOATS = 1 << 22  # of keys or values that are held in float64 at a time: 32 MiB
+MOST_FLOATS = 1 << 20  # of keys or values that are held in float64 at a time: 8 MiB
 
 
 @dataclass(frozen=True)

@@ -157,39 +157,39 @@ def _by_kind(moments: Moments) -> Iterable[list[HeadMoments]]:
 
 
 def _overlaps(parts: list[HeadMoments], rank: int) -> pd.DataFrame:
-    """Of one kind's layers. The sum over pairs of heads of |U^T V|^2 is the inner product of the
-    two layers' sums of projections U U^T, so that its cost does not grow with the heads."""
+    """Of one kind's layers."""
     n = len(parts)
     overlap, chance = np.full((n, n), np.nan), np.full((n, n), np.nan)
-    r_of = np.zeros((n, n), dtype=int)
+    compared = np.zeros((n, n), dtype=int)
     for dim in {part.dim for part in parts}:
         same = np.array([i for i, part in enumerate(parts) if part.dim == dim])
-        r = _directions([parts[i] for i in same], rank)
-        sums = [_projections(parts[i], r) for i in same]
-        heads = torch.stack(
-            [s.diagonal(dim1=1, dim2=2).sum(1).round().count_nonzero() for s in sums]
-        )
-        flat = torch.stack([s.sum(0).flatten() for s in sums])
-        pairs = heads[:, None] * heads - torch.diag(heads)
-        own = torch.diag(heads * r)  # of each head with itself
-        corner = np.ix_(same, same)
-        mean = ((flat @ flat.T - own) / (pairs * r)).clamp(0, 1)
-        overlap[corner] = torch.where(pairs > 0, mean, torch.nan).numpy()
-        chance[corner], r_of[corner] = r / dim, r
+        chosen, corner = [parts[i] for i in same], np.ix_(same, same)
+        r = _directions(chosen, rank)
+        overlap[corner], chance[corner], compared[corner] = _mean_overlap(chosen, r), r / dim, r
     a, b = np.indices((n, n)).reshape(2, -1)
     layers = np.array([part.layer for part in parts])
     tokens = np.array([int(part.tokens.min()) for part in parts])
-    return pd.DataFrame(
-        {
-            "layer_a": layers[a],
-            "layer_b": layers[b],
-            "kind": parts[0].kind,
-            "overlap": overlap[a, b],
-            "chance": chance[a, b],
-            "rank": r_of[a, b],
-            "tokens": np.minimum(tokens[a], tokens[b]),
-        }
-    )
+    columns = {
+        "layer_a": layers[a],
+        "layer_b": layers[b],
+        "kind": parts[0].kind,
+        "overlap": overlap[a, b],
+        "chance": chance[a, b],
+        "rank": compared[a, b],
+        "tokens": np.minimum(tokens[a], tokens[b]),
+    }
+    return pd.DataFrame(columns)
+
+
+def _mean_overlap(parts: list[HeadMoments], r: int) -> np.ndarray:
+    """(layers, layers). The sum over pairs of heads of |U^T V|^2 is the inner product of the two
+    layers' sums of projections U U^T, so that there is no table of all heads by all heads."""
+    sums = torch.stack([_projections(part, r).sum(0).flatten() for part in parts])
+    heads = torch.tensor([int((part.energies[:, 0] > 0).sum()) for part in parts])
+    pairs = heads[:, None] * heads - torch.diag(heads)
+    total = sums @ sums.T - torch.diag(heads * r)  # no head is compared with itself
+    mean = (total / (pairs * r)).clamp(0, 1)
+    return torch.where(pairs > 0, mean, torch.nan).numpy()
 
 
 def _directions(parts: list[HeadMoments], rank: int) -> int:

@@ -10,7 +10,7 @@ def said(ranks: pd.DataFrame, overlap: pd.DataFrame) -> list[str]:
     """ranks, overlap: the tables of `analysis.spectrum`."""
     sentences = [_rests_on(ranks), *_too_few(ranks), _dims_needed(ranks), _effective(ranks)]
     sentences.append(
-        "Of the energy, what is left when every token is the mean over tokens: "
+        "Of the energy, what is left when every token is their mean, mean over heads: "
         f"{_each(ranks, 'mean_energy_share')}."
     )
     return sentences + _between_texts(ranks) + _between_layers(overlap)
@@ -42,17 +42,13 @@ def _too_few(ranks: pd.DataFrame) -> list[str]:
 
 
 def _dims_needed(ranks: pd.DataFrame) -> str:
+    needs = "To hold 95% of the energy, a head needs"
     if ranks["dim"].nunique() > 1:
         shares = ranks.assign(share=ranks["rank_95"] / ranks["dim"])
-        return (
-            f"95% of the energy takes, mean over heads, of the dimensions {_each(shares, 'share')}."
-        )
+        return f"{needs}, of its dimensions, {_each(shares, 'share')} (mean over heads)."
     means = ranks.groupby("kind")["rank_95"].mean()
-    needed = [f"{means[kind]:.1f} for {NAMES[kind]}" for kind in NAMES if kind in means]
-    return (
-        f"95% of the energy takes, of {ranks['dim'].iloc[0]} dimensions and as the mean over "
-        f"heads, {_listed(needed)}."
-    )
+    counts = _listed([f"{means[kind]:.1f} for {NAMES[kind]}" for kind in NAMES if kind in means])
+    return f"{needs}, of {ranks['dim'].iloc[0]} dimensions, {counts} (mean over heads)."
 
 
 def _each(ranks: pd.DataFrame, column: str) -> str:

@@ -317,7 +317,10 @@ def sentences(*texts: KVCache) -> list[str]:
 def test_findings_say_what_they_rest_on_and_how_many_dimensions_are_needed():
     said_of = "\n".join(sentences(cache_of(within([0], 1), within([0, 1, 2, 3], 2))))
     assert "rest on 1 text, in which a head holds 30 tokens." in said_of
-    assert "of 8 dimensions and as the mean over heads, 2.5 for keys and 2.5 for values" in said_of
+    assert (
+        "a head needs, of 8 dimensions, 2.5 for keys and 2.5 for values (mean over heads)."
+        in said_of
+    )
     assert "Too few" not in said_of and "±" not in said_of
     assert "(from 12% in layer 0 to " in said_of
     assert "±" in "\n".join(sentences(text(0), text(1)))

@@ -35,6 +35,7 @@ DEPTH = "viridis"  # darker is nearer to the text
 SHARES = "viridis"
 TOO_FEW = "fewer tokens than dimensions: no rank is above the tokens"
 MOST_DOTS = 40  # of a line
+TICK_STEPS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @styled
@@ -162,7 +163,9 @@ def effective_rank_by_head(table: pd.DataFrame, about: str) -> Figure:
         ax.set_xlabel("KV head")
     axes[0].set_ylabel("Layer")
     bar = beside(fig, axes[-1], axes[-1].images[0])
-    bar.set_label("Effective rank, share of the dimension")
+    n_cells = len(kinds) * n_layers * n_heads
+    grey = "\n(grey: no such head)" if len(table) < n_cells else ""
+    bar.set_label(f"Effective rank, share of the dimension{grey}")
     percent(bar.ax.yaxis)
     return fig
 
@@ -175,9 +178,7 @@ def subspace_overlap(table: pd.DataFrame, about: str) -> Figure:
     side = min(5, max(3, 0.1 * n_layers))
     title = f"Overlap of heads' leading directions: {_rests_on(table)}"
     fig, axes = _panels(title, about, kinds, (side, side))
-    top = (
-        max(float(table["overlap"].max(skipna=True)), 0.01) if table["overlap"].notna().any() else 1
-    )
+    top = float(table["overlap"].fillna(0).max())
     for ax, kind in zip(axes, kinds, strict=True):
         rows = table[table["kind"] == kind]
         grid = rows.pivot(index="layer_a", columns="layer_b", values="overlap")
@@ -199,7 +200,8 @@ def _chance(rows: pd.DataFrame) -> str:
     chance = "–".join(
         f"{c:.2f}" for c in sorted({compared["chance"].min(), compared["chance"].max()})
     )
-    return f"{directions} directions; chance: {chance}"
+    plural = "" if directions == "1" else "s"
+    return f"{directions} direction{plural}; chance: {chance}"
 
 
 def _panels(
@@ -218,11 +220,11 @@ def _panels(
 
 def _show(ax: Axes, grid: pd.DataFrame, top: float) -> None:
     """A matrix, grey where there is nothing; rows and columns are named by their numbers."""
-    ax.imshow(grid.to_numpy(), aspect="auto", cmap=SHARES, vmin=0, vmax=max(top, 1e-12))
+    ax.imshow(grid.to_numpy(), aspect="auto", cmap=SHARES, vmin=0, vmax=max(top, 0.01))
     ax.set_facecolor(MISSING)
     ax.grid(False)
     for names, axis in ((grid.columns, ax.xaxis), (grid.index, ax.yaxis)):
-        step = -(-len(names) // 12)
+        step = next((s for s in TICK_STEPS if len(names) <= 16 * s), len(names))
         axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
 
 

@@ -31,6 +31,7 @@ from data.texts import Sample
 from data.vocabulary import FOCUSES
 
 STAGES = "tokens/generation_stages_comparison"
+PRUNES_NOTHING = {"generation": "the stages of generation", "spectrum": "energy spectra"}
 Made = Callable[[Tables, list[Sample], int], None]  # tables, their text and its tokens read
 
 
@@ -97,9 +98,10 @@ class Analysis:
                 f"`analysis_focus` is {self.analysis_focus}",
                 f"it takes one of {', '.join(focuses)}",
             )
-        if self.measure and self.analysis_focus == "generation":
+        if self.measure and self.analysis_focus in PRUNES_NOTHING:
             raise UsageError(
-                "`measure` was given, and the stages of generation recommend nothing to prune",
+                f"`measure` was given, and {PRUNES_NOTHING[self.analysis_focus]} recommend nothing "
+                "to prune",
                 "leave it out, or take `--mode analyze`",
             )
 

@@ -94,7 +94,7 @@ NAMES = Rule(
 TOKENS = count(1, "tokens")
 
 FLAGS = (
-    Flag("analysis_focus", WHAT, ("analyze",), "which pictures are made; all but those of spectrum",
+    Flag("analysis_focus", WHAT, ("analyze",), "which pictures are made; all leaves out spectrum",
          one_of(*FOCUSES), "all"),
     Flag("measure", WHAT, ("analyze",), "measure what its recommendations cost", SWITCH, False),
     Flag("model", MODEL, ALL, "the default model's name, a hub id, a folder, or a .gguf file",
