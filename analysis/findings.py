@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 import config
+from analysis import spectrum_findings
 from analysis.margins import error, not_apart, spread, tied
 from data.cache import KINDS
 
@@ -33,6 +34,8 @@ def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[
         sentences += _dim_findings(table, sparse, dense, top)
     if (table := tables.get("tokens/generation_stages_comparison")) is not None:
         sentences += _stage_findings(table)
+    if (table := tables.get("spectrum/ranks")) is not None:
+        sentences += spectrum_findings.said(table, tables["spectrum/subspace_overlap"])
     return sentences
 
 

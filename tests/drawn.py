@@ -11,8 +11,8 @@ from data.cache import KVCache
 from tests import caches
 from visualization.catalogue import PICTURES
 
-MEASURED = ("tucker/", "pruning/", "similarity/", "compare/", "embeddings/dimension_compression",
-            "embeddings/bits_and_errors")  # fmt: skip
+MEASURED = ("tucker/", "pruning/", "similarity/", "spectrum/", "compare/", "models/",
+            "embeddings/dimension_compression", "embeddings/bits_and_errors")  # fmt: skip
 OF_THE_ANALYSIS = [stem for stem in PICTURES if not stem.startswith(MEASURED)]
 ABOUT = "tiny (random) · test text #0: $a_b$ · 10 tokens"
 

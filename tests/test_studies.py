@@ -190,6 +190,7 @@ REFUSED = [
     (CompareStudy, {"methods": ("none",)}, "give a method to compare with it"),
     (CompareStudy, {"context_tokens": 68}, "too short to compare: give `context_tokens` 69"),
     (Analysis, {"analysis_focus": "generation", "measure": True}, "recommend nothing to prune"),
+    (Analysis, {"analysis_focus": "spectrum", "measure": True}, "energy spectra recommend nothing"),
     (Analysis, {"analysis_focus": "neurons"}, "`analysis_focus` is neurons: it takes one of all"),
     (PruneStudy, {"prune_method": "neuron"}, "`prune_method` is neuron: it takes one of layer"),
     (PruneStudy, {"prune_method": "token", "token_score": "loud"}, "loud"),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+POOLED = "spectrum/"  # tables of all tokens of all texts, of which there is no mean
+
+
 class Model(Protocol):
     """What is told of the model of a run: data.models.LoadedModel."""
 
@@ -74,7 +77,8 @@ class Delivery:
                 if stem in PICTURES and not len(table):
                     continue
                 if stem in PICTURES:
-                    about = f"{model} · {_of_texts(texts, 'texts' in table)}"
+                    together = "" if stem.startswith(POOLED) else "mean of "
+                    about = f"{model} · {_of_texts(texts, 'texts' in table, together)}"
                     self.output.draw(self._drawing, stem, table, about)
                 named = {k: v for k, v in names.items() if k not in table}
                 self.output.table(stem, table.assign(**named))
@@ -107,16 +111,16 @@ class Delivery:
         return "\n".join([*lines, self.record.timing_line()])
 
 
-def _of_texts(texts: Sequence[Text], is_mean: bool) -> str:
-    """Which texts a picture shows, and how many of their tokens."""
+def _of_texts(texts: Sequence[Text], of_all: bool, together: str) -> str:
+    """Which texts a picture shows, and how many of their tokens; `together`, where it is of all."""
     first = texts[0]
-    if len(texts) == 1 or not is_mean:
+    if len(texts) == 1 or not of_all:
         more = "" if len(texts) == 1 else f" (first of {len(texts)} texts)"
         return f"{first.name}{more} · {first.tokens_read} tokens"
     lengths = sorted(text.tokens_read for text in texts)
     each = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
     which = f"{first.number} to {texts[-1].number}"
-    return f"mean of {len(texts)} texts ({first.source} {which}) · {each} tokens each"
+    return f"{together}{len(texts)} texts ({first.source} {which}) · {each} tokens each"
 
 
 def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from analysis import over_texts
 from analysis.findings import key_findings, recommendations
 from analysis.inventory import kept
 from compression.studies.base import Tables, refuse_counts
-from compression.studies.one_text import PLACES, OneText, ReadText, look
+from compression.studies.one_text import PLACES, SPECTRUM, OneText, ReadText, look
 from compression.studies.work import Here, Phase, Task, Work, Worker, untimed
 from config import UsageError
 from data import own_files, scored_texts
@@ -24,6 +24,7 @@ from data.vocabulary import FOCUSES
 
 __all__ = ["Analysis", "Findings", "look"]
 
+PRUNES_NOTHING = {"generation": "the stages of generation", "spectrum": "energy spectra"}
 Made = Callable[[Tables, Sequence[TextRead]], None]  # tables, and the texts that they are of
 
 
@@ -74,10 +75,11 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """analysis_focus: all, layers, heads, tokens, embeddings or generation. context_tokens: of a
-    text that are read; where not given as config.py says, for generation all. new_tokens: generated
-    after it. num_samples: texts; of several, means. measure: measure what is recommended, on
-    `score_tokens` after the text. save_cache: the file to keep the cache of a single text in."""
+    """analysis_focus: layers, heads, tokens, embeddings, spectrum, generation, or all but spectrum.
+    context_tokens: of a text that are read; where not given as config.py says, for generation all.
+    new_tokens: generated after it. num_samples: texts; of several, means. measure: measure what is
+    recommended, on `score_tokens` after the text. save_cache: the file to keep the cache of a
+    single text in."""
 
     analysis_focus: str = "all"
     context_tokens: int | None = None
@@ -101,9 +103,10 @@ class Analysis:
                 f"`analysis_focus` is {self.analysis_focus}",
                 f"it takes one of {', '.join(focuses)}",
             )
-        if self.measure and self.analysis_focus == "generation":
+        if self.measure and self.analysis_focus in PRUNES_NOTHING:
             raise UsageError(
-                "`measure` was given, and the stages of generation recommend nothing to prune",
+                f"`measure` was given, and {PRUNES_NOTHING[self.analysis_focus]} recommend nothing "
+                "to prune",
                 "leave it out, or take `--mode analyze`",
             )
         if self.measure and self.n_texts > 1:
@@ -163,8 +166,9 @@ class Analysis:
         each, sums = _gathered(work, tasks)
         tables = over_texts.combined([one.tables for one in each], sums.get(PLACES))
         apart = over_texts.of_each([one.tables for one in each], [text.index for text in texts])
-        if not at_once:
-            made(tables | apart, texts)
+        pooled = sums[SPECTRUM].tables(config.SUBSPACE_RANK) if SPECTRUM in sums else {}
+        made(pooled if at_once else tables | apart | pooled, texts)
+        tables |= pooled
         sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE
         first = ("Of the first text: " if several else "") + kept(each[0].inventory)
         return Findings(

@@ -15,6 +15,7 @@ import config
 from analysis.findings import key_findings, recommendations
 from analysis.inventory import inventory_table, size
 from analysis.measures import sweep
+from analysis.spectrum import Spectrum
 from analysis.tables import Subject, tables
 from compression.costs import costs_on
 from compression.studies import error_words as words
@@ -114,7 +115,10 @@ def _refuse_another_model(saved: SavedCache, model: str | None) -> None:
 def _looked_at(asked: Sight, saved: SavedCache, text: SavedText) -> Found:
     model, cache = SavedModel(saved.model), saved.cache
     swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-    made = tables(Subject(swept, tokens(saved)), asked.analysis_focus)
+    if asked.analysis_focus == "spectrum":
+        made = Spectrum.of(cache).tables(config.SUBSPACE_RANK)
+    else:
+        made = tables(Subject(swept, tokens(saved)), asked.analysis_focus)
     sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE
     inventory, kept = _kept(saved)
     findings = [*kept, *key_findings(made, sparse, dense, config.TOP_TOKENS)]

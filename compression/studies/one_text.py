@@ -12,6 +12,7 @@ from analysis.embeddings import by_position
 from analysis.generation import generation_stages
 from analysis.inventory import inventory_table
 from analysis.measures import Sweep, sweep, thresholds
+from analysis.spectrum import Spectrum
 from analysis.tables import Subject, tables
 from compression.evaluate import Judge, summary
 from compression.studies.base import INVENTORY, Learned, Tables
@@ -26,7 +27,7 @@ from data.scoring import Continuation
 from data.texts import Sample
 
 STAGES = "tokens/generation_stages_comparison"
-PLACES = "by_position"  # of `OneText.sums`
+PLACES, SPECTRUM = "by_position", "spectrum"  # of `OneText.sums`
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class ReadText(Task[OneText]):
     def _looked(self, loaded: LoadedModel, cache: KVCache) -> tuple[Tables, dict[str, Any]]:
         if self.focus == "generation":
             return {}, {}
+        if self.focus == "spectrum":
+            return {}, {SPECTRUM: Spectrum.of(cache)}
         swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
         adds_up = self.of_several and self.focus in ("all", "embeddings")
         sums = {PLACES: by_position(swept)} if adds_up else {}
@@ -108,6 +111,8 @@ class ReadText(Task[OneText]):
 
 def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:
     """The tables of a focus, by the names of the pictures that they feed."""
+    if focus == "spectrum":
+        return Spectrum.of(cache).tables(config.SUBSPACE_RANK)
     return _tables(loaded, sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE), focus)
 
 

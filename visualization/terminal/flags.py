@@ -108,7 +108,8 @@ SEVERAL = Rule(NAMES.holds, "models such as smollm2-135m,./my-model", NAMES.read
 TOKENS = count(1, "tokens")
 
 _DECLARED = (
-    Flag("analysis_focus", WHAT, ("analyze",), "which pictures are made", one_of(*FOCUSES), "all"),
+    Flag("analysis_focus", WHAT, ("analyze",), "which pictures are made; all leaves out spectrum",
+         one_of(*FOCUSES), "all"),
     Flag("measure", WHAT, ("analyze",), "measure what its recommendations cost", SWITCH, False),
     Flag("model", MODEL, ALL, "the default model's name, a hub id, a folder, or a .gguf file",
          RULES["DEFAULT_MODEL"], "DEFAULT_MODEL"),
