@@ -28,14 +28,21 @@ def analyze(given: Given, workers: int, **fixed: str) -> None:
     given = given | fixed
     with Delivery(given, STARTED, workers) as delivery:
         from compression.studies.analyze import Analysis
+        from compression.studies.places import place
 
         analysis = Analysis(**arguments_of(Analysis, given))
-        loaded, candidates = inputs.model_and_texts(given, delivery.phase)
-        draw = partial(delivery.draw, loaded.name)
-        looked = analysis.run(loaded, candidates, given.get("continuation"), delivery.phase, draw)
-        files = delivery.commit(loaded, looked.texts, looked.facts)
+        candidates = inputs.texts(given, delivery.phase)
+        with (
+            place(**arguments_of(place, given)) as where,
+            where.work(inputs.model_arguments(given), delivery.phase) as work,
+        ):
+            inputs.all_is_imported()
+            draw = partial(delivery.draw, work.model.name)
+            looked = analysis.carry_out(work, candidates, given.get("continuation"), draw)
+            model = work.model
+        files = delivery.commit(model, looked.texts, looked.facts)
     if not given["quiet"]:
-        tell(delivery.told(looked.said(loaded.name), files))
+        tell(delivery.told(looked.said(model.name), files))
 
 
 def from_cache(given: Given, workers: int) -> None:

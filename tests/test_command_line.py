@@ -80,7 +80,7 @@ def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     taken = {flag.name for flag in flags.FLAGS if mode in flag.modes}
     called = list(TAKERS[mode])
     called += [models.load] if mode != "list_samples" else []
-    called += [place] if mode in flags.STUDIES else []
+    called += [place] if mode in flags.DRAW else []
     called += [texts.candidates] if mode not in ("list_samples", "calibrate") else []
     called += [from_cache.run, from_cache.ASKED[mode]] if mode in from_cache.ASKED else []
     arguments = {name for each in called for name in inspect.signature(each).parameters}

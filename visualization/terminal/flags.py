@@ -43,7 +43,7 @@ TEXTS = {
 }
 FEWER = {"compare": "fewer with --quick"}
 MEASURED = {"analyze": ("measure", (True,))}
-ON_CLUSTER = dict.fromkeys(STUDIES, ("ray", ()))
+ON_CLUSTER = dict.fromkeys(DRAW, ("ray", ()))
 STORED_TEXT = ("load_compressed",)  # is of the file
 ALONE = ("analyze", *STUDIES)  # with a saved cache as well, beside which these have no use:
 NEED_A_MODEL = (
@@ -207,13 +207,13 @@ _DECLARED = (
          "compressed cache, side by side", count(0, "tokens"), 0),
     Flag("models", CLUSTER, STUDIES, "several models, with commas, each as --model takes it: one "
          "after the other, then a table and a picture of all", SEVERAL, not_beside=("model",)),
-    Flag("ray", CLUSTER, STUDIES, "spread the work over a Ray cluster: auto starts one on this "
+    Flag("ray", CLUSTER, DRAW, "spread the work over a Ray cluster: auto starts one on this "
          "machine, an address connects to one that runs", WORDS),
-    Flag("ray_workers", CLUSTER, STUDIES, "how many hold the model at a time; as many as there is "
+    Flag("ray_workers", CLUSTER, DRAW, "how many hold the model at a time; as many as there is "
          "room for where it is not given", count(1, "workers"), only_with=ON_CLUSTER),
-    Flag("ray_cpus", CLUSTER, STUDIES, "CPUs of each worker, or a fraction of one",
+    Flag("ray_cpus", CLUSTER, DRAW, "CPUs of each worker, or a fraction of one",
          above_zero("a number above 0", "CPUS"), 1.0, only_with=ON_CLUSTER),
-    Flag("ray_gpus", CLUSTER, STUDIES, "GPUs of each worker, or a fraction of one",
+    Flag("ray_gpus", CLUSTER, DRAW, "GPUs of each worker, or a fraction of one",
          rules.number(0, 1024, "a number of 0 or more", "GPUS"), 0.0, only_with=ON_CLUSTER),
     Flag("save_compressed", OUTPUT, ("store",), "the file of a compressed prompt",
          rules.path("a file", "FILE")),

@@ -41,9 +41,3 @@ def texts(given: Given, phase: Phase) -> "Sequence[Sample]":
         candidates = texts.candidates(**arguments_of(texts.candidates, given))
         texts.refuse_several_of_one(candidates, given["num_samples"])
         return candidates
-
-
-def model_and_texts(given: Given, phase: Phase) -> "tuple[LoadedModel, Sequence[Sample]]":
-    with phase("load"):
-        loaded = model(given)
-    return loaded, texts(given, phase)
