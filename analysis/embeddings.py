@@ -26,32 +26,19 @@ def _dim_sparsity(sweep: Sweep, kind: str) -> pd.DataFrame:
     return pd.DataFrame({"dim": range(width), "kind": kind, "sparsity": share})
 
 
-def _mean_abs_by_position(sweep: Sweep, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions and |x| there: (positions,), (positions, dim), the mean over heads and over the
-    layers of `Sweep.spanning` that have the dimension."""
-    chosen = [(sweep.cache.layers[i], sweep.sums[kind][i].abs_token_dim) for i in sweep.spanning]
-    width = max(sums.shape[1] for _, sums in chosen)
-    total = torch.zeros(chosen[0][0].n_tokens, width, dtype=torch.float64)
-    heads = torch.zeros(width, dtype=torch.long)
-    for layer, sums in chosen:
-        total[:, : sums.shape[1]] += sums
-        heads[: sums.shape[1]] += layer.n_heads
-    return chosen[0][0].positions, total / heads
-
-
 def position_variance(sweep: Sweep) -> pd.DataFrame:
     """kind, dim, variance, mean_abs: the population variance over token positions of a
     dimension's mean |x| over layers and heads, and its mean over positions."""
     parts = []
     for kind in KINDS:
-        _, by_position = _mean_abs_by_position(sweep, kind)
+        means = sweep.of_positions[kind]
         parts.append(
             pd.DataFrame(
                 {
                     "kind": kind,
-                    "dim": range(by_position.shape[1]),
-                    "variance": by_position.var(0, correction=0).numpy(),
-                    "mean_abs": by_position.mean(0).numpy(),
+                    "dim": range(len(means.mean)),
+                    "variance": means.variance.numpy(),
+                    "mean_abs": means.mean.numpy(),
                 }
             )
         )
@@ -60,10 +47,13 @@ def position_variance(sweep: Sweep) -> pd.DataFrame:
 
 def position_patterns(sweep: Sweep, variance: pd.DataFrame, n_dims: int) -> pd.DataFrame:
     """kind, pattern, dim, position, mean_abs, variance of the `n_dims` dimensions that vary most
-    over positions (pattern `sensitive`) and least (`invariant`)."""
+    over positions (pattern `sensitive`) and least (`invariant`); of a text of more than
+    `over_layers.MOST_POSITIONS` tokens, neighbours share a row, at the position of the first."""
+    positions = sweep.cache.layers[sweep.spanning[0]].positions
     parts = []
     for kind in KINDS:
-        positions, by_position = _mean_abs_by_position(sweep, kind)
+        means = sweep.of_positions[kind]
+        by_position = means.by_position
         ranked = variance[variance["kind"] == kind].sort_values("variance", kind="stable")
         n = min(n_dims, max(1, len(ranked) // 2))  # no dimension is both
         chosen = {"sensitive": ranked.tail(n)[::-1], "invariant": ranked.head(n)}
@@ -75,7 +65,7 @@ def position_patterns(sweep: Sweep, variance: pd.DataFrame, n_dims: int) -> pd.D
                             "kind": kind,
                             "pattern": pattern,
                             "dim": row.dim,
-                            "position": positions.numpy(),
+                            "position": positions[means.places].numpy(),
                             "mean_abs": by_position[:, row.dim].numpy(),
                             "variance": row.variance,
                         }

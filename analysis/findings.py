@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import pandas as pd
 
 import config
+from analysis.tokens import SINK
 from data.cache import KINDS
 
 Tables = dict[str, pd.DataFrame]
-SINK = 10  # times the even share of attention that make a token a sink
 
 
 def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[str]:
