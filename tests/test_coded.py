@@ -63,7 +63,7 @@ def by_hand(cache, calibration, step, sinks):
         mean = in_16_bits(x.mean(0)).double()
         root = torch.block_diag(*(r.double() for r in group.roots))
         exact = (x.double() - mean) @ root @ group.basis.double()
-        c = transformed(cache, group, sinks)[1].T
+        c = transformed(cache, group, slice(sinks, None))[1].T
         assert torch.allclose(c.double(), exact, atol=1e-5 * float(exact.abs().max()))
         levels = transform.levels(cache)[cache.layers[group.layers[0]].positions[sinks:]]
         x = quantised_by_hand(c, levels, step) @ group.basis.double().T @ torch.linalg.inv(root)
