@@ -58,14 +58,19 @@ def planned(folder: Path, flags: argparse.Namespace) -> Plan:
     return Plan(
         folder,
         mapped.Shape(n_layers, 8, longest, 128),
-        tuple(1 << k for k in range(10, longest.bit_length()) if 1 << k <= longest),
-        tuple(n for n in (1, 2, 4, 8, 16, 32) if n <= n_layers),
+        (2048, 8192) if flags.quick else _doubled(1024, longest),
+        (2, 4) if flags.quick else _doubled(1, n_layers),
         (2048, 4096) if flags.quick else (8192, 32768, 131072),
         512 if flags.quick else 2048,
         (512, 1024) if flags.quick else (1024, 2048, 4096, 8192),
         tuple(flags.only.split(",")) if flags.only else tuple(ANALYSES),
         flags.repeat,
     )
+
+
+def _doubled(first: int, last: int) -> tuple[int, ...]:
+    """first, twice that, ... up to `last`."""
+    return tuple(first << k for k in range((last // first).bit_length()))
 
 
 def child(measure: str, repeat: int = 1, **given: Any) -> Any:
