@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import config
 from analysis import blocks, embeddings, heuristics, measures, over_layers, similarity, tokens
@@ -18,6 +17,7 @@ from analysis.tables import Subject, tables
 from compression.methods import dim_groups
 from data.cache import KVCache
 from tests import caches
+from tests.made import Made
 
 WEIGHTS = config.IMPORTANCE_WEIGHTS
 
@@ -61,21 +61,6 @@ def one_after_the_other() -> Iterator:
     yield map
 
 
-class Largest(TorchDispatchMode):
-    """Entries of the largest tensor that was made, views apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n_entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        given = [x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)]
-        if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in given:
-            self.n_entries = max(self.n_entries, made.numel())
-        return made
-
-
 ANALYSES = {
     "peaks": peaks,
     "sweep": lambda cache: sweep(cache, 1.0),
@@ -94,9 +79,9 @@ def test_the_largest_tensor_does_not_grow_with_the_text(monkeypatch, name):
     for n_tokens in (1 << 14, 1 << 16):
         layer = caches.layer(0, 4, n_tokens, (16, 16), dtype=torch.bfloat16)
         cache = caches.cache(layer)
-        with Largest() as largest:
+        with Made() as made:
             ANALYSES[name](cache)
-        sizes.append(largest.n_entries)
+        sizes.append(made.largest)
     numbers_per_token = 4  # norms of each head at most
     assert sizes[1] <= max(sizes[0], numbers_per_token * n_tokens)
 
