@@ -7,7 +7,7 @@ from tests import caches
 from tests.made import Made
 from tests.test_compression import every_case, method_for
 
-SHORT, LONG = 1 << 10, 1 << 12
+SHORT, LONG = 1 << 9, 1 << 11
 
 
 def cache_of(n_tokens):
@@ -29,5 +29,5 @@ def test_no_tensor_is_of_tokens_by_tokens_and_no_step_of_one_token(name, number,
         with Made() as made:
             method.compress(cache) if way == "compress" else compressed.restore()
         operations.append(made.operations)
-    assert made.largest <= 4 * cache.n_entries  # a head's tokens x tokens are 21 times as many
+    assert made.largest <= 4 * cache.n_entries  # a head's tokens x tokens are ten times as many
     assert operations[1] - operations[0] < (LONG - SHORT) / 2  # some methods take blocks
