@@ -61,7 +61,11 @@ class Scratch(threading.local):
 
 def norms(x: torch.Tensor) -> torch.Tensor:
     """(kv_heads, tokens, dim) -> (kv_heads, tokens) L2 norms over dims, in float32, on the cpu."""
-    return torch.cat([torch.linalg.vector_norm(part, dim=-1).cpu() for part in blocks(x)], dim=1)
+    # Filled, here and elsewhere: small results between large blocks would leave holes in memory
+    found = torch.empty(x.shape[:2])
+    for places in slices(x.shape[1], tokens_at_once(x)):
+        found[:, places] = torch.linalg.vector_norm(block(x, places).float(), dim=-1)
+    return found
 
 
 def attention_energy(attention: torch.Tensor, value_norms: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from analysis.blocks import SPAN, blocks, side_by_side, slices
+from analysis.blocks import SPAN, block, side_by_side, slices, tokens_at_once
 from analysis.magnitude_bins import n_octaves
 from analysis.over_layers import PositionMeans, TokenMeans
 from analysis.walk import LayerWalk, SpanOfLayer, TensorWalk
@@ -190,8 +190,11 @@ def peaks(cache: KVCache) -> Peaks:
 
 
 def _peak(x: torch.Tensor) -> float:
-    extremes = [torch.stack(part.aminmax()) for part in blocks(x)]
-    return torch.stack(extremes).abs().max().item()
+    pieces = list(slices(x.shape[1], tokens_at_once(x)))
+    extremes = torch.empty(len(pieces), 2)
+    for i, places in enumerate(pieces):
+        extremes[i] = torch.stack(block(x, places).aminmax())
+    return extremes.abs().max().item()
 
 
 def thresholds(cache: KVCache, percentage: float, known: Peaks | None = None) -> dict[str, float]:
@@ -251,4 +254,7 @@ def _walked(
 
 def below_per_token(x: torch.Tensor, limit: float) -> torch.Tensor:
     """(tokens,) entries of x (kv_heads, tokens, dim) below the limit."""
-    return torch.cat([(part.abs() < limit).sum((0, 2)).cpu() for part in blocks(x)])
+    found = torch.empty(x.shape[1], dtype=torch.long)
+    for places in slices(x.shape[1], tokens_at_once(x)):
+        found[places] = (block(x, places).float().abs() < limit).sum((0, 2))
+    return found

@@ -1,5 +1,6 @@
 """The benchmark of time and memory: its caches, its fits, and that children say what they saw."""
 
+import pytest
 import torch
 
 from benchmarks import mapped, measured, scaling
@@ -50,3 +51,12 @@ def test_slopes_tell_linear_from_square():
     assert scaling.slope(sizes, [n / 1000 for n in sizes]) == "1.00, 0%"
     exponent, off = scaling.slope(sizes, [(n / 1000) ** 2 for n in sizes]).split(", ")
     assert exponent == "2.00" and int(off.removesuffix("%")) > 10
+
+
+@pytest.mark.skipif(not measured.STATUS.exists(), reason="only Linux tells what no file backs")
+@pytest.mark.parametrize("case", ["global maxima", "statistics", "stages of generation"])
+def test_a_process_holds_a_small_part_of_what_it_walks_over(tmp_path, case):
+    shape = mapped.Shape(2, 8, 1 << 15, 64)  # 128 MiB
+    mapped.write_drawn(tmp_path, shape)
+    said = measured.analysis(case, str(tmp_path), shape.n_tokens)
+    assert said["beyond"] < shape.nbytes / 3
