@@ -29,32 +29,19 @@ def _dim_sparsity(sweep: Sweep, kind: str) -> pd.DataFrame:
     return pd.DataFrame({"dim": range(width), "kind": kind, "sparsity": share})
 
 
-def _mean_abs_by_position(sweep: Sweep, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions and |x| there: (positions,), (positions, dim), the mean over heads and over the
-    layers of `Sweep.spanning` that have the dimension."""
-    chosen = [(sweep.cache.layers[i], sweep.sums[kind][i].abs_token_dim) for i in sweep.spanning]
-    width = max(sums.shape[1] for _, sums in chosen)
-    total = torch.zeros(chosen[0][0].n_tokens, width, dtype=torch.float64)
-    heads = torch.zeros(width, dtype=torch.long)
-    for layer, sums in chosen:
-        total[:, : sums.shape[1]] += sums
-        heads[: sums.shape[1]] += layer.n_heads
-    return chosen[0][0].positions, total / heads
-
-
 def position_variance(sweep: Sweep) -> pd.DataFrame:
     """kind, dim, variance, mean_abs: the population variance over token positions of a
     dimension's mean |x| over layers and heads, and its mean over positions."""
     parts = []
     for kind in KINDS:
-        _, by_position = _mean_abs_by_position(sweep, kind)
+        means = sweep.of_positions[kind]
         parts.append(
             pd.DataFrame(
                 {
                     "kind": kind,
-                    "dim": range(by_position.shape[1]),
-                    "variance": by_position.var(0, correction=0).numpy(),
-                    "mean_abs": by_position.mean(0).numpy(),
+                    "dim": range(len(means.mean)),
+                    "variance": means.variance.numpy(),
+                    "mean_abs": means.mean.numpy(),
                 }
             )
         )
@@ -99,15 +86,16 @@ class ByPosition:
 
 def by_position(sweep: Sweep) -> ByPosition:
     """Of one text."""
-    found = {kind: _mean_abs_by_position(sweep, kind) for kind in KINDS}
-    means = {kind: mean.numpy() for kind, (_, mean) in found.items()}
+    positions = sweep.cache.layers[sweep.spanning[0]].positions
+    means = {kind: sweep.of_positions[kind].by_position.numpy() for kind in KINDS}
     squares = {kind: np.zeros(mean.shape) for kind, mean in means.items()}
-    return ByPosition(1, found["key"][0].numpy(), means, squares)
+    return ByPosition(1, positions[sweep.of_positions["key"].places].numpy(), means, squares)
 
 
 def position_patterns(sweep: Sweep, variance: pd.DataFrame, n_dims: int) -> pd.DataFrame:
     """kind, pattern, dim, position, mean_abs, variance of the `n_dims` dimensions that vary most
-    over positions (pattern `sensitive`) and least (`invariant`)."""
+    over positions (pattern `sensitive`) and least (`invariant`); of a text of more than
+    `over_layers.MOST_POSITIONS` tokens, neighbours share a row, at the position of the first."""
     return chosen_patterns(by_position(sweep), variance, n_dims)
 
 

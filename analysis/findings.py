@@ -12,10 +12,10 @@ import pandas as pd
 import config
 from analysis import spectrum_findings
 from analysis.margins import error, not_apart, spread, tied
+from analysis.tokens import SINK
 from data.cache import KINDS
 
 Tables = dict[str, pd.DataFrame]
-SINK = 10  # times the even share of attention that make a token a sink
 
 
 def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[str]:

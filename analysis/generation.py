@@ -2,6 +2,7 @@
 stage is a slice of one cache, under one threshold."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from analysis.measures import below_per_token, sparsity
 from data.cache import KINDS, KVCache, LayerKV
 
+Span = tuple[int, int]  # positions from, to before
 STAGES = {"prefill": 0.0, "early": 0.2, "mid": 0.5, "late": 1.0}  # share of the new tokens
 
 
@@ -22,20 +24,20 @@ def generation_stages(prefill: KVCache, cache: KVCache, limits: dict[str, float]
     limits: the thresholds of the text, so that all pictures of a run mean the same by sparse.
     """
     held = _remembered(prefill, cache)
-    counts = below_per_token(held, limits)
     n_new = cache.n_tokens - cache.n_prompt
+    ends = {stage: cache.n_prompt + math.ceil(share * n_new) for stage, share in STAGES.items()}
+    spans = [(start, end) for end in ends.values() for start in (0, cache.n_prompt)]
     rows = []
     for kind in KINDS:
-        for stage, share in STAGES.items():
-            end = cache.n_prompt + math.ceil(share * n_new)
-            new = _share_between(held, cache, kind, counts[kind], cache.n_prompt, end)
+        shares = _shares_between(held, cache, kind, limits[kind], spans)
+        for stage, end in ends.items():
             rows.append(
                 {
                     "stage": stage,
                     "kind": kind,
                     "n_tokens": end,
-                    "sparsity": _share_between(held, cache, kind, counts[kind], 0, end),
-                    "sparsity_new_tokens": new,
+                    "sparsity": shares[0, end],
+                    "sparsity_new_tokens": shares[cache.n_prompt, end],
                     "threshold": limits[kind],
                 }
             )
@@ -64,16 +66,18 @@ def _joined(older: LayerKV, newer: LayerKV) -> LayerKV:
     )
 
 
-def _share_between(
-    held: KVCache, cache: KVCache, kind: str, counts: list[torch.Tensor], start: int, end: int
-) -> float:
+def _shares_between(
+    held: KVCache, cache: KVCache, kind: str, limit: float, spans: Sequence[Span]
+) -> dict[Span, float]:
     """Share of sparse entries at positions start <= p < end that the cache held when `end` tokens
-    had been read; NaN where there are none."""
-    below = entries = 0
-    for layer, final, below_token in zip(held.layers, cache.layers, counts, strict=True):
-        first = max(start, end - final.n_tokens)  # a window holds no more than that
-        inside = (layer.positions >= first) & (layer.positions < end)
+    had been read, for each (start, end); NaN where there are none."""
+    below, entries = dict.fromkeys(spans, 0), dict.fromkeys(spans, 0)
+    for layer, final in zip(held.layers, cache.layers, strict=True):
         tensor = layer.tensor(kind)
-        below += int(below_token[inside].sum())
-        entries += int(inside.sum()) * tensor.shape[0] * tensor.shape[2]
-    return sparsity(below, entries).item()
+        below_token = below_per_token(tensor, limit)
+        for start, end in spans:
+            first = max(start, end - final.n_tokens)  # a window holds no more than that
+            inside = (layer.positions >= first) & (layer.positions < end)
+            below[start, end] += int(below_token[inside].sum())
+            entries[start, end] += int(inside.sum()) * tensor.shape[0] * tensor.shape[2]
+    return {span: sparsity(below[span], entries[span]).item() for span in spans}

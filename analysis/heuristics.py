@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.blocks import grams
 from analysis.geometry import centred, linear_cka
-from analysis.measures import Sweep, TensorSums, attention_energy, kurtosis
+from analysis.measures import Sweep, TensorSums
 from analysis.similarity import entries, shared_positions
-from data.cache import KINDS, LayerKV, wide
+from data.cache import KINDS, wide
 
 # Heuristic -> +1 where a high number is taken to mean that a part can be spared, -1 where a low one
 SPARES = {
@@ -37,7 +38,7 @@ def of_parts(sweep: Sweep) -> pd.DataFrame:
     `geometry.linear_cka`, with the more similar of the layers before and after, for a head with the
     most similar head of its layer (the mean of keys and values); empty where there is no other, or
     where nothing varies over tokens. attention_energy: the mean over tokens of
-    `measures.attention_energy`; empty where attention was not measured.
+    `blocks.attention_energy`; empty where attention was not measured.
     """
     layers = sweep.cache.layers
     positions = shared_positions(sweep.cache, COMPARED_TOKENS)
@@ -47,15 +48,16 @@ def of_parts(sweep: Sweep) -> pd.DataFrame:
     parts = []
     for i, layer in enumerate(layers):
         sums = {kind: sweep.sums[kind][i] for kind in KINDS}
-        energy = _mean_energy(layer, sums["value"])
+        energy = sweep.energy_head[i]
+        gram = {kind: grams(layer.tensor(kind)) for kind in KINDS}
         for kind in KINDS:
-            measures = _of_layer(layer, kind, sums[kind])
+            measures = _of_layer(sums[kind], gram[kind])
             measures["neighbour_similarity"] = nearest[kind][i]
             measures["attention_energy"] = energy.mean().item()
             named = {"layer": layer.index, "part": kind, "head": -1}
             parts.append(pd.DataFrame(named | measures, index=[0]))
         key, value = (
-            _of_heads(layer, kind, sums[kind])
+            _of_heads(sums[kind], gram[kind], layer.n_heads)
             | {"neighbour_similarity": _nearest_heads(entries(layer, kind, positions))}
             for kind in KINDS
         )
@@ -65,48 +67,34 @@ def of_parts(sweep: Sweep) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _of_layer(layer: LayerKV, kind: str, sums: TensorSums) -> dict[str, float]:
+def _of_layer(sums: TensorSums, gram: torch.Tensor) -> dict[str, float]:
     return {
         "sparsity": sums.sparsity,
         "hoyer_sparsity": sums.hoyer_sparsity,
         "kurtosis": sums.kurtosis,
         "norm": sums.rms,
-        "effective_rank": _effective_rank(wide(layer.tensor(kind))[None]).item(),
+        "effective_rank": _effective_rank(gram[None]).item(),
     }
 
 
-def _of_heads(layer: LayerKV, kind: str, sums: TensorSums) -> dict[str, torch.Tensor]:
+def _of_heads(sums: TensorSums, gram: torch.Tensor, n_heads: int) -> dict[str, torch.Tensor]:
     """(kv_heads,) each."""
+    of_heads = gram.unflatten(0, (n_heads, -1)).unflatten(2, (n_heads, -1))
     return {
         "sparsity": sums.sparsity_head,
         "hoyer_sparsity": sums.hoyer_sparsity_head,
-        "kurtosis": kurtosis(*_central_moments(layer.tensor(kind))),
+        "kurtosis": sums.kurtosis_head,
         "norm": sums.rms_head,
-        "effective_rank": _effective_rank(layer.tensor(kind)),
+        "effective_rank": _effective_rank(of_heads.diagonal(dim1=0, dim2=2).movedim(2, 0)),
     }
 
 
-def _central_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Variance and fourth central moment of each head of x (kv_heads, tokens, dim)."""
-    entries = x.double().flatten(1)
-    square = (entries - entries.mean(1, keepdim=True)).square()
-    return square.mean(1).cpu(), square.square().mean(1).cpu()
-
-
-def _effective_rank(x: torch.Tensor) -> torch.Tensor:
-    """Of each matrix of x (batch, tokens, dim), (batch,)."""
-    gram = x.double().mT @ x.double()
-    values = torch.linalg.eigvalsh(gram).clamp(min=0)
+def _effective_rank(grams: torch.Tensor) -> torch.Tensor:
+    """(batch,) of matrices with these Gram matrices (batch, dim, dim)."""
+    values = torch.linalg.eigvalsh(grams).clamp(min=0)
     share = values / values.sum(1, keepdim=True)
     entropy: torch.Tensor = torch.special.entr(share).sum(1)
-    return entropy.exp().cpu()
-
-
-def _mean_energy(layer: LayerKV, values: TensorSums) -> torch.Tensor:
-    """(kv_heads,) in float64; NaN where attention was not measured."""
-    if layer.attention is None:
-        return torch.full((layer.n_heads,), torch.nan, dtype=torch.float64)
-    return attention_energy(layer.attention, values.norm_head_token).double().mean(1)
+    return entropy.exp()
 
 
 def _nearest_layers(per_layer: Iterable[torch.Tensor]) -> np.ndarray:

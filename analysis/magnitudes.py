@@ -3,7 +3,8 @@
 import pandas as pd
 import torch
 
-from analysis.measures import Sweep, magnitude_edges
+from analysis.magnitude_bins import magnitude_edges
+from analysis.measures import Sweep
 from data.cache import KINDS
 
 

@@ -1,21 +1,22 @@
 """Each measure of keys or values, defined once, and one sweep over a cache that takes them all.
 
-The sweep visits each layer's tensor while it is warm in the processor's cache and keeps only small
-sums, so that every table of a run costs one pass over the bytes (two with the global maximum).
+The sweep keeps only small sums, in memory that does not grow with layers or tokens but for a few
+numbers a token, so that every table of a run costs one pass over the bytes, and one more for the
+global maxima where they are not known (see walk.py).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from data.cache import KINDS, KVCache, LayerKV
-
-# Magnitude bins are read off the bits of |x| / threshold: its exponent and leading mantissa bits.
-OCTAVE_BITS = 5  # fine steps of 1/32 within a factor of two, put together to 4 bins:
-OCTAVE_STARTS = (0, 6, 13, 22)  # 2^(k/4) - 1 in 32nds, rounded: bins of nearly equal log width
-OCTAVES_BELOW = 10  # below the threshold; smaller magnitudes share the first bin
-MANTISSA_BITS, EXPONENT_BIAS = 23, 127  # of float32
+from analysis.blocks import SPAN, block, side_by_side, slices, tokens_at_once
+from analysis.magnitude_bins import n_octaves
+from analysis.over_layers import PositionMeans, TokenMeans
+from analysis.walk import LayerWalk, SpanOfLayer, TensorWalk
+from data.cache import KINDS, KVCache
 
 Numbers = torch.Tensor | float
 
@@ -45,38 +46,42 @@ def _float64(x: Numbers) -> torch.Tensor:
     return torch.as_tensor(x, dtype=torch.float64)
 
 
-def norms(x: torch.Tensor) -> torch.Tensor:
-    """(kv_heads, tokens, dim) -> (kv_heads, tokens) L2 norms over dims, in float32, on the cpu."""
-    over_dims: torch.Tensor = torch.linalg.vector_norm(x.float(), dim=-1)
-    return over_dims.cpu()
-
-
-def attention_energy(attention: torch.Tensor, value_norms: torch.Tensor) -> torch.Tensor:
-    """(kv_heads, tokens): the weight that a token's key received from the queries, times the norm
-    of the value that they got for it."""
-    return attention.to(value_norms.device) * value_norms
-
-
 @dataclass(frozen=True)
 class TensorSums:
     """What the tables need of one layer's keys or values X (kv_heads, tokens, dim), threshold t.
 
     below_head_dim: (kv_heads, dim) entries with |x| < t.
-    abs_head: (kv_heads,) sum of |x|.
-    abs_token_dim: (tokens, dim) sum of |x| over heads.
-    norm_head_token: (kv_heads, tokens) L2 norm over dims.
+    abs_head, square_head: (kv_heads,) sums of |x| and of x^2.
     magnitude_counts: (bins,) entries in each bin of `magnitude_edges`.
     variance, fourth: population central moments 2 and 4.
+    variance_head, fourth_head: (kv_heads,) the same of each head.
     """
 
     n_entries: int
     below_head_dim: torch.Tensor
     abs_head: torch.Tensor
-    abs_token_dim: torch.Tensor
-    norm_head_token: torch.Tensor
+    square_head: torch.Tensor
     magnitude_counts: torch.Tensor
     variance: float
     fourth: float
+    variance_head: torch.Tensor
+    fourth_head: torch.Tensor
+
+    @classmethod
+    def of(cls, walk: TensorWalk) -> "TensorSums":
+        variance_head, fourth_head = walk.powers.central()
+        variance, fourth = walk.powers.pooled().tolist()
+        return cls(
+            walk.x.numel(),
+            walk.below_head_dim,
+            walk.abs_head,
+            walk.square_head,
+            walk.magnitude_counts,
+            variance,
+            fourth,
+            variance_head,
+            fourth_head,
+        )
 
     @property
     def entries_per_head(self) -> int:
@@ -85,7 +90,7 @@ class TensorSums:
     @property
     def norm_head(self) -> torch.Tensor:
         """(kv_heads,) L2 norm over tokens and dims."""
-        return self.norm_head_token.double().square().sum(1).sqrt()
+        return self.square_head.sqrt()
 
     @property
     def sparsity(self) -> float:
@@ -108,7 +113,7 @@ class TensorSums:
     @property
     def rms(self) -> float:
         """Root mean square entry."""
-        return math.sqrt(self.norm_head.square().sum().item() / self.n_entries)
+        return math.sqrt(self.square_head.sum().item() / self.n_entries)
 
     @property
     def rms_head(self) -> torch.Tensor:
@@ -124,8 +129,13 @@ class TensorSums:
         return kurtosis(self.variance, self.fourth).item()
 
     @property
+    def kurtosis_head(self) -> torch.Tensor:
+        """(kv_heads,)"""
+        return kurtosis(self.variance_head, self.fourth_head)
+
+    @property
     def hoyer_sparsity(self) -> float:
-        l2 = self.norm_head.square().sum().sqrt()
+        l2 = self.square_head.sum().sqrt()
         return hoyer_sparsity(self.n_entries, self.abs_head.sum(), l2).item()
 
     @property
@@ -140,6 +150,9 @@ class Sweep:
 
     kv_correlation: (layers,) Pearson correlation of a layer's flattened keys and values; NaN
         where their shapes differ.
+    energy_head: for each layer (kv_heads,) the mean over tokens of `attention_energy`, NaN where
+        attention was not measured.
+    of_tokens, of_positions: means over the layers of `spanning`, the latter by kind.
     """
 
     cache: KVCache
@@ -147,6 +160,9 @@ class Sweep:
     percentage: float
     sums: dict[str, list[TensorSums]]
     kv_correlation: list[float]
+    energy_head: list[torch.Tensor]
+    of_tokens: TokenMeans
+    of_positions: dict[str, PositionMeans]
 
     @property
     def spanning(self) -> list[int]:
@@ -161,126 +177,84 @@ def spanning(cache: KVCache) -> list[int]:
     return [i for i, layer in enumerate(cache.layers) if layer.n_tokens == most]
 
 
-def thresholds(cache: KVCache, percentage: float) -> dict[str, float]:
+Peaks = dict[str, float]  # kind -> the maximum of |x| over all layers, heads, tokens and dims
+
+
+def peaks(cache: KVCache) -> Peaks:
+    """The maxima of a cache."""
+    with side_by_side() as in_threads:
+        return {
+            kind: max(in_threads(_peak, [layer.tensor(kind) for layer in cache.layers]))
+            for kind in KINDS
+        }
+
+
+def _peak(x: torch.Tensor) -> float:
+    pieces = list(slices(x.shape[1], tokens_at_once(x)))
+    extremes = torch.empty(len(pieces), 2)
+    for i, places in enumerate(pieces):
+        extremes[i] = torch.stack(block(x, places).aminmax())
+    return extremes.abs().max().item()
+
+
+def thresholds(cache: KVCache, percentage: float, known: Peaks | None = None) -> dict[str, float]:
     """The magnitude below which an entry counts as sparse: `percentage` % of the maximum of |x|
     over all layers, heads, tokens and dims, for keys and values each."""
-    return {kind: max(_peak(cache, kind) * percentage / 100, _tiny()) for kind in KINDS}
-
-
-def _peak(cache: KVCache, kind: str) -> float:
-    extremes = [torch.stack(layer.tensor(kind).aminmax()) for layer in cache.layers]
-    return torch.stack(extremes).abs().max().item()
+    of_kinds = peaks(cache) if known is None else known
+    return {kind: max(peak * percentage / 100, _tiny()) for kind, peak in of_kinds.items()}
 
 
 def _tiny() -> float:
     return torch.finfo(torch.float32).tiny  # where all entries are zero, all of them are sparse
 
 
-def sweep(cache: KVCache, percentage: float) -> Sweep:
-    """All sums of a cache, in one pass after the one for the global maxima."""
-    limits = thresholds(cache, percentage)
-    octaves = OCTAVES_BELOW + _octaves_above(percentage)
-    scratch = _Scratch(cache)
-    sums: dict[str, list[TensorSums]] = {kind: [] for kind in KINDS}
-    correlations = []
-    for layer in cache.layers:
-        for kind in KINDS:
-            x = layer.tensor(kind).float()
-            sums[kind].append(_tensor_sums(x, limits[kind], octaves, scratch, kind))
-        correlations.append(_correlation(layer, sums["key"][-1], sums["value"][-1], scratch))
-    return Sweep(cache, limits, percentage, sums, correlations)
+def sweep(cache: KVCache, percentage: float, believed: Peaks | None = None) -> Sweep:
+    """All sums of a cache, in one pass after the one for the global maxima.
 
-
-class _Scratch:
-    """Working memory in the size of the largest layer, taken once: fresh memory for every step
-    of every layer costs more in page faults than the arithmetic does."""
-
-    def __init__(self, cache: KVCache) -> None:
-        tensors = [layer.tensor(kind) for layer in cache.layers for kind in KINDS]
-        size, device = max(t.numel() for t in tensors), tensors[0].device
-        self._floats = {
-            name: torch.empty(size, device=device) for name in ("magnitude", "work", *KINDS)
-        }
-        self._flags = torch.empty(size, dtype=torch.bool, device=device)
-
-    def floats(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        return self._floats[name][: like.numel()].view(like.shape)
-
-    def flags(self, like: torch.Tensor) -> torch.Tensor:
-        return self._flags[: like.numel()].view(like.shape)
-
-
-def _tensor_sums(
-    x: torch.Tensor, threshold: float, octaves: int, scratch: _Scratch, kind: str
-) -> TensorSums:
-    """The sums of one tensor (kv_heads, tokens, dim); leaves it less its mean in the scratch."""
-    n = x.numel()
-    magnitude = torch.abs(x, out=scratch.floats("magnitude", x))
-    work = scratch.floats("work", x)
-    mean = x.sum(dtype=torch.float64).item() / n
-    centred = torch.sub(x, mean, out=scratch.floats(kind, x))
-    variance = torch.square(centred, out=work).sum(dtype=torch.float64).item() / n
-    fourth = work.square_().sum(dtype=torch.float64).item() / n
-    return TensorSums(
-        n_entries=n,
-        below_head_dim=torch.lt(magnitude, threshold, out=scratch.flags(x)).sum(1).cpu(),
-        abs_head=magnitude.sum((1, 2), dtype=torch.float64).cpu(),
-        abs_token_dim=magnitude.sum(0).cpu(),
-        norm_head_token=norms(x),
-        magnitude_counts=_magnitude_counts(torch.div(magnitude, threshold, out=work), octaves),
-        variance=variance,
-        fourth=fourth,
-    )
-
-
-def _correlation(layer: LayerKV, key: TensorSums, value: TensorSums, scratch: _Scratch) -> float:
-    if layer.keys.shape != layer.values.shape:
-        return math.nan
-    centred = [scratch.floats(kind, layer.keys) for kind in KINDS]
-    covariance = torch.mul(*centred, out=scratch.floats("work", layer.keys)).sum(
-        dtype=torch.float64
-    )
-    spread = key.std * value.std * key.n_entries
-    return covariance.item() / spread if spread > 0 else math.nan
-
-
-def _magnitude_counts(ratio: torch.Tensor, octaves: int) -> torch.Tensor:
-    """Entries of |x| / threshold per bin, (1 + 4 x octaves,); overwrites `ratio`.
-
-    A float's exponent and leading mantissa bits, read as one integer, number its fine bin. Division
-    rounds monotonically, so 1 is an exact edge.
+    believed: the maxima as someone has told them, for one pass alone. It finds the true ones beside
+    the sums; where it was told others, all is done again.
     """
-    first = (EXPONENT_BIAS - OCTAVES_BELOW) << OCTAVE_BITS
-    fine = ratio.view(torch.int32).bitwise_right_shift_(MANTISSA_BITS - OCTAVE_BITS)
-    fine.sub_(first - 1).clamp_(0, octaves << OCTAVE_BITS)
-    counts = torch.bincount(fine.flatten(), minlength=1 + (octaves << OCTAVE_BITS)).cpu()
-    ends = (*OCTAVE_STARTS[1:], 1 << OCTAVE_BITS)
-    by_octave = counts[1:].view(octaves, -1)
-    bins = [by_octave[:, a:b].sum(1) for a, b in zip(OCTAVE_STARTS, ends, strict=True)]
-    return torch.cat([counts[:1], torch.stack(bins, dim=1).flatten()])
+    limits = thresholds(cache, percentage, believed)
+    walks = [LayerWalk(layer, limits, n_octaves(percentage)) for layer in cache.layers]
+    chosen = [cache.layers[i] for i in spanning(cache)]
+    of_tokens = TokenMeans(chosen)
+    of_positions = {kind: PositionMeans(chosen, kind) for kind in KINDS}
+    for span, parts in _walked(walks, max(layer.n_tokens for layer in cache.layers)):
+        for layer, of_layer in zip(chosen, parts, strict=True):
+            of_tokens.add(layer, span, {kind: of_layer[kind].norm_head_token for kind in KINDS})
+        for kind in KINDS:
+            of_positions[kind].add(span, [of_layer[kind].abs_token_dim for of_layer in parts])
+    true = {kind: max(walk.of[kind].peak for walk in walks) for kind in KINDS}
+    if believed is not None and believed != true:
+        return sweep(cache, percentage, true)
+    return Sweep(
+        cache=cache,
+        thresholds=limits,
+        percentage=percentage,
+        sums={kind: [TensorSums.of(walk.of[kind]) for walk in walks] for kind in KINDS},
+        kv_correlation=[walk.correlation for walk in walks],
+        energy_head=[walk.mean_energy for walk in walks],
+        of_tokens=of_tokens,
+        of_positions=of_positions,
+    )
 
 
-def _octaves_above(percentage: float) -> int:
-    """Factors of two from the threshold to beyond the maximum."""
-    return math.floor(math.log2(100 / percentage)) + 1
+def _walked(
+    walks: list[LayerWalk], n_tokens: int
+) -> Iterator[tuple[slice, list[dict[str, SpanOfLayer]]]]:
+    """Let every layer add up its tokens, span by span: each span, and what the layers that hold all
+    of the `n_tokens` gave for means over them."""
+    with side_by_side() as in_threads:
+        for span in slices(n_tokens, SPAN):
+            inside = [walk for walk in walks if walk.layer.n_tokens > span.start]
+            parts = in_threads(partial(LayerWalk.take, span=span), inside)
+            pairs = zip(inside, parts, strict=True)
+            yield span, [part for walk, part in pairs if walk.layer.n_tokens == n_tokens]
 
 
-def magnitude_edges(threshold: float, percentage: float) -> torch.Tensor:
-    """(bins + 1,) edges of the magnitude bins: 0, then 4 to each factor of two up to beyond the
-    maximum; the threshold is one of them."""
-    exponents = torch.arange(-OCTAVES_BELOW, _octaves_above(percentage), dtype=torch.float64)
-    steps = 1 + torch.tensor(OCTAVE_STARTS, dtype=torch.float64) / (1 << OCTAVE_BITS)
-    edges = (2.0 ** exponents[:, None] * steps).flatten().tolist()
-    last = 2.0 ** _octaves_above(percentage)
-    return threshold * torch.tensor([0.0, *edges, last], dtype=torch.float64)
-
-
-def below_per_token(cache: KVCache, limits: dict[str, float]) -> dict[str, list[torch.Tensor]]:
-    """Entries below the threshold per token: kind -> for each layer (tokens,)."""
-    return {
-        kind: [
-            (layer.tensor(kind).float().abs() < limits[kind]).sum((0, 2)).cpu()
-            for layer in cache.layers
-        ]
-        for kind in KINDS
-    }
+def below_per_token(x: torch.Tensor, limit: float) -> torch.Tensor:
+    """(tokens,) entries of x (kv_heads, tokens, dim) below the limit."""
+    found = torch.empty(x.shape[1], dtype=torch.long)
+    for places in slices(x.shape[1], tokens_at_once(x)):
+        found[places] = (block(x, places).float().abs() < limit).sum((0, 2))
+    return found

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
+from analysis.blocks import SPAN
 from analysis.clusters import leaf_order
 from analysis.geometry import centred, cosines, linear_cka, row_cosines, subspace_overlaps
 from data import cache as stored
@@ -196,9 +197,20 @@ def dimension_correlations(
 
 def _abs_correlations(layer: LayerKV, kind: str, positions: torch.Tensor | None) -> torch.Tensor:
     """(kv_heads, dim, dim) |Pearson|; NaN where a dimension is constant."""
-    x = centred(entries(layer, kind, layer.positions if positions is None else positions))
-    unit = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.clamp((unit.mT @ unit).abs(), max=1)
+    chosen = layer.positions if positions is None else positions
+    n_dims = layer.tensor(stored.KINDS[1] if kind == "value" else stored.KINDS[0]).shape[2]
+    sums = torch.zeros(layer.n_heads, 1, n_dims, dtype=torch.float64)
+    products = torch.zeros(layer.n_heads, n_dims, n_dims, dtype=torch.float64)
+    pivot = None
+    for part in chosen.split(SPAN):
+        x = entries(layer, kind, part)
+        pivot = x.mean(1, keepdim=True, dtype=torch.float64).float() if pivot is None else pivot
+        x = x.double() - pivot  # about a point near the mean, for nothing to cancel
+        sums += x.sum(1, keepdim=True)
+        products += x.mT @ x
+    covariance = products - sums.mT @ sums / len(chosen)
+    spread = covariance.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    return (covariance / spread[:, :, None] / spread[:, None]).abs().clamp(max=1)
 
 
 def _nested_mean(per_layer: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -6,11 +6,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.measures import Sweep, attention_energy, norms, spanning
+from analysis.blocks import norms
+from analysis.measures import Sweep, spanning
+from analysis.over_layers import TokenMeans, group_size
 from config import UsageError
-from data.cache import KINDS, KVCache, LayerKV
+from data.cache import KINDS, KVCache
 
 TERMS = {"key": "key_norm", "value": "value_norm", "energy": "attention_energy"}
+SINK = 10  # times the even share of attention that make a token a sink
 COLUMNS = ("key_norm", "value_norm", "attention_received", "attention_energy")
 
 
@@ -18,8 +21,10 @@ def importance(cache: KVCache, weights: Mapping[str, float]) -> tuple[torch.Tens
     """(tokens,) positions and (tokens,) importance of the tokens that the layers holding most
     tokens have: the score of `token_importance`, without what else a sweep looks at."""
     layers = [cache.layers[i] for i in spanning(cache)]
-    of_layers = {kind: [norms(layer.tensor(kind)) for layer in layers] for kind in KINDS}
-    return layers[0].positions, _importance(_terms(layers, of_layers), weights)
+    means = TokenMeans(layers)
+    for layer in layers:
+        means.add(layer, slice(None), {kind: norms(layer.tensor(kind)) for kind in KINDS})
+    return layers[0].positions, _importance(means.columns, weights)
 
 
 def token_importance(
@@ -33,16 +38,12 @@ def token_importance(
     and means over these layers (see `measures.spanning`).
 
     Norms are L2 over heads and dims. Where attention was not measured its columns stay empty.
-    attention_energy: the mean over KV heads of `measures.attention_energy`.
+    attention_energy: the mean over KV heads of `blocks.attention_energy`.
     importance: the terms, each divided by its maximum, in the given weights; the weights of terms
     that were not measured are spread over the others. seen_by, well_seen: see `_seen`.
     """
-    layers = [sweep.cache.layers[i] for i in sweep.spanning]
-    of_layers = {
-        kind: [sweep.sums[kind][i].norm_head_token for i in sweep.spanning] for kind in KINDS
-    }
-    terms = _terms(layers, of_layers)
-    positions = layers[0].positions
+    terms = sweep.of_tokens.columns
+    positions = sweep.cache.layers[sweep.spanning[0]].positions
     table = pd.DataFrame(
         {
             "position": positions.numpy(),
@@ -53,33 +54,6 @@ def token_importance(
         }
     )
     return table.assign(**_seen(table["position"], sweep.cache.n_tokens, min_queries))
-
-
-def _terms(
-    layers: Sequence[LayerKV], of_layers: Mapping[str, Sequence[torch.Tensor]]
-) -> dict[str, torch.Tensor]:
-    """(tokens,) in float64 by the name of its column, those of attention only where it was
-    measured. of_layers: kind -> for each layer the norms (kv_heads, tokens)."""
-    terms = {f"{kind}_norm": _mean([_over_heads(x) for x in of_layers[kind]]) for kind in KINDS}
-    measured = [
-        (layer.attention, value_norms)
-        for layer, value_norms in zip(layers, of_layers["value"], strict=True)
-        if layer.attention is not None
-    ]
-    if measured:
-        terms["attention_received"] = _mean([received.mean(0) for received, _ in measured])
-        terms["attention_energy"] = _mean([attention_energy(*pair).mean(0) for pair in measured])
-    return terms
-
-
-def _mean(per_layer: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(tokens,) in float64, of (tokens,) each."""
-    return torch.stack([x.double().cpu() for x in per_layer]).mean(0)
-
-
-def _over_heads(of_heads: torch.Tensor) -> torch.Tensor:
-    """(kv_heads, tokens) norms over dims -> (tokens,) norms over heads and dims."""
-    return of_heads.double().square().sum(0).sqrt()
 
 
 def _importance(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
@@ -113,32 +87,47 @@ def attention_sinks(sweep: Sweep, tokens: Sequence[str], min_queries: int) -> pd
     `Sweep.spanning`. even_share: what the token would receive if every query of the text spread its
     attention evenly over all tokens up to its own (empty where a window hides some). Without
     measured attention the table is empty.
+
+    Of a text of more than `over_layers.MOST_POSITIONS` tokens, rows are those of the tokens that
+    receive most among their neighbours, in the layer or on average, and of all sinks.
     """
     cache, first = sweep.cache, sweep.cache.layers[sweep.spanning[0]]
-    parts = [
-        pd.DataFrame(
-            {
-                "layer": layer.index,
-                "position": layer.positions.numpy(),
-                "token": [tokens[i] for i in layer.positions.tolist()],
-                "attention_received": layer.attention.mean(0).cpu().numpy(),
-            }
-        )
-        for layer in cache.layers
-        if layer.attention is not None
-    ]
+    per_token, even = np.full((2, cache.n_tokens), np.nan)
+    columns = sweep.of_tokens.columns
+    if "attention_received" in columns:
+        per_token[first.positions.numpy()] = columns["attention_received"].numpy()
+    if first.kind != "sliding":
+        even = _even_share(cache.n_tokens)
+    parts = []
+    for layer in cache.layers:
+        if layer.attention is None:
+            continue
+        received, positions = layer.attention.mean(0).cpu().numpy(), layer.positions.numpy()
+        told = _told_apart(positions, group_size(cache.n_tokens), received, per_token[positions])
+        told |= per_token[positions] >= SINK * even[positions]
+        named = {
+            "layer": layer.index,
+            "position": positions[told],
+            "token": [tokens[i] for i in positions[told]],
+            "attention_received": received[told],
+            "mean_received": per_token[positions[told]],
+            "even_share": even[positions[told]],
+        }
+        parts.append(pd.DataFrame(named))
     if not parts:
         return pd.DataFrame()
     table = pd.concat(parts, ignore_index=True)
-    per_token, even = np.full((2, cache.n_tokens), np.nan)
-    received = [x.attention for i in sweep.spanning if (x := cache.layers[i]).attention is not None]
-    if received:
-        per_token[first.positions.numpy()] = _mean([x.mean(0) for x in received]).numpy()
-    if first.kind != "sliding":
-        even = _even_share(cache.n_tokens)
-    table["mean_received"] = per_token[table["position"]]
-    table["even_share"] = even[table["position"]]
     return table.assign(**_seen(table["position"], cache.n_tokens, min_queries))
+
+
+def _told_apart(positions: np.ndarray, group: int, *measures: np.ndarray) -> np.ndarray:
+    """(tokens,) whether a token is the largest, by some measure, of those that stand within the
+    same `group` positions."""
+    of_group, told = positions // group, np.zeros(len(positions), dtype=bool)
+    for measure in measures:
+        order = np.lexsort((-measure, of_group))  # the largest of each group stands first
+        told[order[np.unique(of_group[order], return_index=True)[1]]] = True
+    return told
 
 
 def _even_share(n_tokens: int) -> np.ndarray:

@@ -110,9 +110,13 @@ class CacheShape:
         return cls(shapes, tuple(cache.token_ids.tolist()), cache.n_prompt, cache.model)
 
     @property
+    def n_entries(self) -> int:
+        return sum(layer.n_entries for layer in self.layers)
+
+    @property
     def nbytes(self) -> int:
         """Original bytes: 16 bits for every entry."""
-        return BYTES_PER_ENTRY * sum(layer.n_entries for layer in self.layers)
+        return BYTES_PER_ENTRY * self.n_entries
 
     def filled(self, layers: tuple[LayerKV, ...]) -> KVCache:
         return KVCache(layers, torch.tensor(self.token_ids), self.n_prompt, self.model)

@@ -109,19 +109,22 @@ class LayerKV:
 
     def before(self, position: int) -> "LayerKV":
         """The entries of tokens ahead of `position`, as views."""
-        n = int(torch.searchsorted(self.positions, position))
+        return self.between(slice(int(torch.searchsorted(self.positions, position))))
 
-        def first(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x[:, :n]
+    def between(self, places: slice) -> "LayerKV":
+        """The entries of these of its tokens, as views."""
+
+        def part(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x[:, places]
 
         return replace(
             self,
-            keys=self.keys[:, :n],
-            values=self.values[:, :n],
-            positions=self.positions[:n],
-            keep=first(self.keep),
-            attention=first(self.attention),
-            recent_attention=first(self.recent_attention),
+            keys=self.keys[:, places],
+            values=self.values[:, places],
+            positions=self.positions[places],
+            keep=part(self.keep),
+            attention=part(self.attention),
+            recent_attention=part(self.recent_attention),
         )
 
 

@@ -1,6 +1,7 @@
 """`coded`: the transform, the integers and the way back, on caches of every shape and family. What
 holds for every method is in test_compression.py."""
 
+import tracemalloc
 from dataclasses import replace
 from functools import cache as once
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from compression.base import CacheShape
+from compression.coded import method as method_module
 from compression.coded.calibration import calibrate, grouped
 from compression.coded.method import Coded, CodedFixed, transformed
 from compression.coded.transform import classes, magnitudes, read
@@ -63,7 +65,7 @@ def by_hand(cache, calibration, step, sinks):
         mean = in_16_bits(x.mean(0)).double()
         root = torch.block_diag(*(r.double() for r in group.roots))
         exact = (x.double() - mean) @ root @ group.basis.double()
-        c = transformed(cache, group, sinks)[1].T
+        c = transformed(cache, group, slice(sinks, None))[1].T
         assert torch.allclose(c.double(), exact, atol=1e-5 * float(exact.abs().max()))
         levels = transform.levels(cache)[cache.layers[group.layers[0]].positions[sinks:]]
         x = quantised_by_hand(c, levels, step) @ group.basis.double().T @ torch.linalg.inv(root)
@@ -200,3 +202,53 @@ def test_integers_of_fixed_width_restore_the_same_cache_at_more_bytes():
     coded, fixed = coded.compress(cache), fixed.compress(cache)
     assert equal(coded.restore(), fixed.restore())
     assert coded.nbytes < fixed.nbytes
+
+
+@pytest.mark.parametrize("shape", ["alike, watched", "mixed, watched"])
+@pytest.mark.parametrize("kind_of", [Coded, CodedFixed])
+def test_parts_of_a_long_text_are_coded_as_if_each_were_alone(monkeypatch, shape, kind_of):
+    cache = SHAPES[shape]().in_16_bits()
+    coder = kind_of(step=0.03, sink_tokens=0, calibration=learned(shape))
+    alone = [
+        coder.compress(_between(cache, start, end)).restore() for start, end in ((0, 5), (5, 10))
+    ]
+    monkeypatch.setattr(method_module, "MOST_ENTRIES", CacheShape.of(cache).n_entries // 2 + 1)
+    together = coder.compress(cache)
+    assert {name.split(".")[1] for name in together.stored if name.startswith("segments.")} == {
+        "0",
+        "1",
+    }
+    for layer, *parts in zip(together.restore().layers, *(x.layers for x in alone), strict=True):
+        for kind in KINDS:
+            joined = torch.cat([part.tensor(kind) for part in parts], dim=1)
+            assert torch.equal(layer.tensor(kind), joined)
+
+
+def _between(cache, start, end):
+    """What its layers hold of these positions of the text."""
+    layers = []
+    for layer in cache.layers:
+        first, last = torch.searchsorted(layer.positions, torch.tensor([start, end])).tolist()
+        layers.append(layer.between(slice(first, last)))
+    return replace(cache, layers=tuple(layers))
+
+
+@pytest.mark.parametrize("way", ["compress", "restore"])
+def test_what_it_works_with_does_not_grow_with_the_text(monkeypatch, way):
+    """Memory of numpy at its peak, beyond what is stored; what torch takes is of one group."""
+    monkeypatch.setattr(method_module, "MOST_ENTRIES", 1 << 17)
+    peaks = []
+    for n_tokens in (1 << 12, 1 << 14):
+        layers = (caches.layer(i, 3, n_tokens, (8, 8), dtype=torch.float16) for i in range(4))
+        cache = caches.watched(caches.cache(*layers))
+        coder = method("alike, watched", step=0.03)
+        compressed = coder.compress(cache)
+        action = {"compress": lambda c=cache, m=coder: m.compress(c), "restore": compressed.restore}
+        tracemalloc.start()
+        kept = action[way]()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        if way == "compress":
+            peaks[-1] -= kept.nbytes
+    per_token = 64  # of levels, and of lists of token ids and positions
+    assert peaks[1] < 1.1 * peaks[0] + per_token * n_tokens

@@ -19,6 +19,7 @@ from data.cache import KINDS
 from data.extraction import prefill
 from tests import caches, families
 from tests.caches import equal, random_gradients
+from tests.made import Made
 
 ONES = {"token_rank": 1, "embedding_rank": 1}
 CHOSEN = {"token_rank": None, "embedding_rank": None}
@@ -258,3 +259,27 @@ def test_16_bits_are_what_a_cache_is_served_in(dtype):
     large = caches.alike()
     large.layers[0].keys[0, 0, 0] = 1e5  # beyond float16
     assert large.in_16_bits().layers[0].keys.dtype == torch.bfloat16
+
+
+SHORT, LONG = 1 << 9, 1 << 11
+
+
+@once
+def of_tokens(n_tokens):
+    """Makes a cache of so many tokens."""
+    layers = [caches.layer(i, 3, n_tokens, (8, 8), dtype=torch.float16) for i in range(4)]
+    return lambda: caches.watched(caches.cache(*layers))
+
+
+@every_case
+@pytest.mark.parametrize("way", ["compress", "restore"])
+def test_no_tensor_is_of_tokens_by_tokens_and_no_step_of_one_token(name, number, way):
+    method = method_for(name, number, of_tokens(SHORT))
+    operations = []
+    for cache in (of_tokens(SHORT)(), of_tokens(LONG)()):
+        small = method.compress(cache)
+        with Made() as made:
+            method.compress(cache) if way == "compress" else small.restore()
+        operations.append(made.operations)
+    assert made.largest <= 4 * cache.n_entries  # a head's tokens x tokens are ten times as many
+    assert operations[1] - operations[0] < (LONG - SHORT) / 2  # some methods take blocks

@@ -113,7 +113,7 @@ class _Moments:
         if not self.groups:
             self.groups = grouped(cache)
         for layers in self.groups:
-            x = rows(cache, [(i, kind) for i in layers for kind in KINDS], 0).cpu()
+            x = rows(cache, [(i, kind) for i in layers for kind in KINDS], slice(None)).cpu()
             x = x[cache.layers[layers[0]].positions.cpu() >= _first(cache)]
             x = x - x.mean(0)
             self.covariance[layers] = _plus(self.covariance.get(layers), (x.T @ x).double())
@@ -181,7 +181,7 @@ def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
             positions = cache.layers[group.layers[0]].positions[1:].cpu().numpy()
             if not len(positions):
                 continue
-            coefficients = transformed(cache, group, 1)[1]
+            coefficients = transformed(cache, group, slice(1, None))[1]
             _, integers, symbol_classes = quantised(coefficients, levels[positions], MIDDLE)
             entry = symbol_classes.astype(np.int64) * width
             entry += integers.clip(-rans.TOP - 1, rans.TOP + 1) + (rans.TOP + 1)

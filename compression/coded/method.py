@@ -31,14 +31,20 @@ from compression.coded.transform import (
     scales,
 )
 from compression.methods.place_by_place import Middles, Place
-from compression.stored import FLOATS, Tensors, taken
+from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits
 
 FINE, MIDDLE, COARSE = 3.5e-5, 7e-5, 1.4e-4  # steps in sqrt(nats)
 BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
 MOST = 1e30  # of a step and of what one is divided by, so that float32 holds both
+# Of a cache that are coded together: 11,650 tokens of the default model. Working memory is about
+# ten bytes for each; beyond, parts of the text are coded apart.
+MOST_ENTRIES = 1 << 27
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
+
+
+Groups = list[tuple[int, Group, slice]]  # number, group, positions in the text
 
 
 @dataclass(frozen=True)
@@ -72,59 +78,84 @@ class Coded(Compressor):
             for kind in KINDS
             if self.sink_tokens
         }
+        for prefix, groups in self._segments(transform, shape):
+            stored["levels"] = torch.from_numpy(levels.astype(np.int8))
+            part = self._encoded(cache, groups, levels, transform)
+            stored |= {f"{prefix}{name}": tensor for name, tensor in part.items()}
+        return stored
+
+    def _encoded(
+        self, cache: KVCache, groups: Groups, levels: np.ndarray, transform: Transform
+    ) -> Tensors:
+        """What is stored of these tokens of some groups."""
+        stored: Tensors = {}
         codes, integers, symbol_classes = [], [], []
-        for g, group, tokens in self._groups(transform, shape):
-            mean, coefficients = transformed(cache, group, self.sink_tokens)
+        for g, group, tokens in groups:
+            start = int(cache.layers[group.layers[0]].positions[0])
+            places = slice(tokens.start - start, tokens.stop - start)
+            mean, coefficients = transformed(cache, group, places)
             stored[f"means.{g}"] = mean
             code, q, of_q = quantised(coefficients, levels[tokens], self.step)
             codes.append(code)
             integers.append(q)
             symbol_classes.append(of_q)
-        if codes:
-            stored["levels"] = torch.from_numpy(levels.astype(np.int8))
-            stored["codes"] = torch.from_numpy(np.concatenate(codes))
-            stored |= self.written(
-                np.concatenate(integers), np.concatenate(symbol_classes), transform
-            )
-        return stored
+        stored["codes"] = torch.from_numpy(np.concatenate(codes))
+        return stored | self.written(
+            np.concatenate(integers), np.concatenate(symbol_classes), transform
+        )
 
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         transform = self._transform(shape)
-        middles: Middles = {}
-        groups = list(self._groups(transform, shape))
-        if groups:
+        restored: Middles = {}  # in the layers' own dtype, filled as it is decoded
+        segments = self._segments(transform, shape)
+        if segments:
             n_tokens = len(shape.token_ids)
             levels = taken(stored, "levels", (torch.int8,), n_tokens).numpy().astype(np.int16)
-            ends = np.cumsum([len(group.analysis) for _, group, _ in groups])
-            codes = np.split(taken(stored, "codes", (torch.uint8,), ends[-1]).numpy(), ends[:-1])
-            pairs = zip(groups, codes, strict=True)
-            entry_classes = [classes(code, levels[tokens]) for (*_, tokens), code in pairs]
-            integers = self._spread(stored, entry_classes, transform)
-            for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
-                q /= torch.from_numpy(scales(levels[tokens], self.step))
-                mean = taken(stored, f"means.{g}", FLOATS, sum(group.widths)).float()
-                middles |= _restored(q, code, levels[tokens], mean, group, shape)
+            for prefix, groups in segments:
+                part = under(stored, prefix) if prefix else stored
+                for tokens, middles in self._decoded(part, groups, levels, transform, shape):
+                    _fill(restored, middles, tokens, shape)
+                if prefix:
+                    refuse_left(part)
         layers = (
-            layer.filled(*(self._joined(stored, middles, i, kind, layer) for kind in KINDS))
+            layer.filled(*(self._joined(stored, restored, i, kind, layer) for kind in KINDS))
             for i, layer in enumerate(shape.layers)
         )
         return shape.filled(tuple(layers))
 
+    def _decoded(
+        self,
+        stored: Tensors,
+        groups: Groups,
+        levels: np.ndarray,
+        transform: Transform,
+        shape: CacheShape,
+    ) -> Iterator[tuple[slice, Middles]]:
+        """Of each group its tokens in the text, and what its places hold of them."""
+        ends = np.cumsum([len(group.analysis) for _, group, _ in groups])
+        codes = np.split(taken(stored, "codes", (torch.uint8,), ends[-1]).numpy(), ends[:-1])
+        pairs = zip(groups, codes, strict=True)
+        entry_classes = [classes(code, levels[tokens]) for (*_, tokens), code in pairs]
+        integers = self._spread(stored, entry_classes, transform)
+        for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
+            q /= torch.from_numpy(scales(levels[tokens], self.step))
+            mean = taken(stored, f"means.{g}", FLOATS, sum(group.widths)).float()
+            yield tokens, _restored(q, code, levels[tokens], mean, group, shape)
+
     def _joined(
-        self, stored: Tensors, middles: Middles, i: int, kind: str, layer: LayerShape
+        self, stored: Tensors, restored: Middles, i: int, kind: str, layer: LayerShape
     ) -> torch.Tensor:
-        """(heads, tokens, dim): the sinks as stored, then what was restored, keys turned again."""
+        """(heads, tokens, dim): the sinks as stored, then what was restored."""
+        whole = restored.get((i, kind))
+        if not self.sink_tokens and whole is not None:
+            return whole
         heads, n_tokens, dim = layer.sizes(kind)
-        middle = middles.get((i, kind))
-        if middle is not None:
-            if kind == "key" and layer.rotary is not None:
-                middle = layer.rotated(middle, layer.positions[-middle.shape[1] :])
-            middle = middle.to(getattr(torch, layer.dtype))
-            if not self.sink_tokens:
-                return middle.contiguous()
         n_sinks = min(self.sink_tokens, n_tokens)
         sinks = taken(stored, f"ends.{i}.{kind}", FLOATS, heads, n_sinks, dim)
-        return sinks if middle is None else torch.cat([sinks, middle.to(sinks.device)], dim=1)
+        if whole is None:
+            return sinks
+        whole[:, :n_sinks] = sinks
+        return whole
 
     def _levels(self, cache: KVCache, transform: Transform) -> np.ndarray:
         if transform.watched and not is_watched(cache):
@@ -185,6 +216,22 @@ class Coded(Compressor):
             )
         return transform
 
+    def _segments(self, transform: Transform, shape: CacheShape) -> list[tuple[str, Groups]]:
+        """What is coded together, by how its names begin: the whole text, or parts of equal length
+        where it is so long that its integers would take too much memory at once."""
+        n, n_tokens = -(-shape.n_entries // MOST_ENTRIES), len(shape.token_ids)
+        segments = []
+        for k in range(n):
+            start, end = n_tokens * k // n, n_tokens * (k + 1) // n
+            groups = [
+                (g, group, slice(max(tokens.start, start), min(tokens.stop, end)))
+                for g, group, tokens in self._groups(transform, shape)
+            ]
+            inside = [each for each in groups if each[2].start < each[2].stop]
+            if inside:
+                segments.append(("" if n == 1 else f"segments.{k}.", inside))
+        return segments
+
     def _groups(
         self, transform: Transform, shape: CacheShape
     ) -> Iterator[tuple[int, Group, slice]]:
@@ -203,10 +250,23 @@ def _kept(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def transformed(cache: KVCache, group: Group, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean (width,) in 16 bits over the tokens of a group from its token `start` on, and the
-    coefficients (columns, tokens) of what is left."""
-    x = rows(cache, group.places, start)
+def _fill(restored: Middles, middles: Middles, tokens: slice, shape: CacheShape) -> None:
+    """Put what was decoded of these positions of the text in its place, keys turned again."""
+    for (i, kind), middle in middles.items():
+        layer = shape.layers[i]
+        places = slice(tokens.start - layer.start, tokens.stop - layer.start)
+        if kind == "key" and layer.rotary is not None:
+            middle = layer.rotated(middle, layer.positions[places])
+        if (i, kind) not in restored:
+            dtype = getattr(torch, layer.dtype)
+            restored[i, kind] = torch.empty(layer.sizes(kind), dtype=dtype, device=middle.device)
+        restored[i, kind][:, places] = middle
+
+
+def transformed(cache: KVCache, group: Group, tokens: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean (width,) in 16 bits over these of the tokens of a group, and the coefficients
+    (columns, tokens) of what is left."""
+    x = rows(cache, group.places, tokens)
     mean = in_16_bits(x.mean(0))
     return mean, (group.analysis.to(x.device) @ (x - mean.float()).T).cpu()
 

@@ -27,12 +27,13 @@ N_SYMBOLS = 2 * TOP + 2
 ESCAPE = -TOP - 1  # what stands for an integer that is kept as it is
 MOST_LANES = 4096  # states side by side: 4 bytes each are stored
 SYMBOLS_PER_LANE = 2048  # below, fewer lanes: a lane costs about 24 bits, a hundredth of these
+STEPS_AT_ONCE = 256  # of each lane, whose symbols are looked up in the tables together
 _FULL = np.uint32(32 - BITS)
 _FIRST = np.uint32(1 << 16)  # state before any symbol
 _WORD = np.uint32(16)
 _BITS = np.uint32(BITS)
 _LOW_WORD = np.uint32(0xFFFF)
-_SLOTS = np.uint32((1 << BITS) - 1)
+_SLOT = np.uint32((1 << BITS) - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,18 +94,34 @@ def encode(integers: np.ndarray, classes: np.ndarray, tables: Tables) -> Tensors
     state: int32, one per lane; words: int16, in the order in which they are read; escapes: int16,
     or int32 where one does not fit; left out where there are none.
     """
+    lanes = _lanes(len(integers))
+    state = np.full(lanes, _FIRST, np.uint32)
+    words, kept = [np.zeros(0, np.uint16)], [np.zeros(0, np.int32)]
+    for part in reversed(_parts(len(integers), lanes)):
+        f, start, escaped = _entries(integers[part], classes[part], tables)
+        words.append(_pushed(state, f, start))
+        kept.append(integers[part][escaped])
+    stored = {
+        "state": _as_tensor(state, np.int32),
+        "words": _as_tensor(np.concatenate(words[::-1]), np.int16),
+    }
+    escapes = np.concatenate(kept[::-1])
+    if len(escapes):
+        fits = np.abs(escapes.astype(np.int64)).max() < 1 << 15
+        stored["escapes"] = torch.from_numpy(escapes.astype(np.int16 if fits else np.int32))
+    return stored
+
+
+def _entries(
+    integers: np.ndarray, classes: np.ndarray, tables: Tables
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) the frequency of each integer, those before it, and whether it is escaped."""
     row = classes.astype(np.int32) * N_SYMBOLS
     inside = (integers >= -TOP) & (integers <= TOP)
     entry = row + np.where(inside, integers - ESCAPE, 0)
     escaped = ~inside | (tables.flat[entry] == 0)
     entry = np.where(escaped, row, entry)
-    state, words = _pushed(tables.flat[entry], tables.starts[entry], _lanes(len(entry)))
-    stored = {"state": _as_tensor(state, np.int32), "words": _as_tensor(words, np.int16)}
-    if escaped.any():
-        kept = integers[escaped]
-        fits = np.abs(kept.astype(np.int64)).max() < 1 << 15
-        stored["escapes"] = torch.from_numpy(kept.astype(np.int16 if fits else np.int32))
-    return stored
+    return tables.flat[entry], tables.starts[entry], escaped
 
 
 def decode(stored: Tensors, classes: np.ndarray, tables: Tables) -> np.ndarray:
@@ -113,13 +130,9 @@ def decode(stored: Tensors, classes: np.ndarray, tables: Tables) -> np.ndarray:
     not given."""
     state = taken(stored, "state", (torch.int32,), _lanes(len(classes)))
     words = taken(stored, "words", (torch.int16,), len(stored.get("words", ())))
-    slots = _popped(
-        state.numpy().view(np.uint32).copy(),
-        words.numpy().view(np.uint16).astype(np.uint32),
-        classes,
-        tables.moves,
+    integers = _popped(
+        state.numpy().view(np.uint32).copy(), words.numpy().view(np.uint16), classes, tables
     )
-    integers = tables.integers.take(slots)
     escaped = integers == ESCAPE
     if escaped.any():
         sizes = (torch.int16, torch.int32)
@@ -127,6 +140,12 @@ def decode(stored: Tensors, classes: np.ndarray, tables: Tables) -> np.ndarray:
         integers = integers.astype(escapes.dtype, copy=False)
         integers[escaped] = escapes
     return integers
+
+
+def _parts(n: int, lanes: int) -> list[slice]:
+    """What is looked up at a time: 0 to n in pieces of many symbols for each lane."""
+    size = STEPS_AT_ONCE * lanes
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _lanes(n: int) -> int:
@@ -138,10 +157,11 @@ def _as_tensor(x: np.ndarray, dtype: type) -> torch.Tensor:
     return torch.from_numpy(x.view(dtype).copy())
 
 
-def _pushed(f: np.ndarray, start: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """States (lanes,) uint32 and words uint16 after all symbols, the last of them first."""
-    state = np.full(lanes, _FIRST, np.uint32)
+def _pushed(state: np.ndarray, f: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Words uint16 that (lanes,) states uint32 let go of while they take in these symbols, the last
+    of them first; in the order in which they are read."""
     words = [np.zeros(0, np.uint16)]
+    lanes = len(state)
     for first in reversed(range(0, len(f), lanes)):
         frequency = f[first : first + lanes]
         x = state[: len(frequency)]
@@ -149,20 +169,35 @@ def _pushed(f: np.ndarray, start: np.ndarray, lanes: int) -> tuple[np.ndarray, n
         words.append(x[full].astype(np.uint16))
         np.right_shift(x, _WORD, out=x, where=full)
         x += (x // frequency) * (np.uint32(1 << BITS) - frequency) + start[first : first + lanes]
-    return state, np.concatenate(words[::-1])
+    return np.concatenate(words[::-1])
 
 
 def _popped(
-    state: np.ndarray, words: np.ndarray, classes: np.ndarray, moves: np.ndarray
+    state: np.ndarray, words: np.ndarray, classes: np.ndarray, tables: Tables
 ) -> np.ndarray:
-    """(n,) the slots of all symbols in the table of all classes, the first of them first."""
+    """(n,) int16 integers, ESCAPE among them, the first of them first."""
+    integers = np.empty(len(classes), np.int16)
+    read = 0
+    for part in _parts(len(classes), len(state)):
+        slots, n_words = _slots(state, words[read:], classes[part], tables.moves)
+        read += n_words
+        integers[part] = tables.integers.take(slots)
+    if read != len(words) or (state != _FIRST).any():
+        raise ValueError("the coded integers do not end where they began")
+    return integers
+
+
+def _slots(
+    state: np.ndarray, words: np.ndarray, classes: np.ndarray, moves: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """(n,) the slots of symbols in the table of all classes, and how many words were read."""
     slots = classes.astype(np.int64) << BITS
     lanes = len(state)
     read = 0
     for first in range(0, len(slots), lanes):
         slot = slots[first : first + lanes]
         x = state[: len(slot)]
-        slot |= x & _SLOTS
+        slot |= x & _SLOT
         move = moves.take(slot)
         x >>= _BITS
         x *= move >> _WORD
@@ -172,6 +207,4 @@ def _popped(
             raise ValueError("the coded integers end early")
         x[low] = (x[low] << _WORD) | words[read : read + len(low)]
         read += len(low)
-    if read != len(words) or (state != _FIRST).any():
-        raise ValueError("the coded integers do not end where they began")
-    return slots
+    return slots, read

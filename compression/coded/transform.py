@@ -153,14 +153,13 @@ def refuse_misfit(tensors: Tensors, widths: dict[Place, int]) -> None:
         raise ValueError("its numbers are not finite, or its scales not above 0")
 
 
-def rows(cache: KVCache, places: Iterable[Place], start: int) -> torch.Tensor:
-    """(tokens, width) float32: what these places hold from their token `start` on, side by side,
-    keys before rotary embedding where that is known."""
+def rows(cache: KVCache, places: Iterable[Place], tokens: slice) -> torch.Tensor:
+    """(tokens, width) float32: what these places hold of these of their tokens, side by side, keys
+    before rotary embedding where that is known."""
     parts = []
     for i, kind in places:
-        layer = cache.layers[i]
-        x = content(layer, kind, unrotated=layer.rotary is not None)
-        parts.append(wide(x[:, start:]))
+        layer = cache.layers[i].between(tokens)
+        parts.append(wide(content(layer, kind, unrotated=layer.rotary is not None)))
     return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
 
 

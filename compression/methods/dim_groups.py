@@ -1,11 +1,14 @@
 """Which dimensions of a head go together, and the one direction that stands for each group."""
 
+from functools import reduce
+
 import pandas as pd
 import torch
 
 from data.cache import KINDS, KVCache
 
 POWER_STEPS = 30
+BLOCK = 2048  # tokens that are in float32 at a time
 
 
 def group_dims(
@@ -44,9 +47,12 @@ def group_dims(
 
 
 def _similarity(x: torch.Tensor) -> torch.Tensor:
-    """|cosine| over tokens of each two dimensions, (heads, dim, dim)."""
-    unit = torch.nn.functional.normalize(x, dim=1)
-    return (unit.transpose(1, 2) @ unit).abs()
+    """|cosine| over tokens of each two dimensions, (heads, dim, dim); 0 of one that is 0."""
+    parts = (part.float() for part in x.split(BLOCK, dim=1))
+    gram = reduce(torch.Tensor.add_, (part.mT @ part for part in parts))
+    norm = gram.diagonal(dim1=1, dim2=2).sqrt().clamp(min=1e-12)
+    cosine: torch.Tensor = gram / (norm[:, :, None] * norm[:, None])
+    return cosine.abs()  # to the last bit the same both ways
 
 
 def _numbered(leader: torch.Tensor) -> torch.Tensor:
@@ -81,7 +87,7 @@ def dimension_groups(cache: KVCache, similarity: float, largest: int) -> pd.Data
     tables = []
     for layer in cache.layers:
         for kind in KINDS:
-            groups = group_dims(layer.tensor(kind).float(), 1, similarity, largest)
+            groups = group_dims(layer.tensor(kind), 1, similarity, largest)
             table = pd.DataFrame(groups.cpu().numpy()).rename_axis("head").reset_index()
             table = table.melt("head", var_name="dim", value_name="group")
             tables.append(table.assign(layer=layer.index, kind=kind))
