@@ -12,6 +12,7 @@ from analysis import over_texts
 from analysis.findings import key_findings, recommendations
 from analysis.inventory import kept
 from compression.studies.base import Tables, refuse_counts
+from compression.studies.kept_tables import kept_or_done
 from compression.studies.one_text import PLACES, SPECTRUM, OneText, ReadText, look
 from compression.studies.work import Here, Phase, Task, Work, Worker, untimed
 from config import UsageError
@@ -186,14 +187,16 @@ class Analysis:
         sample, ids = text
         kept = None if self.save_cache is None else (sample, self.save_cache)
         focus, n_read, n_new = self.analysis_focus, self.n_read, self.n_new
-        return ReadText(focus, ids, n_read, n_new, self.measure, several, kept)
+        return ReadText(focus, ids, n_read, n_new, self.measure, several, kept, text=sample.sha256)
 
 
 def _gathered(work: Work, tasks: list[ReadText]) -> tuple[list[OneText], dict[str, Any]]:
-    """What was found in each text, and what adds up over all of them."""
+    """What was found in each text, and what adds up over all of them. A single text is looked at
+    anew each time: it is cheap, and its pictures are drawn while it is read."""
     each: dict[int, OneText] = {}
     sums: dict[str, Any] = {}
-    for i, one in work.as_done(tasks, "text"):
+    done = kept_or_done(work, tasks, "text") if len(tasks) > 1 else work.as_done(tasks, "text")
+    for i, one in done:
         for name, of_text in one.sums.items():
             sums[name] = sums[name] + of_text if name in sums else of_text
         each[i] = replace(one, sums={})  # so that no more than their sum is held

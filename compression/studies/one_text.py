@@ -1,25 +1,28 @@
 """How the cache of one text looks: the part of `analyze` that is done for each of its texts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 import config
-from analysis.embeddings import by_position
+from analysis.embeddings import ByPosition, by_position
 from analysis.generation import generation_stages
 from analysis.inventory import inventory_table
 from analysis.measures import Sweep, sweep, thresholds
 from analysis.spectrum import Spectrum
 from analysis.tables import Subject, tables
 from compression.evaluate import Judge, summary
+from compression.stored import Tensors, refuse_left, taken
 from compression.studies.base import INVENTORY, Learned, Tables
+from compression.studies.kept_tables import Keepable, Kept
 from compression.studies.prune import PruneStudy
-from compression.studies.work import Model, Task, Worker
-from data import extraction, saving
-from data.cache import KVCache
+from compression.studies.work import Model, Worker
+from data import extraction, headers, saving
+from data.cache import KINDS, KVCache
 from data.extraction import Prefill
 from data.inventory import Inventory
 from data.models import LoadedModel
@@ -28,6 +31,7 @@ from data.texts import Sample
 
 STAGES = "tokens/generation_stages_comparison"
 PLACES, SPECTRUM = "by_position", "spectrum"  # of `OneText.sums`
+NBYTES = "inventory/nbytes"  # beside the words of an inventory, whose numbers are small
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,56 @@ class OneText:
     saved: list[str]
     sums: dict[str, Any]
 
+    def to_kept(self) -> Kept | None:
+        """None of a text that was measured or saved as well, and of unknown sums."""
+        if self.measured or self.saved or not self.sums.keys() <= {PLACES}:
+            return None
+        held = self.inventory.held
+        tensors = {NBYTES: torch.tensor([each.nbytes for each in held], dtype=torch.int64)}
+        if PLACES in self.sums:
+            tensors |= _of_places(self.sums[PLACES])
+        slots = Inventory(tuple(replace(each, nbytes=0) for each in held), self.inventory.n_slots)
+        words = {"inventory": asdict(slots), "thresholds": self.thresholds}
+        return Kept(self.tables, tensors, words)
+
+    @classmethod
+    def of_kept(cls, kept: Kept) -> "OneText":
+        """Raises ValueError for what is kept of another task."""
+        match kept.words:
+            case {"inventory": inventory, "thresholds": {"key": float(key), "value": float(value)}}:
+                slots: Inventory = headers.fitting(Inventory, inventory, "inventory")
+            case _:
+                raise ValueError("it holds no look at a text")
+        tensors = dict(kept.tensors)
+        nbytes = taken(tensors, NBYTES, (torch.int64,), len(slots.held)).tolist()
+        pairs = zip(slots.held, nbytes, strict=True)
+        held = tuple(replace(each, nbytes=n) for each, n in pairs)
+        sums = {PLACES: _places(tensors)} if tensors else {}
+        refuse_left(tensors)
+        limits = {"key": key, "value": value}
+        return cls(kept.tables, limits, [], Inventory(held, slots.n_slots), [], sums)
+
+
+def _of_places(places: ByPosition) -> Tensors:
+    """Of one text, whose squared distances from its mean are 0."""
+    means = {f"{PLACES}/{kind}": torch.tensor(places.means[kind]) for kind in KINDS}
+    return {f"{PLACES}/positions": torch.tensor(places.positions), **means}
+
+
+def _places(tensors: Tensors) -> ByPosition:
+    positions = taken(tensors, f"{PLACES}/positions", (torch.int64,), None).numpy()
+    means = {
+        kind: taken(tensors, f"{PLACES}/{kind}", (torch.float64,), len(positions), None).numpy()
+        for kind in KINDS
+    }
+    return ByPosition(1, positions, means, {kind: np.zeros_like(x) for kind, x in means.items()})
+
 
 @dataclass(frozen=True, eq=False)
-class ReadText(Task[OneText]):
+class ReadText(Keepable[OneText]):
     """ids: (tokens,) of which the first `n_read` are read; the others are scored, if `measure`.
     n_new: tokens generated after them. kept: the text, and the file to keep its cache in. made: is
-    given tables as soon as there are some."""
+    given tables as soon as there are some. text: the hash of the text, whose words tables hold."""
 
     focus: str
     ids: torch.Tensor
@@ -59,6 +107,7 @@ class ReadText(Task[OneText]):
     of_several: bool = False
     kept: tuple[Sample, str] | None = None
     made: Callable[[Tables], None] | None = None
+    text: str = ""
 
     @property
     def n_tokens(self) -> int:
@@ -91,6 +140,20 @@ class ReadText(Task[OneText]):
             made(stages)
             every |= stages
         return OneText(every, limits, measured, inventory, saved, sums)
+
+    @property
+    def context(self) -> int:
+        return len(self.ids[: self.n_read])
+
+    @property
+    def asked(self) -> list[str | int]:
+        return ["read", self.focus, self.n_new, self.of_several, self.text]
+
+    def to_kept(self, result: OneText) -> Kept | None:
+        return result.to_kept()
+
+    def from_kept(self, kept: Kept) -> OneText:
+        return OneText.of_kept(kept)
 
     def _looked(self, loaded: LoadedModel, cache: KVCache) -> tuple[Tables, dict[str, Any]]:
         if self.focus == "generation":

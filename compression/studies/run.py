@@ -15,6 +15,7 @@ from compression.base import Compressor
 from compression.coded.kept_calibrations import leak
 from compression.evaluate import as_records, summary
 from compression.studies.base import INVENTORY, Plan, Report, Study, Tables
+from compression.studies.kept_tables import kept_or_done
 from compression.studies.rows import Row, Rows
 from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, See, SideBySide
 from compression.studies.work import Here, Model, Phase, Work, untimed
@@ -113,8 +114,8 @@ def _seen(study: Study, work: Work, texts: list[Text], plan: Plan) -> Tables:
     """Has the plan report what was seen over all texts; the rows of each text apart."""
     if not plan.looked:
         return {}
-    others = work.each([See(study, ids) for _, ids in texts[1:]], "text")
-    looked = [dict(plan.looked), *others]
+    others = dict(kept_or_done(work, [See(study, ids) for _, ids in texts[1:]], "text"))
+    looked = [dict(plan.looked), *(others[i] for i in range(len(others)))]
     plan.looked = over_texts.combined(looked)
     return over_texts.of_each(looked, [sample.index for sample, _ in texts])
 

@@ -1,14 +1,16 @@
 """What a study's run consists of: tasks that stand alone, each on one text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of
 from compression.evaluate import Judge
+from compression.stored import refuse_left
 from compression.studies.base import Learned, Plan, Study, Tables
+from compression.studies.kept_tables import Keepable, Kept
 from compression.studies.needle import Needle, needles
 from compression.studies.rows import Row
 from compression.studies.work import T, Task, Worker
@@ -79,13 +81,29 @@ class Look(OfText[tuple[Plan, Inventory]]):
 
 
 @dataclass(frozen=True, eq=False)
-class See(OfText[Tables]):
+class See(OfText[Tables], Keepable[Tables]):
     """What the study sees in another text than the first."""
+
+    @property
+    def asked(self) -> list[str | int]:
+        alone = replace(self.study, num_samples=None)  # the same, however many texts there are
+        return ["see", type(alone).__name__, repr(alone)]
+
+    @property
+    def context(self) -> int:
+        return self.study.context
 
     def run(self, worker: Worker) -> Tables:
         judge = self.judge(worker)
         with worker.phase("scoring"):
             return self.study.see(judge)
+
+    def to_kept(self, result: Tables) -> Kept:
+        return Kept(result)
+
+    def from_kept(self, kept: Kept) -> Tables:
+        refuse_left(kept.tensors)
+        return kept.tables
 
 
 def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
