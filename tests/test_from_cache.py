@@ -215,10 +215,11 @@ def test_coded_is_compared_without_transformers_by_the_calibration_that_is_kept(
     saved, calibrated, tmp_path
 ):
     out = tmp_path / "out"
-    given = [*COMPARE_CODED, "--load_cache", saved("llama_gqa").plain, "--output_dir", str(out)]
+    given = [*COMPARE_CODED, "--load_cache", saved("llama_gqa").probed, "--output_dir", str(out)]
     code = f"import main; assert main.main({given!r}, workers=0) == 0"
     assert not {"transformers", "datasets"} & modules_after(code)
-    table = pd.read_csv(out / "compare" / "bits_and_errors.csv").set_index(["method", "settings"])
+    table = pd.read_csv(out / "compare" / "bits_and_errors.csv").fillna({"settings": ""})
+    table = table.set_index(["method", "settings"])
     assert "coded" in table.index.get_level_values("method")
     assert not json.loads((out / "compare.json").read_text())["left_out"]
     assert_frame_equal(table[EXACT], calibrated.loc[table.index], check_dtype=False, rtol=1e-12)
@@ -228,22 +229,22 @@ def test_a_calibration_of_another_model_or_a_damaged_one_is_not_taken(
     saved, calibrated, empty_cache, caplog
 ):
     coded = CompareStudy(methods=("coded", "int8"))
-    assert run(coded, saved("gemma2").plain).facts["left_out"]
+    assert run(coded, saved("gemma2").probed).facts["left_out"]
     (file,) = (empty_cache / "calibrations").glob("*/*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
-    assert run(coded, saved("llama_gqa").plain).facts["left_out"]
+    assert run(coded, saved("llama_gqa").probed).facts["left_out"]
     assert "cannot be used" in caplog.messages[-1]
 
 
 def test_a_file_does_not_say_where_to_look_for_a_calibration(saved, calibrated, empty_cache):
-    cache = load(saved("llama_gqa").plain).cache
+    cache = load(saved("llama_gqa").probed).cache
     identity = next((empty_cache / "calibrations").iterdir()).name
     for said in ("", "..", f"../calibrations/{identity}", identity, "0" * 64):
         assert calibration_files.kept(cache, said) is None
 
 
 def test_whoever_compares_what_coded_has_learned_from_is_told(saved, calibrated, monkeypatch):
-    coded, file = CompareStudy(methods=("coded",)), saved("llama_gqa").plain
+    coded, file = CompareStudy(methods=("coded",)), saved("llama_gqa").probed
     assert not [line for line in run(coded, file).facts["verdict"] if "too good" in line]
     known = reference_samples()[0]
     monkeypatch.setattr(learned_text, "calibration_text", lambda: known.text)
