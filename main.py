@@ -66,22 +66,26 @@ def from_cache(given: Given, workers: int) -> None:
 def study(name: str, given: Given, workers: int) -> None:
     """A mode that compresses: `module.Class` of compression/studies, asked for by its flags; on one
     model, or on several and then over all of them."""
-    from compression.studies.over_models import apart, over_models
+    from compression.studies.over_models import apart, each_alone, over_models
     from compression.studies.places import place
 
     module, class_name = name.split(".")
     asked = getattr(import_module(f"compression.studies.{module}"), class_name)
     asked = asked(**arguments_of(asked, given))
+    refusals = []
     with place(**arguments_of(place, given)) as where:
         if given["models"] is None:
             outcomes = [_carried_out(asked, given, workers, where)]
         else:
-            each = apart(given["models"], given["output_dir"])
-            outcomes = [_carried_out(asked, given | one, workers, where) for one in each]
+            outcomes, refused = each_alone(
+                apart(given["models"], given["output_dir"]),
+                lambda one: _carried_out(asked, {**given, **one}, workers, where),
+            )
+            refusals.append(refused)
             _deliver(asked, given, workers, over_models(outcomes))
-    for refused in (outcome.report.refused for outcome in outcomes):
-        if refused is not None:
-            raise refused
+    refusals += [outcome.report.refused for outcome in outcomes]
+    for refused in filter(None, refusals):
+        raise refused
 
 
 def _carried_out(asked: "Study", given: Given, workers: int, where: "Place") -> "Outcome":

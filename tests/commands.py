@@ -73,7 +73,8 @@ def modules_after(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter holds after running `code`."""
     script = f"{code}\nimport sys; print('\\n'.join({{m.split('.')[0] for m in sys.modules}}))"
     command = [sys.executable, "-c", script]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
     return set(ended.stdout.split())
 
 

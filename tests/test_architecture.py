@@ -160,7 +160,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.registry",
             "data.headers",
             "compression.sealed",
-            "compression.coded.kept_calibrations",
+            "compression.coded",
             *RUNNING,
             "data.cache",
             "data.sources",

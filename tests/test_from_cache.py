@@ -5,11 +5,13 @@ import json
 from dataclasses import dataclass
 from functools import cache as once
 
+import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
 from safetensors.torch import save_file
 
+from compression.coded import calibration_files, learned_text
 from compression.costs import COSTS
 from compression.studies.analyze import Analysis
 from compression.studies.compare import CompareStudy
@@ -20,8 +22,8 @@ from compression.studies.run import run as with_model
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
-from data import extraction, scored_texts
-from data.saved_cache import save
+from data import extraction, scored_texts, sensitivity
+from data.saved_cache import load, save
 from data.texts import reference_samples, visible
 from tests import caches, commands, families
 from tests.commands import modules_after
@@ -194,6 +196,59 @@ def test_methods_that_learn_of_the_model_are_left_out_with_the_reason(saved, emp
     assert found.facts["left_out"] and set(found.facts["left_out"].values()) == {reason}
     with pytest.raises(UsageError, match=r"nothing can be compared.*no calibration"):
         run(CompareStudy(methods=("coded",)), saved("llama_gqa").probed)
+
+
+@pytest.fixture
+def calibrated(saved, empty_cache, monkeypatch):
+    """The bytes and errors of `coded` with the model at hand, which is calibrated by then."""
+    monkeypatch.setattr(sensitivity, "CONTEXTS", (60, 40))
+    monkeypatch.setattr(sensitivity, "SCORED", 8)
+    study = CompareStudy(**SHORT, quick=True, needles=False, methods=("coded",))
+    rows = with_model(study, families.loaded("llama_gqa"), reference_samples()).rows
+    return rows.set_index(["method", "settings"])[EXACT]
+
+
+COMPARE_CODED = ["--mode", "compare", "--methods", "coded", "--quick", "--quiet"]
+
+
+def test_coded_is_compared_without_transformers_by_the_calibration_that_is_kept(
+    saved, calibrated, tmp_path
+):
+    out = tmp_path / "out"
+    given = [*COMPARE_CODED, "--load_cache", saved("llama_gqa").probed, "--output_dir", str(out)]
+    code = f"import main; assert main.main({given!r}, workers=0) == 0"
+    assert not {"transformers", "datasets"} & modules_after(code)
+    table = pd.read_csv(out / "compare" / "bits_and_errors.csv").fillna({"settings": ""})
+    table = table.set_index(["method", "settings"])
+    assert "coded" in table.index.get_level_values("method")
+    assert not json.loads((out / "compare.json").read_text())["left_out"]
+    assert_frame_equal(table[EXACT], calibrated.loc[table.index], check_dtype=False, rtol=1e-12)
+
+
+def test_a_calibration_of_another_model_or_a_damaged_one_is_not_taken(
+    saved, calibrated, empty_cache, caplog
+):
+    coded = CompareStudy(methods=("coded", "int8"))
+    assert run(coded, saved("gemma2").probed).facts["left_out"]
+    (file,) = (empty_cache / "calibrations").glob("*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run(coded, saved("llama_gqa").probed).facts["left_out"]
+    assert "cannot be used" in caplog.messages[-1]
+
+
+def test_a_file_does_not_say_where_to_look_for_a_calibration(saved, calibrated, empty_cache):
+    cache = load(saved("llama_gqa").probed).cache
+    identity = next((empty_cache / "calibrations").iterdir()).name
+    for said in ("", "..", f"../calibrations/{identity}", identity, "0" * 64):
+        assert calibration_files.kept(cache, said) is None
+
+
+def test_whoever_compares_what_coded_has_learned_from_is_told(saved, calibrated, monkeypatch):
+    coded, file = CompareStudy(methods=("coded",)), saved("llama_gqa").probed
+    assert not [line for line in run(coded, file).facts["verdict"] if "too good" in line]
+    known = reference_samples()[0]
+    monkeypatch.setattr(learned_text, "calibration_text", lambda: known.text)
+    assert "too good" in run(coded, file).facts["verdict"][0]
 
 
 def test_evictions_that_need_attention_are_left_out_where_it_was_not_measured(saved):

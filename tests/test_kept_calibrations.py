@@ -7,7 +7,8 @@ import torch
 
 from compression import sealed
 from compression.base import Calibration
-from compression.coded import kept_calibrations
+from compression.coded import calibration_files, kept_calibrations, learned_text
+from compression.coded.calibration_files import file_of, folder_of
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
 from compression.coded.method import Coded
 from config import UsageError
@@ -33,27 +34,23 @@ def calibrated(tmp_path_factory):
         patch.setattr(sensitivity, "SCORED", 8)
         model = families.loaded("llama_gqa")
         calibration_of(model)
-        return sealed.read(next(kept_calibrations._folder(model).iterdir()))
+        return sealed.read(next(folder_of(model.identity).iterdir()))
 
 
 def test_nothing_that_is_left_for_scoring_is_learned_from():
-    known = kept_calibrations.calibration_text()
+    known = learned_text.calibration_text()
     assert len(known) > 100_000  # characters: contexts enough
-    for sample in reference_samples()[: kept_calibrations.FIRST_SAMPLE]:
-        long = [
-            p
-            for p in kept_calibrations.paragraphs(sample.text)
-            if len(p) >= kept_calibrations.TELLING
-        ]
+    for sample in reference_samples()[: learned_text.FIRST_SAMPLE]:
+        long = [p for p in learned_text.paragraphs(sample.text) if len(p) >= learned_text.TELLING]
         assert long and not any(p in known for p in long)
 
 
 def test_whoever_scores_what_was_learned_from_is_told_of_each_text(caplog):
     samples = reference_samples()
-    assert kept_calibrations.leak(samples[: kept_calibrations.FIRST_SAMPLE]) == []
-    late = [s for s in samples[kept_calibrations.FIRST_SAMPLE :] if kept_calibrations.leaked([s])]
+    assert learned_text.leak(samples[: learned_text.FIRST_SAMPLE]) == []
+    late = [s for s in samples[learned_text.FIRST_SAMPLE :] if learned_text.leaked([s])]
     assert len(late) > 5
-    (said,) = kept_calibrations.leak([samples[0], *late[:2]])
+    (said,) = learned_text.leak([samples[0], *late[:2]])
     assert caplog.messages == [said]
     assert late[0].name in said and late[1].name in said and samples[0].name not in said
 
@@ -63,7 +60,7 @@ def test_a_calibration_is_kept_until_its_text_or_code_changes(tiny, monkeypatch,
     first = calibration_of(tiny)
     again = calibration_of(tiny)
     assert again.identity == first.identity and len(caplog.messages) == 1
-    monkeypatch.setattr(kept_calibrations, "_recipe", lambda: "another")
+    monkeypatch.setattr(calibration_files, "recipe", lambda: "another")
     calibration_of(tiny)
     assert "Calibrating" in caplog.messages[1]
 
@@ -102,7 +99,7 @@ def test_a_sealed_calibration_that_does_not_fit_its_model_is_made_anew(
     tiny, calibrated, empty_cache, monkeypatch, caplog, change
 ):
     tensors, header = calibrated
-    file = kept_calibrations._folder(tiny) / f"{kept_calibrations._recipe()[:16]}.safetensors"
+    file = file_of(tiny.identity)
     file.parent.mkdir(parents=True)
     sealed.write(file, change(tensors), header)
     monkeypatch.setattr(
@@ -119,12 +116,12 @@ def test_words_of_a_calibration_that_are_none_are_not_shown(tiny, calibrated, tm
     tensors, header = calibrated
     sealed.write(tmp_path / "a", tensors, header | {"learned_from": "\x1b[31m"})
     with pytest.raises(ValueError, match="does not say what it was learned from"):
-        kept_calibrations._read(tmp_path / "a", tiny.identity)
+        calibration_files.read(tmp_path / "a", tiny.identity, {})
 
 
 def test_what_was_compressed_needs_the_calibration_it_was_compressed_with(tiny, monkeypatch):
     first = calibration_of(tiny)
-    monkeypatch.setattr(kept_calibrations, "_recipe", lambda: "another")
+    monkeypatch.setattr(calibration_files, "recipe", lambda: "another")
     monkeypatch.setattr(sensitivity, "CONTEXTS", (40, 60))
     assert calibration_of(tiny).identity != first.identity
     assert earlier_calibration(tiny, first.identity).identity == first.identity
@@ -142,7 +139,7 @@ def test_what_is_learned_is_what_coded_works_with(tiny):
 
 
 def test_where_it_cannot_be_kept_a_run_goes_on_but_not_one_that_is_for_keeping(tiny, caplog):
-    folder = kept_calibrations._folder(tiny)
+    folder = folder_of(tiny.identity)
     folder.parent.parent.mkdir(parents=True)
     folder.parent.write_text("a file in the way")
     assert calibration_of(tiny).tensors

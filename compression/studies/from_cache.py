@@ -17,6 +17,9 @@ from analysis.inventory import inventory_table, size
 from analysis.measures import sweep
 from analysis.spectrum import Spectrum
 from analysis.tables import Subject, tables
+from compression.base import Calibration
+from compression.coded import calibration_files
+from compression.coded.learned_text import leak
 from compression.costs import costs_on
 from compression.studies import error_words as words
 from compression.studies import presets
@@ -34,7 +37,7 @@ from data import saved_cache, sources
 from data.cache import KVCache
 from data.inventory import Inventory
 from data.saved_cache import SavedCache
-from data.texts import visible
+from data.texts import Sample, reference_samples, visible
 from data.vocabulary import FOCUSES
 
 Phase = Callable[[str], AbstractContextManager[object]]
@@ -140,11 +143,13 @@ def _looked_at(asked: Sight, saved: SavedCache, text: SavedText) -> Found:
 def _studied(study: Study, saved: SavedCache, text: SavedText, phase: Phase) -> Found:
     model, cache = SavedModel(saved.model), saved.cache.in_16_bits()
     with phase("analysis"):
-        seen = look(study, cache, None)
+        calibration = _kept_calibration(study, saved)
+        seen = look(study, cache, calibration)
     with phase("scoring"):
         table, left_out = _scored(seen, cache)
     inventory, kept = _kept(saved)
-    lines = [*kept, *seen.told(table), *words.of_all(table)]
+    too_good = leak(_known(saved)) if calibration else []
+    lines = [*too_good, *kept, *seen.told(table), *words.of_all(table)]
     lines += [f"Left out: {by_reason(left_out)}."] if left_out else []
     made = seen.tables | {
         f"{seen.folder}/bits_and_errors": table,
@@ -157,6 +162,18 @@ def _studied(study: Study, saved: SavedCache, text: SavedText, phase: Phase) -> 
     }
     said = {f"{study.title} on {model.name}, {text.name}": lines}
     return Found(model, text, made, said, facts, _refused(study, table))
+
+
+def _kept_calibration(study: Study, saved: SavedCache) -> Calibration | None:
+    """What `coded` has kept of the model that made the cache, where the study asks for it."""
+    identity = saved.model.get("identity", "")
+    return calibration_files.kept(saved.cache, identity) if study.calibrates else None
+
+
+def _known(saved: SavedCache) -> list[Sample]:
+    """The text of the cache, where it is of the corpus that is at hand without a model."""
+    said = saved.text.get("source"), saved.text.get("index")
+    return [sample for sample in reference_samples() if (sample.source, str(sample.index)) == said]
 
 
 def _scored(seen: Seen, cache: KVCache) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -12,7 +12,7 @@ import torch
 from analysis import over_texts
 from analysis.inventory import beside, inventory_table
 from compression.base import Compressor
-from compression.coded.kept_calibrations import leak
+from compression.coded.learned_text import leak
 from compression.evaluate import as_records, summary
 from compression.studies.base import INVENTORY, Plan, Report, Study, Tables
 from compression.studies.kept_tables import kept_or_done

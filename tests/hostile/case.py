@@ -30,6 +30,8 @@ USUAL: dict[str, dict[str, str | None]] = {
     "list_samples": {"model": "./model", TEXT: None},
 }
 SAVES = {**READ, "methods": "int8"}
+# Of a saved cache there is no use for these.
+READING = {"model", "device", TEXT, "context_tokens", "score_tokens", "num_samples"}
 # What a case gives on its own account takes the place of these.
 INSTEAD = {
     "prompt": {TEXT, "num_samples"},
@@ -37,6 +39,10 @@ INSTEAD = {
     "use_wikitext": {TEXT},
     "sequence_length": {"context_tokens"},
     "continuation": {"score_tokens"},
+    "load_cache": {*READING, "no_sensitivity"},
+    "save_cache": {"methods"},
+    "models": {"model"},
+    "device_map": {"device"},
     "energy": {"token_rank", "embedding_rank"},
     "target_ratio": {"token_rank", "embedding_rank"},
 }

@@ -1,6 +1,6 @@
 """All bad inputs, in the order of the table."""
 
-from tests.hostile import faults, flag_values, ignored_flags, models, outputs, stores, texts
+from tests.hostile import faults, flag_values, ignored_flags, models, outputs, scale, stores, texts
 
-PARTS = (ignored_flags, flag_values, texts, models, outputs, stores, faults)
+PARTS = (ignored_flags, flag_values, texts, models, outputs, stores, scale, faults)
 CASES = tuple(case for part in PARTS for case in part.CASES)

@@ -133,7 +133,7 @@ BESIDE = (
     early("store", "", "--save_compressed", "--load_compressed"),
     early("store", f"{LOAD} --save_compressed new.kv", "--save_compressed", "--load_compressed"),
     early("store", f"{LOAD} --save_cache new.cache", "--save_cache", "--load_compressed"),
-    early("store", "--save_cache a --save_compressed b", "--save_cache"),
+    early("store", "--save_cache a --save_compressed b", "--save_cache", "--save_compressed"),
     early("store", "--save_cache a --methods int8", "--save_cache", "--methods"),
     early("store", f"{LOAD} --prompt Hello", "--prompt", "--load_compressed"),
     early("store", f"{LOAD} --text_file text.txt", "--text_file", "--load_compressed"),

@@ -16,7 +16,7 @@ import pytest
 
 from tests.commands import ROOT, run
 from tests.hostile.case import Case
-from tests.hostile.sandbox import Sandbox, changed
+from tests.hostile.sandbox import Sandbox, changed, is_new_row
 
 LONGEST_S = 60  # that a refusal may take, on a busy machine
 SPEAKERS = ("main.py: ", "run_tucker_analysis.py: ")
@@ -28,7 +28,7 @@ class TooLong(BaseException):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case came to."""
+    """What a case came to. changes: paths that came, went or changed, new rows apart."""
 
     code: int
     printed: str
@@ -78,9 +78,10 @@ def outcome(case: Case, sandbox: Sandbox) -> Outcome:
         apart = case.redirection or case.sent or case.script
         code, printed, said = _process(case, sandbox.folder) if apart else _here(case)
         changes = changed(before, sandbox.content())
+        losses = [path for path in changes if not is_new_row(sandbox.folder, path, before)]
     if changes or case.prepare is not None:
         sandbox.reset()
-    return Outcome(code, printed, said, changes)
+    return Outcome(code, printed, said, losses)
 
 
 def _refuse_to_load(patch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests import families
+from compression import sealed
+from compression.studies.rows import FORMAT
+from data.saved_cache import save
+from tests import caches, families
 from tests.commands import PROMPT, run
 
 EARLIER = ("analyze.json", "tucker.json", "compare.json", "layers/layer_statistics.csv")
+ROWS = "home/rows"  # of measurements that are kept as soon as each is finished
 Content = dict[str, tuple[object, ...]]
 
 
@@ -29,6 +33,8 @@ class Sandbox:
             (self._pristine / "out" / file).parent.mkdir(parents=True, exist_ok=True)
             (self._pristine / "out" / file).write_text("{}")
         (self._pristine / "home").mkdir()  # what is kept between runs
+        cache = caches.watched(caches.mixed())
+        save(self._pristine / "text.cache", cache, caches.words(cache), {"name": "owner/random"})
         self._store_a_prompt()
         self.reset()
 
@@ -62,6 +68,22 @@ def _state(path: Path) -> tuple[object, ...]:
     status = path.lstat()
     seal = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else status.st_mode
     return (status.st_ino, status.st_size, status.st_mtime_ns, seal)
+
+
+def is_new_row(folder: Path, path: str, before: Content) -> bool:
+    """Whether a path came as a finished measurement, whole, or as the folder of those: kept for the
+    next run, it is no result and no loss."""
+    if path in before:
+        return False
+    if path == ROWS:
+        return (folder / path).is_dir()
+    if Path(path).parent != Path(ROWS) or not (folder / path).is_file():
+        return False
+    try:
+        _, header = sealed.read(folder / path)
+    except ValueError:
+        return False
+    return header.get("format") == FORMAT and f"{header.get('key')}.row" == Path(path).name
 
 
 def changed(before: Content, after: Content) -> list[str]:
