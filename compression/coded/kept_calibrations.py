@@ -9,7 +9,7 @@ from pathlib import Path
 import config
 from compression import sealed
 from compression.base import Calibration
-from compression.coded import calibration, method, rans, token_weights, transform
+from compression.coded import calibration, coefficients, method, rans, token_weights, transform
 from config import UsageError
 from data import sensitivity
 from data.cache import KINDS
@@ -22,7 +22,7 @@ FORMAT = "calibration of coded 3"
 # not be scored, and runs that fall back to this corpus score its first samples.
 FIRST_SAMPLE = 8
 TELLING = 60  # characters from which two equal paragraphs are no chance
-MODULES = (calibration, method, transform, rans, sensitivity, token_weights)
+MODULES = (calibration, coefficients, method, transform, rans, sensitivity, token_weights)
 
 log = logging.getLogger(__name__)
 
