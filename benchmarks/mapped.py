@@ -100,7 +100,7 @@ def write_repeated(folder: Path, cache: KVCache, n_tokens: int, noise: float = 0
         if layer.recent_attention is None:
             raise ValueError("attention was not measured")
         with (folder / f"{i}.attention").open("wb") as file:
-            for head in layer.recent_attention.float() * context / n_tokens:
+            for head in layer.recent_attention.float():  # as precise as in the context itself
                 _repeat(file, head, n_tokens)
     (folder / "shape.json").write_text(json.dumps(asdict(shape)))
 

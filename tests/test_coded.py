@@ -12,7 +12,8 @@ import torch
 from compression.base import CacheShape
 from compression.coded import method as method_module
 from compression.coded.calibration import calibrate, grouped
-from compression.coded.method import Coded, CodedFixed, transformed
+from compression.coded.coefficients import transformed
+from compression.coded.method import Coded, CodedFixed
 from compression.coded.transform import classes, magnitudes, read
 from compression.costs import relative_errors
 from config import UsageError

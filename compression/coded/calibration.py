@@ -14,7 +14,8 @@ import torch
 
 from compression.base import Calibration
 from compression.coded import rans
-from compression.coded.method import MIDDLE, quantised, transformed
+from compression.coded.coefficients import quantised, transformed
+from compression.coded.method import MIDDLE
 from compression.coded.token_weights import Energies, is_watched
 from compression.coded.transform import HIGHEST, LOWEST, read, rows
 from compression.methods.place_by_place import Place

@@ -21,6 +21,7 @@ SOURCES = Path(__file__).parent.parent.parent
 # Of the code that a calibration follows from; read as files, for one of them needs a model.
 MODULES = (
     "compression/coded/calibration.py",
+    "compression/coded/coefficients.py",
     "compression/coded/method.py",
     "compression/coded/transform.py",
     "compression/coded/rans.py",

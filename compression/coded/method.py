@@ -19,29 +19,19 @@ import torch
 
 from compression.base import CacheShape, Calibration, Compressor, LayerShape
 from compression.coded import fixed_rate, rans
+from compression.coded.coefficients import quantised, restored_places, transformed
 from compression.coded.token_weights import is_watched
-from compression.coded.transform import (
-    Group,
-    Transform,
-    classes,
-    is_stored,
-    magnitudes,
-    read,
-    rows,
-    scales,
-)
+from compression.coded.transform import Group, Transform, classes, is_stored, read, scales
 from compression.methods.place_by_place import Middles, Place
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
-from data.cache import KINDS, KVCache, by_head, in_16_bits
+from data.cache import KINDS, KVCache
 
 FINE, MIDDLE, COARSE = 3.5e-5, 7e-5, 1.4e-4  # steps in sqrt(nats)
-BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
 MOST = 1e30  # of a step and of what one is divided by, so that float32 holds both
 # Of a cache that are coded together: 11,650 tokens of the default model. Working memory is about
 # ten bytes for each; beyond, parts of the text are coded apart.
 MOST_ENTRIES = 1 << 27
-LARGEST = 2.0**31 - 1  # |integer| that can be coded
 
 
 Groups = list[tuple[int, Group, slice]]  # number, group, positions in the text
@@ -140,7 +130,7 @@ class Coded(Compressor):
         for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
             q /= torch.from_numpy(scales(levels[tokens], self.step))
             mean = taken(stored, f"means.{g}", FLOATS, sum(group.widths)).float()
-            yield tokens, _restored(q, code, levels[tokens], mean, group, shape)
+            yield tokens, restored_places(q, code, levels[tokens], mean, group, shape)
 
     def _joined(
         self, stored: Tensors, restored: Middles, i: int, kind: str, layer: LayerShape
@@ -261,53 +251,6 @@ def _fill(restored: Middles, middles: Middles, tokens: slice, shape: CacheShape)
             dtype = getattr(torch, layer.dtype)
             restored[i, kind] = torch.empty(layer.sizes(kind), dtype=dtype, device=middle.device)
         restored[i, kind][:, places] = middle
-
-
-def transformed(cache: KVCache, group: Group, tokens: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean (width,) in 16 bits over these of the tokens of a group, and the coefficients
-    (columns, tokens) of what is left."""
-    x = rows(cache, group.places, tokens)
-    mean = in_16_bits(x.mean(0))
-    return mean, (group.analysis.to(x.device) @ (x - mean.float()).T).cpu()
-
-
-def quantised(
-    coefficients: torch.Tensor, levels: np.ndarray, step: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes of magnitude (columns,) uint8 of (columns, tokens) coefficients, and of those that are
-    stored the integers (n,) int32 and their classes (n,) uint8, column by column."""
-    codes = magnitudes(coefficients, step).numpy()
-    codes[~is_stored(classes(codes, levels.max(keepdims=True)))[:, 0]] = 0
-    live = int(codes.nonzero()[0].max(initial=-1)) + 1
-    entry_classes = classes(codes[:live], levels)
-    coded = is_stored(entry_classes)
-    scaled = coefficients[:live].mul_(torch.from_numpy(scales(levels, step))).round_()
-    symbols = scaled.numpy()[coded]
-    if symbols.size and max(symbols.max(), -symbols.min()) >= LARGEST:
-        raise UsageError(f"A step of {step:g} is too small for this cache", "give a larger one")
-    return codes, symbols.astype(np.int32), entry_classes[coded]
-
-
-def _restored(
-    coefficients: torch.Tensor,
-    codes: np.ndarray,
-    levels: np.ndarray,
-    mean: torch.Tensor,
-    group: Group,
-    shape: CacheShape,
-) -> Middles:
-    """(heads, tokens, dim) of each place of a group from its (columns, tokens) coefficients. They
-    are zero beyond the last column that is stored: early for tokens that weigh little."""
-    coefficients = coefficients.to(mean.device)
-    synthesis = group.synthesis.to(mean.device)
-    x = mean.expand(len(levels), -1).contiguous()
-    order = torch.from_numpy(np.argsort(levels, kind="stable"))
-    for tokens in order.to(mean.device).split(BLOCK):
-        live = is_stored(classes(codes, levels[tokens.cpu()].max(keepdims=True)))[:, 0]
-        n = int(live.nonzero()[0].max(initial=-1)) + 1
-        x.index_add_(0, tokens, coefficients[:n].index_select(1, tokens).T @ synthesis[:n])
-    parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
-    return {(i, kind): by_head(part, shape.layers[i].n_heads) for (i, kind), part in parts}
 
 
 @dataclass(frozen=True)
