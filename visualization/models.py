@@ -29,7 +29,7 @@ def models(table: pd.DataFrame, about: str) -> Figure:
         cheap = f"{config.ACCEPTABLE_KL:g} nats"
         ax.axhline(config.ACCEPTABLE_KL, color=SAFE, ls=":", lw=1.3, label=cheap)
     ax.set_xscale("log")
-    plain_log(ax.xaxis, steps=(1.0, 2.0, 3.0, 5.0))
+    plain_log(ax.xaxis, steps=(1.0, 1.2, 1.6, 2.0, 3.0, 4.0, 6.0, 8.0))  # of a narrow range too
     ax.set_xlim(None, 17)
     ax.set_xlabel("Stored bits per value (16: uncompressed)")
     ax.set_ylabel("Measured KL (nats per token; bars: standard error over texts)")

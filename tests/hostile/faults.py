@@ -20,7 +20,7 @@ WORK = {
     "store": "compression.prompts.save",
     "list_samples": "visualization.terminal.listing.listing",
 }
-STUDY = "compression.studies.run.run"
+STUDY = "compression.studies.run.carry_out"
 FAULTS = {
     "a RuntimeError": RuntimeError("boom"),
     "a KeyError": KeyError("boom"),

@@ -11,8 +11,8 @@ ENDS = "sink_tokens recent_tokens"
 # Mode -> the flags that it takes, written down a second time on purpose.
 TAKES = {
     "analyze": f"{LOADS} {READS} analysis_focus measure score_tokens continuation new_tokens "
-    "output_dir quiet save_cache",
-    "analyze_generation": f"{LOADS} {READS} new_tokens output_dir quiet",
+    "num_samples output_dir quiet save_cache",
+    "analyze_generation": f"{LOADS} {READS} new_tokens num_samples output_dir quiet",
     "analyze_similarity": f"{STUDIES} {ENDS}",
     "tucker": f"{STUDIES} {ENDS} token_rank embedding_rank energy target_ratio unrotated_keys "
     "no_sensitivity",
@@ -110,7 +110,7 @@ def _beside() -> Iterator[Case]:
             yield early(mode, scored, "--score_tokens", "--continuation")
             yield early(mode, "--prompt Hello --num_samples 2", "--num_samples", "--prompt")
             from_file = "--text_file text.txt --num_samples 2"
-            yield early(mode, from_file, "--num_samples", "--text_file")
+            yield early(mode, from_file, "--num_samples", "text.txt")
 
 
 LOAD = "--load_compressed prompt.kv"
