@@ -15,9 +15,11 @@ Its tensors, `i` being the index of a layer in its model:
 
 Its `__metadata__` holds `format`, this format and its version, and `about`, JSON of an `About`: the
 kind and rotary embedding of each layer, `n_prompt` (tokens from there on were generated), what made
-the cache (name, revision, identity, dtype and device of the model) and the text it is of (source,
-index, title, sha256). What such a file claims is held against it before anything is made of it; the
-bytes of a tensor are held against their checksum when the tensor is first asked for.
+the cache (name, revision, identity, dtype and device of the model), the text it is of (source,
+index, title, sha256), and the largest |entry| of all keys and of all values, which spares who looks
+for it a pass over the file: it is believed until that pass finds another. What such a file claims
+is held against it before anything is made of it; the bytes of a tensor are held against their
+checksum when the tensor is first asked for.
 """
 
 import json
@@ -54,12 +56,13 @@ class LayerAbout:
 @dataclass(frozen=True)
 class About:
     """What a file says of a cache beside its tensors. model, text: names and what they stand
-    for."""
+    for. largest: |entry| of all keys, and of all values."""
 
     layers: tuple[LayerAbout, ...]
     n_prompt: int
     model: tuple[tuple[str, str], ...]
     text: tuple[tuple[str, str], ...]
+    largest: tuple[float, float]
 
 
 def save(
@@ -78,14 +81,15 @@ def save(
     """
     if words is not None and (len(words) != cache.n_tokens or any("\n" in w for w in words)):
         raise ValueError(f"words are {cache.n_tokens}, each on one line")
+    parts = _parts(cache, words)
+    forms = {name: _form(name, part(), as_computed) for name, part in parts.items()}
     about = About(
         tuple(LayerAbout(layer.index, layer.kind, layer.rotary) for layer in cache.layers),
         cache.n_prompt,
         _facts({"name": cache.model, **(model or {})}, MODEL_FACTS),
         _facts(text or {}, TEXT_FACTS),
+        (_largest("keys", cache, forms), _largest("values", cache, forms)),
     )
-    parts = _parts(cache, words)
-    forms = {name: _form(name, part(), as_computed) for name, part in parts.items()}
     # Wider numbers first, so that each begins at a multiple of its size
     order = sorted(forms, key=lambda name: -forms[name].dtype.itemsize)
     write(
@@ -108,6 +112,16 @@ def _parts(cache: KVCache, words: Sequence[str] | None) -> dict[str, Callable[[]
         said = bytearray("\n".join(words).encode()) or bytearray(b" ")
         parts[WORDS] = lambda: torch.frombuffer(said, dtype=torch.uint8)
     return parts
+
+
+def _largest(name: str, cache: KVCache, forms: Mapping[str, Form]) -> float:
+    """|entry| of all `keys` or all `values`, rounded as they are written."""
+    peaks = []
+    for layer in cache.layers:
+        low, high = getattr(layer, name).aminmax()
+        peak = torch.maximum(-low, high).to(forms[f"layers.{layer.index}.{name}"].dtype)
+        peaks.append(float(peak))
+    return max(peaks)
 
 
 def _form(name: str, x: torch.Tensor, as_computed: bool) -> Form:

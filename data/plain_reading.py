@@ -1,12 +1,13 @@
 """Reads the files that data/plain_files.py writes, as if they came from a stranger."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from config import UsageError
-from data.cache import PER_ENTRY, KVCache
+from data.cache import KINDS, PER_ENTRY, KVCache
 from data.headers import fitting, shown, words
 from data.own_files import SAVED_CACHE
 from data.plain_files import (
@@ -55,6 +56,8 @@ class _Opened:
         self.about: About = fitting(About, words(tensors.metadata.get("about")), "about")
         self.model = _facts_of(self.about.model, MODEL_FACTS)
         self.text = _facts_of(self.about.text, TEXT_FACTS)
+        if not all(0 <= entry < math.inf for entry in self.about.largest):
+            raise ValueError("its largest entries are no magnitudes")
         _refuse_order([layer.index for layer in self.about.layers])
         self._left = set(tensors.places)
         self._one_layer = OneLayer(self._made, self._release)
@@ -70,7 +73,8 @@ class _Opened:
         said = self._words()
         if self._left:
             raise ValueError(f"{shown(min(self._left))} belongs to nothing")
-        return SavedCache(cache, said, self.model, self.text)
+        largest = dict(zip(KINDS, self.about.largest, strict=True))
+        return SavedCache(cache, said, self.model, self.text, largest=largest)
 
     def _taken(
         self, name: str, dtypes: tuple[torch.dtype, ...], *sizes: int | None

@@ -22,6 +22,7 @@ class SavedCache:
     model: what made it: name, revision, identity, dtype and device, as far as they are known.
     text: its source, index, title and sha256, as far as they are known.
     assumed: in sentences, what no file says and is taken to be so.
+    largest: kind -> |entry| of all layers, as the file has it; None where it does not say.
     """
 
     cache: KVCache
@@ -29,6 +30,7 @@ class SavedCache:
     model: dict[str, str] = field(default_factory=dict)
     text: dict[str, str] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
+    largest: dict[str, float] | None = None
 
 
 class OneLayer:

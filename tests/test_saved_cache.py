@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from analysis.measures import sweep
+from analysis.measures import peaks, sweep
 from config import UsageError
 from data import tensor_files
 from data.cache import KINDS
@@ -38,6 +38,14 @@ def test_all_that_is_saved_comes_back(file):
     assert saved.words == tuple(caches.words(caches.everything()))
     assert (saved.model, saved.text, saved.assumed) == (MODEL, TEXT, ())
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", caches.SHAPES)
+@pytest.mark.parametrize("as_computed", [False, True])
+def test_the_largest_entries_are_those_of_what_is_written(name, as_computed, tmp_path):
+    save(tmp_path / "a", caches.SHAPES[name](), as_computed=as_computed)
+    saved = load(str(tmp_path / "a"))
+    assert saved.largest == peaks(saved.cache)
 
 
 @pytest.mark.parametrize("name", caches.SHAPES)

@@ -117,7 +117,7 @@ def _refuse_another_model(saved: SavedCache, model: str | None) -> None:
 
 def _looked_at(asked: Sight, saved: SavedCache, text: SavedText) -> Found:
     model, cache = SavedModel(saved.model), saved.cache
-    swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
+    swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE, saved.largest)
     if asked.analysis_focus == "spectrum":
         made = Spectrum.of(cache).tables(config.SUBSPACE_RANK)
     else:

@@ -125,8 +125,7 @@ class ReadText(Keepable[OneText]):
             inventory = Inventory.of(start.past)  # now: generation goes on in the same object
             saved = [saving.save(loaded, start.cache, *self.kept)] if self.kept else []
         with worker.phase("analysis"):
-            limits = thresholds(start.cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
-            found, sums = self._looked(loaded, start.cache)
+            found, sums, limits = self._looked(loaded, start.cache)
             every = found | {INVENTORY: inventory_table(inventory)}
             made(every)
         measured: list[str] = []
@@ -155,15 +154,18 @@ class ReadText(Keepable[OneText]):
     def from_kept(self, kept: Kept) -> OneText:
         return OneText.of_kept(kept)
 
-    def _looked(self, loaded: LoadedModel, cache: KVCache) -> tuple[Tables, dict[str, Any]]:
-        if self.focus == "generation":
-            return {}, {}
-        if self.focus == "spectrum":
-            return {}, {SPECTRUM: Spectrum.of(cache)}
+    def _looked(
+        self, loaded: LoadedModel, cache: KVCache
+    ) -> tuple[Tables, dict[str, Any], dict[str, float]]:
+        """Tables, what adds up over texts, and the thresholds of sparsity."""
+        if self.focus in ("generation", "spectrum"):
+            spectrum = self.focus == "spectrum"
+            sums: dict[str, Any] = {SPECTRUM: Spectrum.of(cache)} if spectrum else {}
+            return {}, sums, thresholds(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
         swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
         adds_up = self.of_several and self.focus in ("all", "embeddings")
         sums = {PLACES: by_position(swept)} if adds_up else {}
-        return _tables(loaded, swept, self.focus), sums
+        return _tables(loaded, swept, self.focus), sums, swept.thresholds
 
     def _stages(self, worker: Worker, start: Prefill, limits: dict[str, float]) -> Tables:
         with worker.phase("generation"):
