@@ -160,6 +160,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.registry",
             "data.headers",
             "compression.sealed",
+            "compression.stored",
             "compression.coded",
             *RUNNING,
             "data.cache",

@@ -128,7 +128,7 @@ CLUSTERS = (
     early("compare", "--ray auto --ray_cpus 0", "--ray_cpus is 0"),
     early("compare", "--ray auto --ray_gpus -1", "--ray_gpus is -1"),
     early("compare", "--ray_cpus 0.5", "--ray_cpus", "only with --ray"),
-    early("analyze", "--ray auto", "--ray", "compare"),
+    early("store", "--ray auto", "--ray", "compare"),
 )
 SEVERAL = (
     *(early(mode, "--models ./model,./model", "--models", "twice") for mode in STUDIES),
