@@ -14,8 +14,8 @@ from tests.hostile.case import USUAL, Case, early, late
 SCRIPT = "compression/run_tucker_analysis.py"
 # Mode -> what it calls when all is loaded.
 WORK = {
-    "analyze": "compression.studies.analyze.Analysis.run",
-    "analyze_generation": "compression.studies.analyze.Analysis.run",
+    "analyze": "compression.studies.analyze.Analysis.carry_out",
+    "analyze_generation": "compression.studies.analyze.Analysis.carry_out",
     "calibrate": "compression.coded.kept_calibrations.calibration_of",
     "store": "compression.prompts.save",
     "list_samples": "visualization.terminal.listing.listing",
