@@ -165,13 +165,12 @@ def repeated(folder: str, context: int, tokens: int) -> dict[str, float]:
 
 
 def real(tokens: int) -> dict[str, dict[str, float]]:
-    """All tables of `analyze` of a real context of the default model."""
+    """All tables of `analyze` of a real context of the default model, topics one after another."""
     from data import extraction, models, texts
 
     loaded = models.load()
-    ids = extraction.tokenise(loaded, texts.reference_samples()[0], tokens)
-    if len(ids) < tokens:
-        raise ValueError(f"the text has {len(ids)} tokens")
+    text = "\n\n".join(sample.text for sample in texts.reference_samples())
+    ids = extraction.tokenise(loaded, texts.Sample(0, "", "offline corpus", text), tokens)
     made, start = measured(lambda: extraction.prefill(loaded, ids, probe=True))
     looked = measured(lambda: by_token(start.cache))[0]
     return {"prefill": made, "analysis": looked}

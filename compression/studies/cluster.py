@@ -93,6 +93,7 @@ class Cluster:
         if self.address == "auto":
             here = {"PYTHONPATH": str(ROOT)}
             started: dict[str, Any] = {
+                "address": "local",  # one of its own, whatever clusters there are
                 "include_dashboard": False,
                 "object_store_memory": STORE_NBYTES,
                 "runtime_env": {"env_vars": {**sent, **here}},
