@@ -212,7 +212,11 @@ class Choice(Task[list[Text]]):
     continuation: str | None
 
     def run(self, worker: Worker) -> list[Text]:
-        asked, loaded = self.analysis, worker.loaded
+        with worker.phase("text"):
+            return self._chosen(worker.loaded)
+
+    def _chosen(self, loaded: LoadedModel) -> list[Text]:
+        asked = self.analysis
         if not asked.measure:
             return scored_texts.looked_at(
                 loaded, self.candidates, asked.n_read, asked.n_new, asked.n_texts
