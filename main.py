@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from data import signals
 from visualization.terminal import command_line, endings, flags, inputs, notices, streams
 from visualization.terminal.flags import Given, arguments_of
 from visualization.terminal.streams import tell
@@ -182,5 +183,5 @@ def main(arguments: Sequence[str] | None = None, workers: int = 1) -> int:
 if __name__ == "__main__":
     gc.disable()  # until all is imported, for nothing of that is garbage: a quarter of its time
     streams.usable()
-    endings.clean_up_when_killed()
+    signals.listen()
     sys.exit(main())

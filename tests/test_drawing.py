@@ -124,9 +124,9 @@ def test_a_run_that_is_interrupted_leaves_no_process_and_no_file(usual, tmp_path
 def test_a_worker_ends_when_its_run_is_killed(sent):
     script = """if True:
         import time
+        from data import signals
         from visualization.drawing import Drawing
-        from visualization.terminal import endings
-        endings.clean_up_when_killed()
+        signals.listen()
         with Drawing(workers=1) as drawing:
             print(drawing._processes[0].pid, flush=True)
             time.sleep(60)

@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from config import UsageError
+from data import signals
 from tests.commands import PROMPT, ROOT, files_below, run
 from visualization.output import OutputFolder
 
@@ -196,3 +199,23 @@ def test_an_earlier_manifest_claims_no_file_that_is_of_a_later_run(tmp_path):
     assert second["files"] == ["layers/b.csv", "e.csv"]
     assert (tmp_path / "notes.json").read_text() == '["a.csv"]'
     assert (tmp_path / "broken.json").read_text() == "{"
+
+
+def test_a_ctrl_c_that_a_library_drops_still_keeps_results_from_being_replaced(
+    tmp_path, monkeypatch
+):
+    write(tmp_path, "first")
+    monkeypatch.setattr(signals, "_sent", [])
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.listen()
+    try:
+        with pytest.raises(KeyboardInterrupt), OutputFolder(tmp_path) as output:
+            output.table("a", pd.DataFrame({"run": ["second"]}))
+            with suppress(BaseException):
+                signal.raise_signal(signal.SIGINT)
+            output.commit("run.json", {"run": "second"})
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert runs(tmp_path) == {"first"}

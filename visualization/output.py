@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import config
 from config import UsageError
+from data import signals
 from data.locks import only_run
 from data.writing import HalfReplacedError, replace_all, unfinished, whole_or_nothing
 
@@ -94,6 +95,7 @@ class OutputFolder:
     @contextmanager
     def _in_one_sentence(self) -> Iterator[None]:
         """Turn a full disk or a missing permission into a UsageError that names the folder."""
+        signals.raise_again()  # if the run was told to end, and a library has dropped that
         try:
             yield
         except OSError as error:

@@ -1,6 +1,5 @@
 """How a command ends: its exit code, and one sentence where it could not do what was asked."""
 
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -65,14 +64,3 @@ def _place(error: Exception) -> str:
     if not ours:
         return "a library"
     return f"{Path(ours[-1].filename).relative_to(ROOT)}, line {ours[-1].lineno}"
-
-
-def clean_up_when_killed() -> None:
-    """A kill, or a terminal that is closed, cleans up as Ctrl-C does."""
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
-            signal.signal(number, end)
