@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 SPAN = 2048  # tokens that are looked at in all layers before the next
-ENTRIES = {"cpu": 1 << 17, "mps": 1 << 17}  # of a block; mps lacks float64, its blocks are copied
+ENTRIES = {"cpu": 1 << 18, "mps": 1 << 18}  # of a block; mps lacks float64, its blocks are copied
 ENTRIES_ELSEWHERE = 1 << 22  # where each operation costs a launch
 
 Given = TypeVar("Given")

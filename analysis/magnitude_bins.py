@@ -21,21 +21,28 @@ def _above(percentage: float) -> int:
     return math.floor(math.log2(100 / percentage)) + 1
 
 
-def fine_counts(ratio: torch.Tensor, octaves: int) -> torch.Tensor:
-    """Entries of |x| / threshold, float32, in each fine bin, (1 + 32 x octaves,); overwrites
-    `ratio`.
+def n_fine(octaves: int) -> int:
+    """Fine bins, of which the first holds all smaller magnitudes."""
+    return 1 + (octaves << OCTAVE_BITS)
 
+
+def fine_counts(
+    ratio: torch.Tensor, octaves: int, times: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(fine bins,) entries of |x| / threshold, float32, in each fine bin; overwrites `ratio`.
+
+    times: how often each entry counts, in float64; once where not given.
     A float's exponent and leading mantissa bits, read as one integer, number its bin. Division
     rounds monotonically, so 1 is an exact edge.
     """
     first = (EXPONENT_BIAS - OCTAVES_BELOW) << OCTAVE_BITS
     fine = ratio.view(torch.int32).bitwise_right_shift_(MANTISSA_BITS - OCTAVE_BITS)
     fine.sub_(first - 1).clamp_(0, octaves << OCTAVE_BITS)
-    return torch.bincount(fine.flatten(), minlength=1 + (octaves << OCTAVE_BITS)).cpu()
+    return torch.bincount(fine.flatten(), times, minlength=n_fine(octaves)).long().cpu()
 
 
 def counts(fine: torch.Tensor) -> torch.Tensor:
-    """(1 + 4 x octaves,) entries per bin, of those per fine bin."""
+    """(bins,), 1 + 4 x octaves: entries per bin, of those per fine bin."""
     ends = (*OCTAVE_STARTS[1:], 1 << OCTAVE_BITS)
     by_octave = fine[1:].view(-1, 1 << OCTAVE_BITS)
     bins = [by_octave[:, a:b].sum(1) for a, b in zip(OCTAVE_STARTS, ends, strict=True)]

@@ -69,14 +69,14 @@ class TensorSums:
 
     @classmethod
     def of(cls, walk: TensorWalk) -> "TensorSums":
-        variance_head, fourth_head = walk.powers.central()
-        variance, fourth = walk.powers.pooled().tolist()
+        variance_head, fourth_head = walk.heads.powers.central()
+        variance, fourth = walk.heads.powers.pooled().tolist()
         return cls(
             walk.x.numel(),
             walk.below_head_dim,
-            walk.abs_head,
-            walk.square_head,
-            walk.magnitude_counts,
+            walk.heads.magnitude,
+            walk.heads.square,
+            walk.heads.magnitude_counts,
             variance,
             fourth,
             variance_head,
@@ -224,7 +224,7 @@ def sweep(cache: KVCache, percentage: float, believed: Peaks | None = None) -> S
             of_tokens.add(layer, span, {kind: of_layer[kind].norm_head_token for kind in KINDS})
         for kind in KINDS:
             of_positions[kind].add(span, [of_layer[kind].abs_token_dim for of_layer in parts])
-    true = {kind: max(walk.of[kind].peak for walk in walks) for kind in KINDS}
+    true = {kind: max(walk.of[kind].heads.peak for walk in walks) for kind in KINDS}
     if believed is not None and believed != true:
         return sweep(cache, percentage, true)
     return Sweep(

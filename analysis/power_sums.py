@@ -1,7 +1,8 @@
 """Central moments of what is seen in blocks: sums of powers about a pivot.
 
 About a pivot near the mean nothing cancels, and sums of any blocks add up to those of the whole.
-Powers are taken in float32 and summed over a row's dims in it; rows are summed in float64.
+Powers of entries are taken in float32 and summed over a row's dims in it; rows are summed in
+float64, and powers of counted numbers are taken in it.
 """
 
 import torch
@@ -21,15 +22,27 @@ class PowerSums:
         self.pivot = first.mean((1, 2), keepdim=True).float()  # of equal entries: theirs
         self.sums = torch.zeros(POWERS, len(x), dtype=torch.float64)
 
+    def centre(self, x: torch.Tensor) -> torch.Tensor:
+        """x (kv_heads, few tokens, dim) in float32 less the pivots, in its own memory."""
+        return x.sub_(self.pivot.to(x.device))
+
     def add(self, x: torch.Tensor, scratch: Scratch) -> None:
-        """Take in a block (kv_heads, few tokens, dim) in float32; leaves it less the pivot."""
+        """Take in a block (kv_heads, few tokens, dim) in float32, less the pivots."""
         self.n += x.shape[1] * x.shape[2]
-        x -= self.pivot.to(x.device)
         square = torch.mul(x, x, out=scratch.like(x, "square"))
         rows = [x.sum(2), square.sum(2)]
         rows.append(torch.mul(square, x, out=scratch.like(x, "cube")).sum(2))
         rows.append(square.mul_(square).sum(2))
         self.sums += over_rows(torch.stack(rows))
+
+    def add_counted(self, head: int, numbers: torch.Tensor, times: torch.Tensor) -> None:
+        """Take in a head's `numbers`, each as many `times`, both (n,) in float64.
+
+        Call it for one head after the other: all have the same number of entries."""
+        if head == 0:
+            self.n += int(times.sum().item())
+        powers = torch.stack([numbers - self._pivot[head]] * POWERS).cumprod(0)  # (powers, n)
+        self.sums[:, head] += powers @ times
 
     @property
     def offset(self) -> torch.Tensor:

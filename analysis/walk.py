@@ -6,14 +6,13 @@ span, so that nothing of (layers, tokens) or (tokens, dims) is ever held.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from analysis import magnitude_bins
-from analysis.blocks import Scratch, attention_energy, block, slices, tokens_at_once
-from analysis.power_sums import PowerSums, covariance, over_rows
+from analysis.blocks import SPAN, Scratch, attention_energy, block, slices, tokens_at_once
+from analysis.head_sums import HeadSums, is_counted
+from analysis.power_sums import covariance, over_rows
 from data.cache import KINDS, LayerKV
 
 
@@ -28,6 +27,13 @@ class SpanOfLayer:
     abs_token_dim: torch.Tensor
     norm_head_token: torch.Tensor
 
+    @classmethod
+    def to_fill(cls, x: torch.Tensor, n_tokens: int) -> "SpanOfLayer":
+        heads, _, dim = x.shape
+        return cls(torch.empty(n_tokens, dim), torch.empty(heads, n_tokens))
+
+
+COUNTED = 4 * SPAN  # tokens that are counted at once: each time costs 65,536 steps a head
 
 _scratch = Scratch()
 
@@ -38,36 +44,33 @@ class TensorWalk:
 
     def __init__(self, x: torch.Tensor, threshold: float, octaves: int) -> None:
         heads, _, dim = x.shape
-        self.x, self.threshold, self.octaves = x, threshold, octaves
-        self.peak = 0.0
-        self.powers = PowerSums(x)
+        self.x, self.threshold = x, threshold
+        self.heads = HeadSums(x, threshold, octaves)
         self.below_head_dim = torch.zeros(heads, dim, dtype=torch.long)
-        self.abs_head = torch.zeros(heads, dtype=torch.float64)
-        self.square_head = torch.zeros(heads, dtype=torch.float64)
-        self.fine_counts: torch.Tensor | int = 0
 
-    @property
-    def magnitude_counts(self) -> torch.Tensor:
-        return magnitude_bins.counts(torch.as_tensor(self.fine_counts))
+    def count(self, first: int) -> None:
+        """Add what needs no token told from another, where it is counted, of many tokens from the
+        `first` on; call it for every span."""
+        if is_counted(self.x) and first % COUNTED == 0:
+            self.heads.add_counted(self.x[:, first : first + COUNTED])
 
-    def take(self, places: slice, name: str) -> tuple[SpanOfLayer, torch.Tensor]:
-        """Add a block of tokens. With what it adds to means over layers, what is left of it less
-        the pivots, (kv_heads, few tokens, dim), in scratch of that name."""
+    def take(self, places: slice, to: SpanOfLayer, inside: slice, name: str) -> torch.Tensor:
+        """Add the rest of a block of tokens, and write to their places inside a span what they add
+        to means over layers. What is left of the block less the pivots, (kv_heads, few tokens,
+        dim), in scratch of that name."""
         part = block(self.x, places)
         x = _scratch.like(part, name).copy_(part)
         magnitude = torch.abs(x, out=_scratch.like(x, "magnitude"))
-        self.peak = max(self.peak, magnitude.amax().item())
-        self.abs_head += over_rows(magnitude.sum(2))
-        by_token = magnitude.sum(0).cpu()
-        norms = torch.linalg.vector_norm(x, dim=-1).cpu()
-        self.square_head += over_rows(norms.double().square())
-        self.powers.add(x, _scratch)
+        to.abs_token_dim[inside] = magnitude.sum(0)
+        norms = torch.linalg.vector_norm(x, dim=-1)
+        to.norm_head_token[:, inside] = norms
+        self.heads.powers.centre(x)
         # As numbers: counting flags takes several times as long
-        below = torch.lt(magnitude, self.threshold, out=_scratch.like(x, "square"))
+        below = torch.lt(magnitude, self.threshold, out=_scratch.like(x, "below"))
         self.below_head_dim += below.sum(1).long().cpu()
-        ratio = magnitude.div_(self.threshold)
-        self.fine_counts = self.fine_counts + magnitude_bins.fine_counts(ratio, self.octaves)
-        return SpanOfLayer(by_token, norms), x
+        if not is_counted(self.x):
+            self.heads.add(x, magnitude, norms)
+        return x
 
 
 class LayerWalk:
@@ -86,24 +89,23 @@ class LayerWalk:
     def take(self, span: slice) -> dict[str, SpanOfLayer]:
         """Add the tokens of a span that it holds; what they add to means over layers, by kind."""
         span = slice(span.start, min(span.stop, self.layer.n_tokens))
-        parts: dict[str, list[SpanOfLayer]] = {kind: [] for kind in KINDS}
-        size = min(tokens_at_once(self.layer.tensor(kind)) for kind in KINDS)
-        for inside in slices(span.stop - span.start, size):
+        n_tokens = span.stop - span.start
+        tensors = {kind: self.layer.tensor(kind) for kind in KINDS}
+        filled = {kind: SpanOfLayer.to_fill(tensors[kind], n_tokens) for kind in KINDS}
+        for walk in self.of.values():
+            walk.count(span.start)
+        for inside in slices(n_tokens, min(map(tokens_at_once, tensors.values()))):
             places = slice(span.start + inside.start, span.start + inside.stop)
-            centred = []
-            for kind in KINDS:
-                part, left = self.of[kind].take(places, kind)
-                parts[kind].append(part)
-                centred.append(left)
-            if self.products is not None:
-                self.products += over_rows(centred[0].mul_(centred[1]).sum(2))
-        joined = {kind: _joined(parts[kind]) for kind in KINDS}
-        if self.layer.attention is not None:
-            energy = attention_energy(
-                self.layer.attention[:, span], joined["value"].norm_head_token
+            keys, values = (
+                walk.take(places, filled[kind], inside, kind) for kind, walk in self.of.items()
             )
+            if self.products is not None:
+                self.products += over_rows(keys.mul_(values).sum(2))
+        if self.layer.attention is not None:
+            norms = filled["value"].norm_head_token
+            energy = attention_energy(self.layer.attention[:, span], norms)
             self.energy_head += energy.double().sum(1)
-        return joined
+        return filled
 
     @property
     def correlation(self) -> float:
@@ -111,7 +113,7 @@ class LayerWalk:
         constant."""
         if self.products is None:
             return math.nan
-        key, value = (self.of[kind].powers for kind in KINDS)
+        key, value = (self.of[kind].heads.powers for kind in KINDS)
         spread = math.sqrt(key.pooled()[0].item() * value.pooled()[0].item())
         return covariance(key, value, self.products).item() / spread if spread > 0 else math.nan
 
@@ -121,10 +123,3 @@ class LayerWalk:
         if self.layer.attention is None:
             return torch.full((self.layer.n_heads,), torch.nan, dtype=torch.float64)
         return self.energy_head / self.layer.n_tokens
-
-
-def _joined(parts: Sequence[SpanOfLayer]) -> SpanOfLayer:
-    return SpanOfLayer(
-        torch.cat([part.abs_token_dim for part in parts]),
-        torch.cat([part.norm_head_token for part in parts], dim=1),
-    )

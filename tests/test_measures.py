@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from analysis import measures
+from analysis.blocks import SPAN
+from analysis.head_sums import is_counted
 from analysis.magnitude_bins import magnitude_edges
 from analysis.measures import (
     below_per_token,
@@ -16,6 +18,7 @@ from analysis.measures import (
     sweep,
     thresholds,
 )
+from analysis.walk import COUNTED
 from data.cache import KINDS, KVCache
 from tests import bruteforce, caches
 from tests.bruteforce import hoyer
@@ -191,3 +194,24 @@ def test_maxima_that_are_believed_are_held_against_the_true_ones(monkeypatch, of
         for a, b in zip(plain.sums[kind], told.sums[kind], strict=True):
             assert torch.equal(a.below_head_dim, b.below_head_dim)
             assert torch.equal(a.magnitude_counts, b.magnitude_counts)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_that_are_counted_give_the_sums_of_their_float32(dtype):
+    """Of more tokens than are counted at once, signed zeros among them."""
+    n_tokens = COUNTED + SPAN // 2 + 1
+    long = caches.cache(*(caches.layer(i, 2, n_tokens, (4, 4)) for i in range(2)))
+    halves = changed(long, lambda x: torch.where(x.abs() < 0.1, -0.0, x).to(dtype))
+    plain = changed(halves, torch.Tensor.float)
+    assert is_counted(halves.layers[0].keys) and not is_counted(plain.layers[0].keys)
+    counted, summed = sweep(halves, PERCENTAGE), sweep(plain, PERCENTAGE)
+    assert counted.thresholds == summed.thresholds
+    np.testing.assert_allclose(counted.kv_correlation, summed.kv_correlation, rtol=1e-5)
+    for kind in KINDS:
+        for a, b in zip(counted.sums[kind], summed.sums[kind], strict=True):
+            assert torch.equal(a.below_head_dim, b.below_head_dim)
+            assert torch.equal(a.magnitude_counts, b.magnitude_counts)
+            assert a.variance == pytest.approx(b.variance, rel=1e-6)
+            assert a.fourth == pytest.approx(b.fourth, rel=1e-6)
+            for name in ("abs_head", "square_head", "variance_head", "fourth_head"):
+                np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-6)
