@@ -16,7 +16,7 @@ OURS = {"config", "main", "data", "analysis", "compression", "visualization", "b
 HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "seaborn", "scipy"}
 PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
-WRITING = {"data.locks", "data.writing"}
+WRITING = {"data.locks", "data.signals", "data.writing"}
 SAVING = {"data.own_files", "data.saving"}
 LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
 SEALED = {"config", "compression.base", "compression.sealed", "compression.stored"}
@@ -41,6 +41,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.vocabulary": (set(), HEAVY),
     "data.threads": (set(), HEAVY - {"torch"}),  # where torch is there already, it is settled too
     "data.locks": (set(), HEAVY),
+    "data.signals": (set(), HEAVY),
     "data.writing": ({"data.locks"}, HEAVY),
     "data.own_files": ({"config", *WRITING}, HEAVY),
     "data.memory": ({"config"}, HEAVY - {"torch"}),
