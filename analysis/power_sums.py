@@ -5,6 +5,8 @@ Powers of entries are taken in float32 and summed over a row's dims in it; rows 
 float64, and powers of counted numbers are taken in it.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from analysis.blocks import Scratch
@@ -35,14 +37,13 @@ class PowerSums:
         rows.append(square.mul_(square).sum(2))
         self.sums += over_rows(torch.stack(rows))
 
-    def add_counted(self, head: int, numbers: torch.Tensor, times: torch.Tensor) -> None:
-        """Take in a head's `numbers`, each as many `times`, both (n,) in float64.
-
-        Call it for one head after the other: all have the same number of entries."""
-        if head == 0:
-            self.n += int(times.sum().item())
-        powers = torch.stack([numbers - self._pivot[head]] * POWERS).cumprod(0)  # (powers, n)
-        self.sums[:, head] += powers @ times
+    def add_counted(self, of_heads: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Take in each head's different numbers, and how often each occurs, both (n,) in
+        float64."""
+        self.n += int(of_heads[0][1].sum().item())
+        for head, (numbers, times) in enumerate(of_heads):
+            powers = torch.stack([numbers - self._pivot[head]] * POWERS).cumprod(0)  # (powers, n)
+            self.sums[:, head] += powers @ times
 
     @property
     def offset(self) -> torch.Tensor:

@@ -169,6 +169,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "data.inventory",
             "data.saved_cache",
             "data.scored_texts",
+            "data.signals",
             "data.writing",
             *SAVING,
         },

@@ -201,21 +201,29 @@ def test_an_earlier_manifest_claims_no_file_that_is_of_a_later_run(tmp_path):
     assert (tmp_path / "broken.json").read_text() == "{"
 
 
-def test_a_ctrl_c_that_a_library_drops_still_keeps_results_from_being_replaced(
-    tmp_path, monkeypatch
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_that_a_library_drops_still_keeps_results_from_being_replaced(
+    tmp_path, monkeypatch, sent, code
 ):
+    number = getattr(signal, sent)
     write(tmp_path, "first")
     monkeypatch.setattr(signals, "_sent", [])
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signals.listen()
-    try:
+    with signals.kept():
+        signal.signal(number, signal.SIG_DFL)
+        signals.listen()
         with pytest.raises(KeyboardInterrupt), OutputFolder(tmp_path) as output:
             output.table("a", pd.DataFrame({"run": ["second"]}))
-            with suppress(BaseException):
-                signal.raise_signal(signal.SIGINT)
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(number)
             output.commit("run.json", {"run": "second"})
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     assert runs(tmp_path) == {"first"}
+    assert signals.exit_code() == code
+
+
+def test_a_signal_that_a_process_ignores_stays_ignored(monkeypatch):
+    monkeypatch.setattr(signals, "_sent", [])
+    with signals.kept():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signals.listen()
+        signal.raise_signal(signal.SIGHUP)
+        signals.raise_again()

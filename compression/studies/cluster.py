@@ -7,24 +7,21 @@ is not repeated, whichever way a run is started the next time.
 
 import logging
 import os
-import signal
 import socket
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compression.studies.errand import Done, Failed, Refused, Runner
 from compression.studies.work import Phase, T, Task, Work, bar
 from config import UsageError
+from data import signals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEFT_HERE = (".git", ".venv", "graphs", "__pycache__", ".*_cache")
-ENDING = [n for n in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if n is not None]
 PATIENCE_S, MOST_PORT = 5.0, 65535
 TRIES = 3  # of one task, before it is the task that ends its workers
 SENT = ("KV_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN")  # of the environment
@@ -57,7 +54,6 @@ class Cluster:
         self.address = ray
         self.n_workers = ray_workers
         self.share = Share(ray_cpus, ray_gpus)
-        self._ended: Callable[[], object] | None = None  # by a signal
 
     def __enter__(self) -> "Cluster":
         self._ray = _library()
@@ -72,21 +68,6 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
-        if self._ended is not None:
-            self._ended()
-
-    def _keep_signals(self, handlers: Mapping[int, Any]) -> None:
-        """What ended this process before ends it again, after the cluster: Ray has it abort, and
-        takes what a handler raises while it waits, but Ctrl-C's, for an exit of its own."""
-
-        def end(number: int, frame: object) -> None:
-            if callable(handlers[number]):
-                self._ended = partial(handlers[number], number, None)
-            raise KeyboardInterrupt
-
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, end if callable(handler) else handler)
 
     def _connect(self) -> None:
         sent = {name: os.environ[name] for name in SENT if name in os.environ}
@@ -106,9 +87,8 @@ class Cluster:
                 "runtime_env": {**code, "env_vars": sent},
             }
         try:
-            handlers = {number: signal.getsignal(number) for number in ENDING}
-            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **started)
-            self._keep_signals(handlers)
+            with signals.kept():  # Ray would have the process abort
+                self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **started)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _unreachable(self.address, next(iter(str(error).splitlines()), "")) from None
 

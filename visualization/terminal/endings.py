@@ -1,14 +1,13 @@
 """How a command ends: its exit code, and one sentence where it could not do what was asked."""
 
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from config import UsageError
-from data import memory
+from data import memory, signals
 from visualization.terminal.flags import as_flags
-from visualization.terminal.streams import ReaderGone, complain
+from visualization.terminal.streams import ReaderGone, complain, end_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NO_MEMORY = (
@@ -19,7 +18,8 @@ NO_MEMORY = (
 
 
 def exit_code(command: Callable[[], None], debug: bool = False) -> int:
-    """Run a command: 0, 2 for what a person can mend, 1 for a fault of the program, 130 for Ctrl-C.
+    """Run a command: 0, 2 for what a person can mend, 1 for a fault of the program; where it was
+    ended from outside, as `signals.exit_code` says.
 
     debug: the traceback of whatever went wrong is shown before its sentence.
     """
@@ -28,9 +28,10 @@ def exit_code(command: Callable[[], None], debug: bool = False) -> int:
     except ReaderGone:
         return 0
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return _said("interrupted; earlier results were kept.", 130)
+        return _interrupted()
     except Exception as error:
+        if signals.told():  # and stumbled on its way out, as over a terminal that is gone
+            return _interrupted()
         if debug:
             traceback.print_exc()
         if isinstance(error, UsageError):
@@ -39,6 +40,11 @@ def exit_code(command: Callable[[], None], debug: bool = False) -> int:
             return _said(f"{NO_MEMORY}.", 2)
         return _said(_fault(error, debug), 1)
     return 0
+
+
+def _interrupted() -> int:
+    end_line()
+    return _said("interrupted; earlier results were kept.", signals.exit_code())
 
 
 def _said(sentence: str, code: int) -> int:

@@ -35,6 +35,12 @@ def complain(sentence: str) -> None:
         print(f"main.py: {printable(sentence)}", file=sys.stderr)
 
 
+def end_line() -> None:
+    """On stderr, where a progress bar stands in it; a terminal that was closed takes nothing."""
+    with suppress(OSError):
+        print(file=sys.stderr)
+
+
 def mute() -> None:
     """What is still to be printed goes nowhere: at its end Python would try again."""
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
