@@ -43,7 +43,7 @@ def analyze(given: Given, workers: int, **fixed: str) -> None:
             model = work.model
         files = delivery.commit(model, looked.texts, looked.facts)
     if not given["quiet"]:
-        tell(delivery.told(looked.said(model.name), files))
+        tell(delivery.told(looked.said(model.name), files, looked.continued))
 
 
 def from_cache(given: Given, workers: int) -> None:

@@ -1,8 +1,8 @@
-"""What the tables of a run say, in sentences, and what to try because of it.
+"""What the tables of a run say, in sentences.
 
-Every recommendation here follows from how the cache looks, not from what pruning it costs. Where
-tables are means over texts, numbers come with their standard errors, and what is called most or
-highest says how many others are so within the errors.
+Where tables are means over texts, numbers come with their standard errors, and what is called most
+or highest says how many others are so within the errors; what comes next is named beside it. A text
+that is too short for a sentence gets one that says so.
 """
 
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ import pandas as pd
 
 import config
 from analysis import spectrum_findings
-from analysis.margins import error, not_apart, spread, tied
-from analysis.tokens import SINK
+from analysis.margins import error, not_apart, runner_up, spread, tied
+from analysis.tokens import SINK, sinks
 from data.cache import KINDS
 
 Tables = dict[str, pd.DataFrame]
@@ -29,7 +29,7 @@ def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[
     if (table := tables.get("tokens/token_position_importance")) is not None:
         sentences += _token_findings(table, top)
     if len(table := tables.get("tokens/attention_sinks", ())):
-        sentences.append(_sink_finding(table))
+        sentences.append(_sink_finding(table, top))
     if (table := tables.get("embeddings/embedding_consistency")) is not None:
         sentences += _dim_findings(table, sparse, dense, top)
     if (table := tables.get("tokens/generation_stages_comparison")) is not None:
@@ -50,87 +50,40 @@ def _means_of(tables: Tables) -> list[str]:
     ]
 
 
-def recommendations(tables: Tables, sparse: float) -> list[str]:
-    """What the heuristics of the pictures suggest, one line per level that the run looked at."""
-    advice = []
-    if (table := tables.get("layers/layer_statistics")) is not None:
-        advice.append(_layer_advice(table))
-    if (table := tables.get("heads/head_pruning_potential")) is not None:
-        head, _, _ = steady_head(table)
-        advice.append(f"Heads: try KV head {head} first, sparse and alike in all layers.")
-    if (table := tables.get("tokens/token_position_importance")) is not None:
-        advice.append(_token_advice(table))
-    if (table := tables.get("embeddings/embedding_consistency")) is not None:
-        advice.append(_dim_advice(table, sparse))
-    if (table := tables.get("tokens/generation_stages_comparison")) is not None:
-        advice.append(_stage_advice(table))
-    return advice
-
-
-def _layer_advice(table: pd.DataFrame) -> str:
-    sparsest = sparsest_layers(table, config.PRUNED_LAYERS)
-    measured = [name for name in ("sparsity", "sparsity_se") if name in table]
-    means = table.groupby("layer")[measured].mean()  # the error at most, for keys and values
-    rest = not_apart(means.drop(sparsest), "sparsity", means.loc[sparsest[-1]])
-    layers = _listed(map(str, sparsest))
-    return f"Layers: try {layers} first, the sparsest in keys and values{tied(rest)}."
-
-
-def _stage_advice(table: pd.DataFrame) -> str:
-    drift, errors = _drift(table), _drift_errors(table)
-    kind = max(drift, key=lambda k: abs(drift[k]))
-    far, most = abs(drift[kind]), 0.05
-    verb = "treat new tokens apart" if far > most else "one setting may serve all"
-    if abs(far - most) <= errors[kind]:
-        verb = "these texts do not tell whether one setting may serve all"
-    return (
-        f"Generation: new {kind}s differ from the text's by {_points(drift, errors, kind)} of "
-        f"sparsity: {verb}."
-    )
-
-
-def _token_advice(table: pd.DataFrame) -> str:
-    rated = table[table["well_seen"]]
-    lowest = rated["importance"].quantile(0.1)
-    keep = rated["attention_received"].fillna(rated["importance"]).idxmax()
-    return (
-        f"Tokens: keep position {table['position'][keep]} exact; the tenth of the tokens that "
-        f"score below {lowest:.2f} might do with fewer bits."
-    )
-
-
-def _dim_advice(table: pd.DataFrame, sparse: float) -> str:
-    counts = {kind: _count_above(table, kind, sparse) for kind in KINDS}
-    if not any(counts.values()):
-        return f"Dimensions: remove none; not one is above {sparse:.0%} sparsity."
-    parts = " and ".join(f"{n} of the {kind}s" for kind, n in counts.items())
-    return f"Dimensions: try removing {parts}, those above {sparse:.0%} sparsity."
-
-
 def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
     sentences = []
     for kind in KINDS:
         layers = _most(table[table["kind"] == kind], "sparsity", top, "layer")
-        sentences.append(f"Most prunable layers by {kind} sparsity: {layers}.")
+        sentences.append(f"Sparsest layers by {kind}s: {layers}.")
     if table[["kurtosis", "hoyer_sparsity"]].isna().all().any():
         return sentences  # constant layers have neither
-    odd = table.loc[table["kurtosis"].idxmax()]
-    hoyer = table.loc[table["hoyer_sparsity"].idxmax()]
     sentences.append(
-        "Free of the threshold, which one outlier can move: highest kurtosis "
-        f"{spread(odd, 'kurtosis', '.1f')} (normal: 3) in layer {odd['layer']}'s {odd['kind']}s"
-        f"{tied(not_apart(table.drop(odd.name), 'kurtosis', odd))}, highest "
-        f"Hoyer sparsity {spread(hoyer, 'hoyer_sparsity', '.2f')} in layer {hoyer['layer']}'s "
-        f"{hoyer['kind']}s{tied(not_apart(table.drop(hoyer.name), 'hoyer_sparsity', hoyer))}."
+        "Free of the threshold, which one outlier can move: highest kurtosis (normal: 3) "
+        f"{_highest(table, 'kurtosis', '.1f')}; highest Hoyer sparsity "
+        f"{_highest(table, 'hoyer_sparsity', '.2f')}."
     )
     return sentences
 
 
+def _highest(table: pd.DataFrame, column: str, form: str) -> str:
+    """The keys or values of which layer have most of something, and which come next."""
+    ordered = table.dropna(subset=column).sort_values(column, ascending=False, kind="stable")
+    said = [
+        f"{spread(row, column, form)} in layer {row['layer']}'s {row['kind']}s"
+        for _, row in ordered.head(2).iterrows()
+    ]
+    first, others = ordered.iloc[0], ordered.iloc[1:]
+    return runner_up(said) + tied(not_apart(others, column, first))
+
+
 def _most(rows: pd.DataFrame, column: str, top: int, name: str) -> str:
-    """The rows with most of a share, by name, and how many others have as much."""
-    first = rows.nlargest(top, column)
-    listed = _listed(f"{row[name]} ({spread(row, column, '.1%')})" for _, row in first.iterrows())
-    return listed + tied(not_apart(rows.drop(first.index), column, first.iloc[-1]))
+    """The rows with most of a share, by name, never more than half of all; which comes next, and
+    how many others have as much within the errors."""
+    n = min(top, max(1, len(rows) // 2))
+    ordered = rows.sort_values(column, ascending=False, kind="stable")
+    said = [f"{row[name]} ({spread(row, column, '.1%')})" for _, row in ordered[: n + 1].iterrows()]
+    rest = not_apart(ordered[n:], column, ordered.iloc[n - 1])
+    return runner_up([_listed(said[:n]), *said[n:]]) + tied(rest)
 
 
 def sparsest_layers(statistics: pd.DataFrame, n: int) -> list[int]:
@@ -140,17 +93,37 @@ def sparsest_layers(statistics: pd.DataFrame, n: int) -> list[int]:
 
 
 def _head_findings(table: pd.DataFrame) -> list[str]:
-    head, _, _ = steady_head(table)
     heads = _over_kinds(table)
+    if len(heads) == 1:
+        mean, std = (_own(heads.iloc[0], name) for name in ("sparsity_mean", "sparsity_std"))
+        return [f"The one KV head: sparsity {mean}, standard deviation over layers {std}."]
+    head, _, _ = steady_head(table)
     own, others = heads.loc[head], heads.drop(head)
-    least = heads["sparsity_mean"].mean() - 1e-12
-    high = others[others["sparsity_mean"] + error(others, "sparsity_mean") >= least]
-    mean, std = spread(own, "sparsity_mean", ".1%"), spread(own, "sparsity_std", ".1%")
-    as_steady = not_apart(high, "sparsity_std", own, least=True)
+    mean, std = _own(own, "sparsity_mean"), _own(own, "sparsity_std")
+    average = heads["sparsity_mean"].mean()
+    high = others[others["sparsity_mean"] + error(others, "sparsity_mean") >= average - 1e-12]
+    if high.empty:
+        span = _span(others["sparsity_std"])
+        return [
+            f"Of {len(heads)} KV heads only {head} is sparser than their mean of {average:.1%}: "
+            f"{mean}, with a standard deviation of {std} over layers (others: {span})."
+        ]
+    next_head = high["sparsity_std"].idxmin()
     return [
-        f"Most consistent prunable head: KV head {head}, sparsity {mean} with a standard "
-        f"deviation of {std} over layers{tied(as_steady)}."
+        f"Of the {len(high) + 1} of {len(heads)} KV heads that are as sparse as their mean of "
+        f"{average:.1%} or more, {head} varies least over layers: sparsity {mean} with a standard "
+        f"deviation of {std}; next {next_head} with {_own(high.loc[next_head], 'sparsity_std')}"
+        f"{tied(not_apart(high, 'sparsity_std', own, least=True))}."
     ]
+
+
+def _own(head: pd.Series, column: str) -> str:
+    return spread(head, column, ".1%")
+
+
+def _span(x: pd.Series) -> str:
+    low, high = f"{x.min():.1%}", f"{x.max():.1%}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _over_kinds(table: pd.DataFrame) -> pd.DataFrame:
@@ -169,17 +142,27 @@ def steady_head(table: pd.DataFrame) -> tuple[int, float, float]:
 
 
 def _token_findings(table: pd.DataFrame, top: int) -> list[str]:
-    rated = table[table["well_seen"]]
-    rows = rated.nlargest(top, "importance")
-    tokens = _listed(
+    if is_short(table):
+        return [
+            f"Tokens are not ranked: of {len(table)} tokens too few are seen by "
+            f"{config.MIN_QUERIES} queries, and a mean over fewer says little."
+        ]
+    rated = table[table["well_seen"]].sort_values("importance", ascending=False, kind="stable")
+    said = [
         f"{row['position']}{_word(row)} ({spread(row, 'importance', '.2f')})"
-        for _, row in rows.iterrows()
-    )
-    rest = not_apart(rated.drop(rows.index), "importance", rows.iloc[-1])
+        for _, row in rated[: top + 1].iterrows()
+    ]
+    rest = not_apart(rated[top:], "importance", rated[:top].iloc[-1])
+    tokens = runner_up([_listed(said[:top]), *said[top:]])
     return [
         f"Most important tokens (seen by {rated['seen_by'].min()} or more queries): {tokens}"
         f"{tied(rest)}."
     ]
+
+
+def is_short(tokens: pd.DataFrame) -> bool:
+    """Whether a text has too few tokens that enough queries can see to rank them."""
+    return bool(tokens.loc[tokens["well_seen"], "seen_by"].min() < config.MIN_QUERIES)
 
 
 def _word(row: pd.Series) -> str:
@@ -187,25 +170,39 @@ def _word(row: pd.Series) -> str:
     return f" “{row['token']}”" if isinstance(row["token"], str) else ""
 
 
-def _sink_finding(table: pd.DataFrame) -> str:
+def _sink_finding(table: pd.DataFrame, top: int) -> str:
     """A sink takes many times the attention that an even spread would give it."""
     tokens = table[table["well_seen"]].drop_duplicates("position")
-    top = tokens.loc[tokens["mean_received"].fillna(0).idxmax()]
-    others = tokens.drop(top.name)
-    strongest = (
-        f"position {top['position']}{_word(top)}, which queries give "
-        f"{spread(top, 'mean_received', '.1%')} of their attention on average"
-        f"{tied(not_apart(others, 'mean_received', top))}"
-    )
-    times = tokens["mean_received"] / tokens["even_share"]
-    if times.isna().all():
-        return f"Most attended token within the windows: {strongest}."
-    if times.max() < SINK:
-        return f"No attention sinks: no token receives {SINK} times the even share of attention."
+    tokens = tokens.sort_values("mean_received", ascending=False, kind="stable")
+    first = tokens.iloc[0]
+    as_much = tied(not_apart(tokens[1:], "mean_received", first))
+    if tokens["even_share"].isna().all():
+        return f"Most attended token within the windows: {_attended(first)}{as_much}."
+    if len(many := sinks(table)):
+        named = _listed(_attended(row) for _, row in many[:top].iterrows())
+        count = f"{len(many)} token{'s' if len(many) > 1 else ''}"
+        more = f" and {len(many) - top} more" if len(many) > top else ""
+        return (
+            f"Attention sinks, which receive {SINK} times the even share of attention or more: "
+            f"{count}, position {named}{more}{as_much}."
+        )
+    if SINK * first["even_share"] >= 1:
+        return (
+            f"Too few tokens to tell attention sinks: {SINK} times the even share would be more "
+            f"than all attention. Position {_attended(first)} receives most{as_much}."
+        )
     return (
-        f"Attention sinks: {(times >= SINK).sum()} tokens receive {SINK} times the even share or "
-        f"more; the strongest is {strongest} ({times[top.name]:.0f} times)."
+        f"No attention sinks: no token receives {SINK} times the even share of attention; most "
+        f"goes to position {_attended(first)}{as_much}."
     )
+
+
+def _attended(row: pd.Series) -> str:
+    """A token, and its share of the attention of the queries that can see it."""
+    times = row["mean_received"] / row["even_share"]
+    share = spread(row, "mean_received", ".1%")
+    more = f", {times:.{0 if times >= SINK else 1}f} times the even share" if times > 0 else ""
+    return f"{row['position']}{_word(row)} ({share} of the attention on average{more})"
 
 
 def _dim_findings(table: pd.DataFrame, sparse: float, dense: float, top: int) -> list[str]:
@@ -215,34 +212,34 @@ def _dim_findings(table: pd.DataFrame, sparse: float, dense: float, top: int) ->
         n_dense = int((rows["sparsity"] < dense).sum())
         dims = _most(rows, "sparsity", top, "dim")
         sentences.append(
-            f"{kind.capitalize()} dimensions: {_count_above(table, kind, sparse)} of {len(rows)} "
-            f"are sparse (above {sparse:.0%}), {n_dense} dense (below {dense:.0%}); "
-            f"sparsest: {dims}."
+            f"{kind.capitalize()} dimensions, over all layers and heads: "
+            f"{count_above(table, kind, sparse)} of {len(rows)} are sparse (above {sparse:.0%}), "
+            f"{n_dense} dense (below {dense:.0%}); sparsest: {dims}."
         )
     return sentences
 
 
-def _count_above(table: pd.DataFrame, kind: str, share: float) -> int:
+def count_above(table: pd.DataFrame, kind: str, share: float) -> int:
     return int(((table["kind"] == kind) & (table["sparsity"] > share)).sum())
 
 
 def _stage_findings(table: pd.DataFrame) -> list[str]:
-    drift, errors = _drift(table), _drift_errors(table)
+    moved, errors = drift(table), drift_errors(table)
     late = table[table["stage"] == "late"].set_index("kind")
     parts = [
         f"{kind}s {spread(late.loc[kind], 'sparsity_new_tokens', '.1%')} "
-        f"({_points(drift, errors, kind)})"
+        f"({points(moved, errors, kind)})"
         for kind in KINDS
     ]
     return [f"Sparsity of the generated tokens against that of the text: {' and '.join(parts)}."]
 
 
-def _points(drift: dict[str, float], errors: dict[str, float], kind: str) -> str:
+def points(moved: dict[str, float], errors: dict[str, float], kind: str) -> str:
     more = f" ± {100 * errors[kind]:.1f}" if errors[kind] else ""
-    return f"{100 * drift[kind]:+.1f}{more} points"
+    return f"{100 * moved[kind]:+.1f}{more} points"
 
 
-def _drift(table: pd.DataFrame) -> dict[str, float]:
+def drift(table: pd.DataFrame) -> dict[str, float]:
     """New tokens' sparsity at the end less that of the text alone, per kind."""
     by_stage = table.set_index(["stage", "kind"])
     return {
@@ -252,7 +249,7 @@ def _drift(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _drift_errors(table: pd.DataFrame) -> dict[str, float]:
+def drift_errors(table: pd.DataFrame) -> dict[str, float]:
     """At most: as if both moved against each other. 0 for one text."""
     by_stage = table.set_index(["stage", "kind"])
     late, before = (

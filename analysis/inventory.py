@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from data.cache import KINDS
+from data.cache import BYTES_PER_ENTRY, KINDS
 from data.inventory import STATE, Held, Inventory
 
 MIB = 2**20
@@ -46,6 +46,35 @@ def inventory_table(inventory: Inventory) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
 
 
+def what_it_is(inventory: Inventory) -> str:
+    """What a KV cache is, and what this one takes per token."""
+    meaning = (
+        "A KV cache is what a model keeps of each token so as not to compute it again: a key and a "
+        "value in every layer"
+    )
+    held = [each for each in inventory.of_kind(*KINDS) if not each.same_as]
+    shapes = {each.shape[-3:] for each in held}  # (kv_heads, tokens, dim) of a batch of one
+    if any(len(shape) < 3 for shape in shapes):
+        return f"{meaning}."
+    per_token = BYTES_PER_ENTRY * sum(each.shape[-3] * each.shape[-1] for each in held)
+    n_tokens = max(tokens for _, tokens, _ in shapes)
+    in_all = f"{per_token:,} bytes per token; {size(inventory.kv_nbytes)} at {n_tokens:,} tokens"
+    if len(shapes) == 1 and len(held) == 2 * len(inventory.layers):
+        (heads, _, dim), bits = shapes.pop(), 8 * BYTES_PER_ENTRY
+        layers, head_names = _many(len(inventory.layers), "layer"), _many(heads, "KV head")
+        return f"{meaning}. Here {layers} x {head_names} x {dim} dims x 2 x {bits} bits = {in_all}."
+    window = ", of which layers with a window keep fewer" if _windows(shapes) else ""
+    return f"{meaning}. Here, in layers that differ, {in_all}{window}."
+
+
+def _windows(shapes: set[tuple[int, ...]]) -> bool:
+    return len({shape[2] for shape in shapes}) > 1
+
+
+def _many(n: int, thing: str) -> str:
+    return f"{n} {thing}{'' if n == 1 else 's'}"
+
+
 def kept(inventory: Inventory) -> str:
     """What is kept, in a sentence that says what of it is analysed."""
     n, of = len(inventory.layers), inventory.n_slots
@@ -77,5 +106,4 @@ def _nbytes(held: Iterable[Held]) -> str:
 
 
 def _layers(held: Iterable[Held]) -> str:
-    n = len({each.layer for each in held})
-    return f"{n} layer{'s' if n > 1 else ''}"
+    return _many(len({each.layer for each in held}), "layer")

@@ -1,6 +1,8 @@
 """How sure a mean over texts is, in words: one is called larger than another only where the two
 intervals of a standard error to both sides part."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 
@@ -33,3 +35,8 @@ def tied(n: int) -> str:
     if n == 0:
         return ""
     return f" (within the errors, {n} other{'s' if n > 1 else ''} too)"
+
+
+def runner_up(said: Sequence[str]) -> str:
+    """What comes first, and what comes next, where anything does."""
+    return "; next ".join(said[:2])

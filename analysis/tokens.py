@@ -120,6 +120,14 @@ def attention_sinks(sweep: Sweep, tokens: Sequence[str], min_queries: int) -> pd
     return table.assign(**_seen(table["position"], cache.n_tokens, min_queries))
 
 
+def sinks(table: pd.DataFrame) -> pd.DataFrame:
+    """The tokens of `attention_sinks` that receive SINK times the even share or more, most first;
+    a row for each."""
+    tokens = table[table["well_seen"]].drop_duplicates("position")
+    many = tokens[tokens["mean_received"] >= SINK * tokens["even_share"]]
+    return many.sort_values("mean_received", ascending=False, kind="stable")
+
+
 def _told_apart(positions: np.ndarray, group: int, *measures: np.ndarray) -> np.ndarray:
     """(tokens,) whether a token is the largest, by some measure, of those that stand within the
     same `group` positions."""

@@ -160,10 +160,10 @@ def test_what_a_comparison_says_are_the_numbers_of_its_tables(compared):
     said = compared.manifest("compare")["verdict"]
     frontier = table[table["frontier"]]
     named = [f"{r.label} ({r.ratio:.2f} x, KL {r.kl_mean_nats:.4f})" for r in frontier.itertuples()]
-    assert said[0] == f"Frontier, smallest first: {', '.join(named)}."
+    assert said[2] == f"Frontier, smallest first: {', '.join(named)}."
     beaten = table[~table["frontier"]]
     named = [f"{r.label} by {r.dominated_by}" for r in beaten.itertuples()]
-    assert said[1].endswith(f": {', '.join(named)}.") and len(beaten)
+    assert said[3].endswith(f": {', '.join(named)}.") and len(beaten)
     assert "Check: the untouched cache through the same path costs KL 0." in said
     costly = table[table["kl_mean_nats"] > 0].sort_values("kl_mean_nats")
     median = costly.iloc[len(costly) // 2]
@@ -172,11 +172,10 @@ def test_what_a_comparison_says_are_the_numbers_of_its_tables(compared):
     assert f"of {median['label']}, the median" in noise and f"error of {share:.0%} of" in noise
     fits = table[(table["family"] != "none") & (table["bits_per_value"] <= 10)]
     best = fits.loc[fits["kl_mean_nats"].idxmin()]
-    (budget,) = [line for line in said if line.startswith("Within the budget: ")]
-    assert budget.startswith(
-        f"Within the budget: {best['label']}, {best['bits_per_value']:.2f} bits per value "
-        f"({best['ratio']:.2f} x), {best['bytes_per_token']:.0f} bytes per token, KL "
-        f"{best['kl_mean_nats']:.4f} ±"
+    assert said[0].startswith(
+        f"Take {best['label']}, within --max_bits 10: {best['bytes_per_token']:.0f} bytes per "
+        f"token ({best['ratio']:.2f} x smaller, {best['bits_per_value']:.2f} bits per value), "
+        f"costs KL {best['kl_mean_nats']:.4f} ±"
     )
     room = 2**30 - 2 * sum(w.numel() for w in families.model("llama_gqa").parameters())
     (card,) = [line for line in said if line.startswith("On 1 GiB")]

@@ -49,7 +49,7 @@ EVERYTHING = {
     "falcon": {
         "snapkv 0.5": "be hidden",
         "recent 0.25": "be hidden",
-        "snapkv 0.5 + kivi-4": "be hidden",
+        "composed snapkv 0.5 + kivi-4": "be hidden",
         "tucker 32/32": "too small for these ranks",
     },
 }
@@ -91,7 +91,7 @@ def test_where_nothing_fits_it_says_why(compared):
     with pytest.raises(UsageError) as refusal:
         compared("llama_mqa", methods=("tucker", "tucker_quantised"))
     said = str(refusal.value)
-    assert "tucker 128/64 int4 (layer 0 is too small for these ranks" in said
+    assert "tucker_quantised 128/64 int4 (layer 0 is too small for these ranks" in said
     assert "are 1 x 12 x 16)" in said and "`embed" not in said
 
 

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.inventory import inventory_table, kept
+from analysis.inventory import inventory_table, kept, what_it_is
 from data import extraction
 from data.inventory import Inventory, leaves
-from tests import families
+from tests import caches, families
 from tests.commands import done, of_mode
 
 EVERY = {**families.SETTINGS, **families.KEEPS_MORE}
@@ -132,3 +132,15 @@ def test_a_study_says_the_ratio_of_all_that_is_kept(folder_of, tmp_path, empty_c
     said = f"{best.ratio:.2f} x of int8, is {best.ratio_of_all_kept:.2f} x of all that is kept."
     assert (said in ended.printed) == (name == "qwen3_next")
     assert ("cache_inventory.csv" in ended.files) and held == (name == "qwen3_next") * 6144
+
+
+def test_the_size_of_a_cache_is_said_as_a_product():
+    said = what_it_is(Inventory.of_cache(caches.alike()))
+    assert said.endswith(
+        "Here 4 layers x 3 KV heads x 8 dims x 2 x 16 bits = 384 bytes per token; 3,840 bytes at "
+        "10 tokens."
+    )
+    mixed = what_it_is(Inventory.of_cache(caches.mixed()))
+    assert "in layers that differ" in mixed and "with a window keep fewer" in mixed
+    per_token = 2 * (2 * 16 + 3 * 32 + 32 + 16)
+    assert f"{per_token} bytes per token" in mixed

@@ -80,12 +80,14 @@ def test_analyze_writes_every_picture_with_its_table(whole):
         table = whole.table(stem)
         assert set(COLUMNS[stem].split()) <= set(table.columns)
         assert (table["text_source"] == "prompt").all() and (table["model"] == "tiny-llama").all()
+        assert (table["text_index"] == "#0").all() and table["text_title"].nunique() == 1
         assert matplotlib.image.imread(whole.out / f"{stem}.png").std() > 0.02
     manifest = whole.manifest("analyze")
     listed = [f"  - {whole.out / file}" for file in [*manifest["files"], "analyze.json"]]
     told = [f"  - {x}" for x in manifest["findings"] + manifest["recommendations_not_measured"]]
     lines = whole.printed.splitlines()
     assert [line for line in lines if line.startswith("  - ")] == told + listed
+    assert lines[lines.index("Generated after the text:") + 1] == f"  {manifest['generated']}"
 
 
 def test_a_focus_writes_its_own_pictures(flags, tmp_path):

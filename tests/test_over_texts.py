@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from analysis import over_texts
-from analysis.findings import key_findings, recommendations
+from analysis.advice import recommendations
+from analysis.findings import key_findings
 from analysis.over_texts import OF_FIRST, OF_PLACES, RULES
 from tests.several import one, over
 
@@ -145,7 +146,7 @@ def test_a_superlative_says_whether_its_interval_parts_from_others(error, said):
     shares = 0.5 - 0.01 * table["layer"]
     table = table.assign(sparsity=shares, sparsity_se=error)
     first = key_findings({"layers/layer_statistics": table}, 0.8, 0.2, 1)[1]
-    assert first.startswith("Most prunable layers by key sparsity: 0 (50.0% ± ")
+    assert first.startswith("Sparsest layers by keys: 0 (50.0% ± ")
     assert first.endswith(f" {said}." if said else "%).")
 
 

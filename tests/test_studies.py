@@ -14,7 +14,7 @@ from compression.studies.analyze import Analysis
 from compression.studies.base import Study
 from compression.studies.compare import CompareStudy
 from compression.studies.compress import CompressStudy
-from compression.studies.prune import CLEARLY, PruneStudy
+from compression.studies.prune import PruneStudy
 from compression.studies.run import Outcome
 from compression.studies.run import run as carried_out
 from compression.studies.similarity import SimilarityStudy
@@ -110,10 +110,12 @@ def test_prune_says_of_each_choice_what_it_saves_and_whether_chance_would_do(pru
         if own[0] <= 1:
             assert line.endswith("nothing is saved.")
         elif len(chance):
-            assert f"random costs {chance.min():.4f} to {chance.max():.4f}." in line
-            better = own[1] < chance.min() / CLEARLY
-            worse = own[1] > chance.max() * CLEARLY
-            assert ("better than chance" in line, "worse than chance" in line) == (better, worse)
+            low, high = f"{chance.min():.4f}", f"{chance.max():.4f}"
+            span = low if low == high else f"{low} to {high}"
+            assert f"random costs {span} ({len(chance)} draw" in line
+            assert "paired over 2 texts" in line
+            assert own[1] < chance.min() or "better than chance" not in line
+            assert own[1] > chance.max() or "worse than chance" not in line
 
 
 @pytest.mark.parametrize(

@@ -134,12 +134,18 @@ def test_rank_correlations_are_spearmans_and_signed_by_what_a_heuristic_claims()
     assert found.loc["norm", "low"] > 0.3
 
 
-def test_a_perfect_heuristic_is_told_as_the_best():
-    kl = np.arange(10.0)
-    table = rank_correlations(trial_of({"norm": kl**2, "kurtosis": kl}, kl))
-    assert table.set_index("heuristic").loc["norm", "spearman"] == 1
+def test_heuristics_are_told_right_or_wrong_only_where_their_intervals_say_so():
+    kl = np.arange(12.0)
+    blind = np.array([3, 9, 1, 10, 4, 8, 2, 11, 0, 7, 5, 6.0])
+    found = {"norm": kl**2, "kurtosis": kl, "sparsity": blind}
+    table = rank_correlations(trial_of(found, kl))
+    blind_row = table.set_index("heuristic").loc["sparsity"]
+    assert blind_row["low"] < 0 < blind_row["high"]
     (line,) = told(table)
-    assert "best norm +1.00" in line and "worst kurtosis -1.00" in line and "10 of them" in line
+    assert "removed (12 of them)" in line and "sparsity" not in line
+    assert "can spare: norm +1.00 (" in line and "wrong way round: kurtosis -1.00 (" in line
+    noisy = told(table.assign(damage="noise", low=-1.0, high=1.0))
+    assert noisy[0].endswith("can spare: none; surely the wrong way round: none.")
 
 
 def test_a_heuristic_that_is_the_same_everywhere_says_nothing():

@@ -39,6 +39,8 @@ class Text(Protocol):
     @property
     def source(self) -> str: ...
     @property
+    def title(self) -> str: ...
+    @property
     def facts(self) -> Mapping[str, Any]: ...
 
 
@@ -71,7 +73,6 @@ class Delivery:
     def draw(self, model: str, tables: "Mapping[str, pd.DataFrame]", texts: Sequence[Text]) -> None:
         """Write tables, and have the pictures drawn that they feed; each names the model and the
         texts that it is of: the mean of several where it has a column `texts`, else the first."""
-        names = {"model": model, "text_source": texts[0].source}
         with self.phase("drawing"):
             for stem, table in tables.items():
                 if stem in PICTURES and not len(table):
@@ -80,7 +81,8 @@ class Delivery:
                     together = "" if stem.startswith(POOLED) else "mean of "
                     about = f"{model} · {_of_texts(texts, 'texts' in table, together)}"
                     self.output.draw(self._drawing, stem, table, about)
-                named = {k: v for k, v in names.items() if k not in table}
+                named = {"model": model, **_of_which(texts, table)}
+                named = {k: v for k, v in named.items() if k not in table}
                 self.output.table(stem, table.assign(**named))
 
     def commit(self, model: Model, texts: Sequence[Text], facts: Mapping[str, Any]) -> list[str]:
@@ -109,6 +111,18 @@ class Delivery:
             lines += [f"{title}:", f"  {text}", ""]
         lines += ["Files:", *(f"  - {file}" for file in files), ""]
         return "\n".join([*lines, self.record.timing_line()])
+
+
+def _of_which(texts: Sequence[Text], table: "pd.DataFrame") -> dict[str, str]:
+    """Source, title and index of the text of a table, or of those that it is the mean of; of what
+    has a row for each text, the source alone."""
+    names = {"text_source": texts[0].source}
+    if "index" in table:
+        return names
+    if len(texts) > 1 and ("texts" in table):
+        which = f"{texts[0].number} to {texts[-1].number}"
+        return {**names, "text_index": which, "text_title": f"{len(texts)} texts together"}
+    return {**names, "text_index": texts[0].number, "text_title": texts[0].title}
 
 
 def _of_texts(texts: Sequence[Text], of_all: bool, together: str) -> str:

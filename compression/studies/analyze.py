@@ -9,8 +9,9 @@ import numpy as np
 
 import config
 from analysis import over_texts
-from analysis.findings import key_findings, recommendations
-from analysis.inventory import kept
+from analysis.advice import recommendations
+from analysis.findings import key_findings
+from analysis.inventory import kept, what_it_is
 from compression.studies.base import Tables, refuse_counts
 from compression.studies.kept_tables import kept_or_done
 from compression.studies.one_text import PLACES, SPECTRUM, OneText, ReadText, look
@@ -35,7 +36,7 @@ class Findings:
 
     thresholds: kind -> the magnitude below which an entry counts as sparse, for each text.
     inventory: what the model keeps of the first text. saved: that the cache was kept in a file, if
-    that was asked for.
+    that was asked for. generated: what the model went on with after the first text.
     """
 
     tables: Tables
@@ -46,6 +47,7 @@ class Findings:
     measured: list[str]
     inventory: Inventory
     saved: list[str]
+    generated: str
 
     def said(self, model: str) -> dict[str, list[str]]:
         """For people, by headings."""
@@ -57,6 +59,12 @@ class Findings:
             "Saved": self.saved,
         }
         return {title: lines for title, lines in every.items() if lines}
+
+    @property
+    def continued(self) -> dict[str, str]:
+        """What the model went on with, by what it went on from."""
+        first = "the first" if len(self.texts) > 1 else "the"
+        return {f"Generated after {first} text": self.generated} if self.generated else {}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -71,6 +79,7 @@ class Findings:
             "findings": self.findings,
             "recommendations_not_measured": self.recommendations,
             "recommendations_measured": self.measured,
+            "generated": self.generated,
         }
 
 
@@ -172,15 +181,17 @@ class Analysis:
         tables |= pooled
         sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE
         first = ("Of the first text: " if several else "") + kept(each[0].inventory)
+        cache = [what_it_is(each[0].inventory), first]
         return Findings(
             tables | apart,
             texts,
             tuple(one.thresholds for one in each),
-            [first, *key_findings(tables, sparse, dense, config.TOP_TOKENS)],
+            [*cache, *key_findings(tables, sparse, dense, config.TOP_TOKENS)],
             recommendations(tables, sparse),
             each[0].measured,
             each[0].inventory,
             each[0].saved,
+            each[0].generated,
         )
 
     def _task(self, text: Text, several: bool) -> ReadText:

@@ -137,7 +137,9 @@ def _sparse_dims() -> Choice:
         DroppedDims(1.0, percentage=percentage, sparser=share, at_random=1 + i)
         for i in range(config.CONTROLS)
     )
-    return Choice("dimension", f"dimensions above {share:.0%} sparsity", method, controls)
+    return Choice(
+        "dimension", f"dimensions of a head above {share:.0%} sparsity there", method, controls
+    )
 
 
 def _small_entries() -> Choice:

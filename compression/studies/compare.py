@@ -171,17 +171,18 @@ class ComparePlan(Plan):
             needles = self._named(needles)
             tables["compare/needle"] = needles
         best = self._best(table)
-        lines = [words.frontier(table), words.dominated(table)]
+        lines = words.taken(table, best, self.study.budget)
+        lines += [words.frontier(table), words.dominated(table)]
         lines += [f"Left out: {words.by_reason(self.left_out)}."] if self.left_out else []
         lines += [*words.checked(table), *words.ahead(table)]
         learned = {m.calibration.learned_from for m in self.labels if m.calibration is not None}
         lines += [words.learned_from(said, rows) for said in learned]
-        lines += [words.within_budget(best)] if self.study.budget and best is not None else []
         if self.study.memory_gib is not None:
             card = (self.study.memory_gib, self.study.context, model.max_positions)
             has_budget = bool(self.study.budget)
             lines.append(words.on_a_card(table, best, model.weight_nbytes, *card, has_budget))
         lines += [words.lost_needles(needles)] if len(needles) else []
+        lines += [words.QUICK] if self.study.quick else []
         lines += words.engines(table)
         if self.study.show_generation and best is None:
             lines.append(words.nothing_to_show(bool(self.study.budget)))
@@ -213,7 +214,7 @@ class ComparePlan(Plan):
         budget = self.study.budget
         if not budget or best is not None:
             return None
-        near = closest(_compressed(table), **budget)
+        near = closest(table[table["family"] != "none"], **budget)
         asked = " and ".join(f"`{name}` {value:g}" for name, value in budget.items())
         return UsageError(
             f"No setting measured fits {asked}; the closest is {near['label']} with "
@@ -231,7 +232,7 @@ class ComparePlan(Plan):
 
 
 def _compressed(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["family"] != "none"]
+    return table[(table["family"] != "none") & (table["ratio"] > 1)]
 
 
 def _cannot_hide(judge: "Judge") -> str | None:

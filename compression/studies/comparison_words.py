@@ -1,20 +1,73 @@
 """What the comparison of `--mode compare` says, in sentences, each from its table alone."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 import config
 from compression.studies import presets
 from compression.studies.base import spread
-from compression.studies.frontier import bits_by_family
+from compression.studies.frontier import bits_by_family, fitting
 
+QUICK = "Quick: fewer settings were measured, and no needles were sought."
 QUANTISERS = ("fp8", "int8", "kivi", "rotated")
 
 
-def within_budget(best: pd.Series) -> str:
+def taken(table: pd.DataFrame, best: pd.Series | None, budget: Mapping[str, float]) -> list[str]:
+    """What to take, first of all: `best`, which fits the budget, or without one the smallest that
+    is cheap. Nothing where a budget fits nothing: that is refused."""
+    if best is None:
+        return [] if budget else [_nothing_cheap(table)]
+    if budget:
+        limits = " and ".join(f"`{name}` {limit:g}" for name, limit in budget.items())
+        why = f"within {limits}"
+    else:
+        why = f"the smallest measured that costs {config.ACCEPTABLE_KL:g} nats or less"
+    line = (
+        f"Take {best['label']}, {why}: {best['bytes_per_token']:.0f} bytes per token "
+        f"({best['ratio']:.2f} x smaller, {best['bits_per_value']:.2f} bits per value), costs KL "
+        f"{spread(best)} nats per token, perplexity {best['delta_perplexity_percent']:+.2f} %; "
+        f"{_once(best)}{best['restore_s']:.2f} s to restore."
+    )
+    return [line, _today(table, best, budget)]
+
+
+def _once(best: pd.Series) -> str:
+    """What is stored once for the model, and from which length it pays."""
+    once = best["per_model_bytes"]
+    if not once:
+        return ""
+    both = best["original_bytes"] / (best["stored_bytes"] + once)
     return (
-        f"Within the budget: {best['label']}, {best['bits_per_value']:.2f} bits per value "
-        f"({best['ratio']:.2f} x), {best['bytes_per_token']:.0f} bytes per token, KL "
-        f"{spread(best)}, perplexity {best['delta_perplexity_percent']:+.2f} %."
+        f"needs {once / 2**20:.1f} MiB once for the model (with them {both:.2f} x here; they pay "
+        f"from {best['pays_from_tokens']:,.0f} tokens) and "
+    )
+
+
+def _nothing_cheap(table: pd.DataFrame) -> str:
+    saving = table[table["ratio"] > 1]
+    if saving.empty:
+        return "Take none: no setting measured saves bytes."
+    least = saving.loc[saving["kl_mean_nats"].idxmin()]
+    return (
+        f"Take none: no setting measured that saves bytes costs {config.ACCEPTABLE_KL:g} nats or "
+        f"less; least costs {least['label']}, KL {spread(least)} nats per token at "
+        f"{least['ratio']:.2f} x."
+    )
+
+
+def _today(table: pd.DataFrame, best: pd.Series, budget: Mapping[str, float]) -> str:
+    """What engines have today: the setting that was taken, or the best of theirs that fits."""
+    if best["label"] in presets.ENGINES:
+        return f"In engines today: {presets.ENGINES[best['label']]}."
+    theirs = table[table["label"].isin(presets.ENGINES)]
+    fit = fitting(theirs, **(budget or {"max_kl": config.ACCEPTABLE_KL})) if len(theirs) else None
+    if fit is None:
+        return "No engine has it today, and none of their settings measured here fits as well."
+    return (
+        f"No engine has it today; of their settings measured here take {fit['label']} "
+        f"({presets.ENGINES[fit['label']]}): {fit['bytes_per_token']:.0f} bytes per token "
+        f"({fit['ratio']:.2f} x smaller), costs KL {spread(fit)} nats per token."
     )
 
 
@@ -89,16 +142,12 @@ def lost_needles(table: pd.DataFrame) -> str:
 
 
 def engines(table: pd.DataFrame) -> list[str]:
-    lines = []
-    for family, setting in presets.ENGINES.items():
-        rows = table[table["family"] == family]
-        if len(rows):
-            best = rows.loc[rows["kl_mean_nats"].idxmin()]
-            lines.append(
-                f"Nearest in engines: {setting}: as {best['label']} here, "
-                f"{best['bits_per_value']:.2f} bits per value, KL {spread(best)}."
-            )
-    return lines
+    return [
+        f"Nearest in engines: {setting}: as {row['label']} here, {row['bits_per_value']:.2f} bits "
+        f"per value, KL {spread(row)}."
+        for label, setting in presets.ENGINES.items()
+        for _, row in table[table["label"] == label].iterrows()
+    ]
 
 
 def on_a_card(
@@ -139,7 +188,8 @@ def on_a_card(
         several = f"; of several texts, since the model has {max_positions} positions"
     return (
         f"{beside}; with {label} {tokens:,.0f} (bytes per token as measured at {context} "
-        f"tokens{several})."
+        f"tokens{several}). A text that is in use is restored in full, and takes its uncompressed "
+        "room beside them."
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pandas as pd
 
 import config
+from analysis.margins import not_apart, tied
 from compression.base import Compressor, Uncompressed
 from compression.methods.dim_groups import dimension_groups
 from compression.methods.dimensions import (
@@ -145,7 +146,10 @@ class CompressPlan(Plan):
         )
         cheap = table[(table["kl_mean_nats"] <= config.ACCEPTABLE_KL) & (table["ratio"] > 1)]
         if cheap.empty:
-            return [*lines, f"No way costs less than {config.ACCEPTABLE_KL:g} nats of KL."]
+            return [
+                *lines,
+                f"No way that saves bytes costs {config.ACCEPTABLE_KL:g} nats of KL or less.",
+            ]
         best = cheap.loc[cheap["ratio"].idxmax()]
         return [
             *lines,
@@ -162,11 +166,15 @@ def _cheapest(rows: pd.DataFrame) -> str:
     """Of the ways that keep one share, that which costs least, and the others' costs."""
     rows = rows[~rows["settings"].str.contains("similarity=")].sort_values("kl_mean_nats")
     best, rest = rows.iloc[0], rows.iloc[1:]
-    others = ", ".join(f"{_named(row)} {row['kl_mean_nats']:.3f}" for _, row in rest.iterrows())
+    others = ", ".join(
+        f"{_named(row)} {row['kl_mean_nats']:.3f} at {row['ratio']:.2f} x"
+        for _, row in rest.iterrows()
+    )
+    as_little = tied(not_apart(rest, "kl_mean_nats", best, least=True))
     basis = ""
     if best["per_model_bytes"]:
         basis = f" (and {best['per_model_bytes'] / 2**20:.1f} MiB once per model)"
     return (
         f"{best['keep']:.0%} of the dimensions: {_named(best)} costs least, KL {spread(best)} "
-        f"nats at {best['ratio']:.2f} x{basis}; the others: {others}."
+        f"nats at {best['ratio']:.2f} x{basis}{as_little}; the others: {others}."
     )

@@ -12,8 +12,9 @@ import pandas as pd
 from tqdm import tqdm
 
 import config
-from analysis.findings import key_findings, recommendations
-from analysis.inventory import inventory_table, size
+from analysis.advice import recommendations
+from analysis.findings import key_findings
+from analysis.inventory import inventory_table, size, what_it_is
 from analysis.measures import sweep
 from analysis.spectrum import Spectrum
 from analysis.tables import Subject, tables
@@ -219,4 +220,4 @@ def _kept(saved: SavedCache) -> tuple[Inventory, list[str]]:
         f"Keys and values: {size(inventory.kv_nbytes)} in 16 bits, in {n} layers; what else its "
         "model keeps of a text is not in such a file."
     )
-    return inventory, [line, *saved.assumed]
+    return inventory, [what_it_is(inventory), line, *saved.assumed]

@@ -27,7 +27,7 @@ from data.extraction import Prefill
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scoring import Continuation
-from data.texts import Sample
+from data.texts import Sample, printable
 
 STAGES = "tokens/generation_stages_comparison"
 PLACES, SPECTRUM = "by_position", "spectrum"  # of `OneText.sums`
@@ -38,14 +38,15 @@ NBYTES = "inventory/nbytes"  # beside the words of an inventory, whose numbers a
 class OneText:
     """thresholds: kind -> the magnitude below which an entry of this text counts as sparse.
     measured: what its recommendations cost, in sentences. inventory: what the model keeps of it.
-    saved: that its cache was kept in a file, if so. sums: what is added up over texts with `+`, by
-    name, where there are to be more."""
+    saved: that its cache was kept in a file, if so. generated: what the model went on with. sums:
+    what is added up over texts with `+`, by name, where there are to be more."""
 
     tables: Tables
     thresholds: dict[str, float]
     measured: list[str]
     inventory: Inventory
     saved: list[str]
+    generated: str
     sums: dict[str, Any]
 
     def to_kept(self) -> Kept | None:
@@ -57,14 +58,22 @@ class OneText:
         if PLACES in self.sums:
             tensors |= _of_places(self.sums[PLACES])
         slots = Inventory(tuple(replace(each, nbytes=0) for each in held), self.inventory.n_slots)
-        words = {"inventory": asdict(slots), "thresholds": self.thresholds}
+        words = {
+            "inventory": asdict(slots),
+            "thresholds": self.thresholds,
+            "generated": self.generated,
+        }
         return Kept(self.tables, tensors, words)
 
     @classmethod
     def of_kept(cls, kept: Kept) -> "OneText":
         """Raises ValueError for what is kept of another task."""
         match kept.words:
-            case {"inventory": inventory, "thresholds": {"key": float(key), "value": float(value)}}:
+            case {
+                "inventory": inventory,
+                "thresholds": {"key": float(key), "value": float(value)},
+                "generated": str(generated),
+            }:
                 slots: Inventory = headers.fitting(Inventory, inventory, "inventory")
             case _:
                 raise ValueError("it holds no look at a text")
@@ -75,7 +84,7 @@ class OneText:
         sums = {PLACES: _places(tensors)} if tensors else {}
         refuse_left(tensors)
         limits = {"key": key, "value": value}
-        return cls(kept.tables, limits, [], Inventory(held, slots.n_slots), [], sums)
+        return cls(kept.tables, limits, [], Inventory(held, slots.n_slots), [], generated, sums)
 
 
 def _of_places(places: ByPosition) -> Tensors:
@@ -134,11 +143,12 @@ class ReadText(Keepable[OneText]):
                 costs, measured = _measured(loaded, start, self.ids[self.n_read :])
             made(costs)
             every |= costs
+        generated = ""
         if self.n_new:
-            stages = self._stages(worker, start, limits)
+            stages, generated = self._stages(worker, start, limits)
             made(stages)
             every |= stages
-        return OneText(every, limits, measured, inventory, saved, sums)
+        return OneText(every, limits, measured, inventory, saved, generated, sums)
 
     @property
     def context(self) -> int:
@@ -167,11 +177,18 @@ class ReadText(Keepable[OneText]):
         sums = {PLACES: by_position(swept)} if adds_up else {}
         return _tables(loaded, swept, self.focus), sums, swept.thresholds
 
-    def _stages(self, worker: Worker, start: Prefill, limits: dict[str, float]) -> Tables:
+    def _stages(
+        self, worker: Worker, start: Prefill, limits: dict[str, float]
+    ) -> tuple[Tables, str]:
+        """The stages of generation, and what was generated."""
+        loaded = worker.loaded
         with worker.phase("generation"):
-            cache = extraction.generate(worker.loaded, start, self.n_new)
+            cache = extraction.generate(loaded, start, self.n_new)
+            generated = printable(
+                loaded.tokenizer.decode(cache.token_ids[cache.n_prompt :].tolist())
+            )
         with worker.phase("analysis"):
-            return {STAGES: generation_stages(start.cache, cache, limits)}
+            return {STAGES: generation_stages(start.cache, cache, limits)}, generated
 
 
 def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:

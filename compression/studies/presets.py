@@ -41,7 +41,7 @@ def families(levels: Sequence[float] | None = None) -> Families:
             for tokens, dims in ((128, 64), (64, 48), (32, 32))
         },
         "tucker_quantised": {
-            f"tucker 128/64 int{bits}": (
+            f"tucker_quantised 128/64 int{bits}": (
                 "tucker_quantised",
                 {**_ranks(128, 64), **low_rank, "bits": bits},
             )
@@ -52,7 +52,7 @@ def families(levels: Sequence[float] | None = None) -> Families:
             for name in COMPARED_EVICTIONS
         },
         "composed": {
-            "snapkv 0.5 + kivi-4": (
+            "composed snapkv 0.5 + kivi-4": (
                 "composed",
                 {
                     "eviction": {"name": "snapkv", "keep": 0.5},
@@ -96,12 +96,13 @@ QUICK = {
     "key_diff": (),
     "composed": (),
 }
-# Family -> the setting of a serving engine that stores alike
+# Label -> the setting of a serving engine that stores alike
 ENGINES = {
     "fp8": "vLLM --kv-cache-dtype fp8_e4m3",
     "int8": "llama.cpp -ctk q8_0 -ctv q8_0",
-    "kivi": 'transformers cache_implementation="quantized", cache_config={"nbits": 4 or 2}; '
+    "kivi-4": 'transformers cache_implementation="quantized", cache_config={"nbits": 4}, or '
     "llama.cpp -ctk q4_0 -ctv q4_0",
+    "kivi-2": 'transformers cache_implementation="quantized", cache_config={"nbits": 2}',
 }
 
 

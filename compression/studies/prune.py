@@ -4,12 +4,15 @@ of the same size; and the heuristics on trial."""
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import pandas as pd
 
 import config
 from analysis import heuristics
 from analysis.measures import Sweep, sweep
+from compression.base import Compressor
 from compression.studies import choices, trial
+from compression.studies.against_chance import against_chance
 from compression.studies.base import Learned, Plan, Report, Study, spread
 from compression.studies.choices import Choice, recommended
 from config import UsageError
@@ -19,8 +22,6 @@ from data.vocabulary import PRUNE_METHODS
 if TYPE_CHECKING:
     from compression.evaluate import Judge
     from compression.studies.work import Model
-
-CLEARLY = 1.1  # times as much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,10 @@ class PrunePlan(Plan):
     ) -> Report:
         impact = self.impact(summary)
         tables = {"pruning/pruning_impact": impact, "pruning/texts": rows}
-        lines = [_sentence(group) for _, group in impact.groupby("choice", sort=False)]
+        lines = [
+            _sentence(choice, impact[impact["choice"] == choice.what], rows)
+            for choice in self.choices
+        ]
         if self.parts is None:
             return Report(tables, lines)
         correlations = trial.rank_correlations(self.parts)
@@ -146,25 +150,27 @@ class PrunePlan(Plan):
         return pd.DataFrame(rows)
 
 
-def _sentence(rows: pd.DataFrame) -> str:
-    """One choice: what it saves and costs, and whether chance would have done as well."""
+def _sentence(choice: Choice, rows: pd.DataFrame, texts: pd.DataFrame) -> str:
+    """One choice: what it saves and costs, and whether chance would have done as well. rows: those
+    of `PrunePlan.impact`; texts: of each text apart."""
     chosen = rows[rows["role"] == "chosen"].iloc[0]
-    controls = rows[rows["role"] == "control"]
     kl, saved = chosen["kl_mean_nats"], 1 - 1 / chosen["ratio"]
     cheap = "cheap" if kl <= config.ACCEPTABLE_KL else "not cheap"
-    what = chosen["choice"][0].upper() + chosen["choice"][1:]
+    what = choice.what[0].upper() + choice.what[1:]
     line = (
         f"{what}: saves {saved:.1%} of the bytes, measured KL {spread(chosen)} nats "
         f"per token, perplexity {chosen['delta_perplexity_percent']:+.1f} %: {cheap}"
     )
     if saved <= 0:
         return f"{line}, and nothing is saved."
-    if controls.empty:
+    if not choice.controls:
         return f"{line}."
-    chance = controls["kl_mean_nats"]
-    word = "like"
-    if not chance.min() / CLEARLY <= kl <= chance.max() * CLEARLY:
-        word = "better than" if kl < chance.min() else "worse than"
-    return (
-        f"{line}; {word} chance: as much at random costs {chance.min():.4f} to {chance.max():.4f}."
-    )
+    draws = np.stack([_of_texts(texts, method) for method in choice.controls])
+    return f"{line}; {against_chance(_of_texts(texts, choice.method), draws)}."
+
+
+def _of_texts(texts: pd.DataFrame, method: Compressor) -> np.ndarray:
+    """(texts,) KL of a method, in the order of the texts."""
+    own = texts[(texts["method"] == method.name) & (texts["settings"] == method.words())]
+    kl: np.ndarray = own["kl_mean_nats"].to_numpy()
+    return kl

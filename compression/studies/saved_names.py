@@ -27,10 +27,14 @@ class SavedText:
         return self.known.get("source", UNKNOWN)
 
     @property
+    def title(self) -> str:
+        return self.known.get("title", UNKNOWN)
+
+    @property
     def name(self) -> str:
         known = "text not known"
         if "source" in self.known:
-            known = f"{self.source} {self.number}: {self.known.get('title', '?')}"
+            known = f"{self.source} {self.number}: {self.title}"
         return f"{known} · saved in {visible(self.file)}"
 
     @property

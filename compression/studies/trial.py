@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from compression.evaluate import Judge
 
 RESAMPLES = 1000
+SAID = 3  # heuristics named in a sentence
+DAMAGES = {"removed": "removed", "noise": "with noise"}  # in words
 
 
 def costs(judge: "Judge", noise: float) -> pd.DataFrame:
@@ -108,18 +110,25 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 
 
 def told(correlations: pd.DataFrame) -> list[str]:
-    """The best and the worst heuristic for each kind of part, by what removing it costs."""
-    lines = []
+    """Which heuristics surely tell what the model can spare, for each kind of part and damage."""
     names = {"key": "keys of a layer", "value": "values of a layer", "head": "KV heads"}
-    removed = correlations[correlations["damage"] == "removed"]
-    for part, rows in removed.groupby("part", sort=False):
-        best, worst = rows.loc[rows["spearman"].idxmax()], rows.loc[rows["spearman"].idxmin()]
-        parts = [
-            f"{row['heuristic']} {row['spearman']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
-            for row in (best, worst)
-        ]
+    lines = []
+    for (part, damage), rows in correlations.groupby(["part", "damage"], sort=False):
+        done = DAMAGES[damage]
+        right = _surest(rows[rows["low"] > 0].sort_values("spearman", ascending=False))
+        wrong = _surest(rows[rows["high"] < 0].sort_values("spearman"))
         lines.append(
-            f"Heuristics on trial, {names[part]} removed ({best['parts']} of them), rank "
-            f"correlation with what the model can spare: best {parts[0]}, worst {parts[1]}."
+            f"Heuristics on trial, {names[part]} {done} ({rows['parts'].max()} of them): surely "
+            f"rank what the model can spare: {right}; surely the wrong way round: {wrong}."
         )
     return lines
+
+
+def _surest(rows: pd.DataFrame) -> str:
+    """Heuristics with their correlations, the strongest first."""
+    listed = [
+        f"{row.heuristic} {row.spearman:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        for row in rows.head(SAID).itertuples()
+    ]
+    more = [f"{len(rows) - SAID} more"] if len(rows) > SAID else []
+    return ", ".join(listed + more) or "none"

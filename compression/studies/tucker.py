@@ -238,6 +238,11 @@ def _stored_and_lost(rows: pd.DataFrame) -> list[str]:
 def _better_ranks(ranks: pd.DataFrame, own: pd.Series) -> str:
     """Of the ranks tried, those that cost less than the run's `own` setting did, at about its
     bytes: over several texts, where the intervals of both part."""
+    if own["texts"] < 2:
+        return (
+            "From one text it is not known whether other ranks cost less: give `num_samples` 2 or "
+            "more."
+        )
     fits = ranks[ranks["bits_per_value"] <= MORE_BYTES * own["bits_per_value"]]
     own_error = 0 if pd.isna(own["kl_mean_nats_se"]) else own["kl_mean_nats_se"]
     highest = fits["kl_mean_nats"] + error(fits, "kl_mean_nats")

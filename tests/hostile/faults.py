@@ -81,8 +81,9 @@ SCRIPTS = (
     Case("", ("--help",), ("No space left",), redirection=">/dev/full", script=SCRIPT),
 )
 SIGNALS = (
-    Case("analyze", (), (), what="SIGTERM", sent=signal.SIGTERM, code=143),
+    Case("analyze", (), ("interrupted",), what="SIGTERM", sent=signal.SIGTERM, code=143),
     Case("analyze", (), ("interrupted",), what="Ctrl-C", sent=signal.SIGINT, code=130),
-    Case("tucker", (), (), what="SIGTERM", sent=signal.SIGTERM, code=143, script=SCRIPT),
+    Case("tucker", (), ("interrupted",), what="SIGTERM", sent=signal.SIGTERM, code=143,
+         script=SCRIPT),
 )  # fmt: skip
 CASES = (*_raised(), *_streams(), *SCRIPTS, *SIGNALS)

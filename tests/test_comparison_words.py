@@ -1,0 +1,92 @@
+"""What `compare` says to take, on small tables."""
+
+import pandas as pd
+import pytest
+
+import config
+from compression.studies import comparison_words as words
+from compression.studies.presets import ENGINES, families
+
+FULL = 40_000  # bytes of the untouched cache, of 100 tokens
+
+
+def row(label: str, stored: int, kl: float, per_model: int = 0) -> dict[str, object]:
+    saved = (FULL - stored) / 100
+    return {
+        "label": label,
+        "family": label.split()[0],
+        "texts": 2,
+        "original_bytes": FULL,
+        "stored_bytes": stored,
+        "per_model_bytes": per_model,
+        "bytes_per_token": stored / 100,
+        "bits_per_value": 16 * stored / FULL,
+        "ratio": FULL / stored,
+        "kl_mean_nats": kl,
+        "kl_mean_nats_se": kl / 10,
+        "delta_perplexity_percent": 100 * kl,
+        "pays_from_tokens": per_model / saved if saved else float("nan"),
+        "restore_s": 0.25,
+    }
+
+
+TABLE = pd.DataFrame(
+    [
+        row("none", FULL, 0.0),
+        row("coded 1.0e-04", 2_000, 0.009, per_model=2**20),
+        row("int8", 21_000, 0.0001),
+        row("kivi-4", 12_000, 0.004),
+        row("kivi-2", 8_000, 0.2),
+    ]
+)
+
+
+def test_what_to_take_is_said_with_bytes_cost_and_what_is_stored_once():
+    take, today = words.taken(TABLE, TABLE.iloc[1], {})
+    assert take == (
+        "Take coded 1.0e-04, the smallest measured that costs 0.01 nats or less: 20 bytes per "
+        "token (20.00 x smaller, 0.80 bits per value), costs KL 0.0090 ± 0.0009 nats per token, "
+        "perplexity +0.90 %; needs 1.0 MiB once for the model (with them 0.04 x here; they pay "
+        "from 2,759 tokens) and 0.25 s to restore."
+    )
+    assert today.startswith("No engine has it today; of their settings measured here take kivi-4 (")
+    assert "120 bytes per token (3.33 x smaller), costs KL 0.0040 ± 0.0004" in today
+
+
+def test_a_setting_of_an_engine_is_taken_as_that():
+    take, today = words.taken(TABLE, TABLE.iloc[3], {"max_bits": 5.0})
+    assert take.startswith("Take kivi-4, within `max_bits` 5: 120 bytes")
+    assert take.endswith("perplexity +0.40 %; 0.25 s to restore.")
+    assert today == f"In engines today: {ENGINES['kivi-4']}."
+
+
+def test_engines_that_do_not_fit_are_not_recommended():
+    _, today = words.taken(TABLE, TABLE.iloc[1], {"max_bits": 1.0})
+    assert today == "No engine has it today, and none of their settings measured here fits as well."
+
+
+def test_where_nothing_that_saves_bytes_is_cheap_none_is_to_be_taken():
+    costly = TABLE[TABLE["label"].isin(["none", "kivi-2"])]
+    (line,) = words.taken(costly, None, {})
+    assert line.startswith("Take none: no setting measured that saves bytes costs 0.01 nats or")
+    assert "least costs kivi-2, KL 0.2000 ± 0.0200 nats per token at 5.00 x" in line
+    assert words.taken(costly, None, {"max_kl": 0.1}) == []
+    idle = TABLE[TABLE["label"] == "none"]
+    assert words.taken(idle, None, {}) == ["Take none: no setting measured saves bytes."]
+
+
+def test_engines_keep_their_settings_apart():
+    lines = words.engines(TABLE)
+    assert len(lines) == 3  # 8 bits, 4 bits, 2 bits
+    for line, label in zip(lines, ("int8", "kivi-4", "kivi-2"), strict=True):
+        assert ENGINES[label] in line and f"as {label} here" in line
+
+
+@pytest.mark.parametrize("family", families())
+def test_labels_begin_with_the_family_that_the_flag_takes(family):
+    assert all(label.startswith(family) for label in families()[family])
+
+
+def test_engines_are_told_of_settings_that_are_measured():
+    assert ENGINES.keys() <= {label for each in families().values() for label in each}
+    assert config.ACCEPTABLE_KL == 0.01
