@@ -56,6 +56,9 @@ def _heads(table: pd.DataFrame) -> str:
     if table["head"].nunique() == 1:
         return "Heads: none to try, there is one KV head in a layer."
     head, _, _ = steady_head(table)
+    means = table.groupby("head")["sparsity_mean"].mean()
+    if (means >= means.mean() - 1e-12).sum() == 1:
+        return f"Heads: try KV head {head} first, the only one that is sparser than their mean."
     return (
         f"Heads: try KV head {head} first; it is as sparse as the mean of all or sparser, and of "
         "such heads varies least over layers."

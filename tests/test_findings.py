@@ -157,6 +157,18 @@ def test_the_steadiest_head_is_called_so_only_among_those_it_is_compared_with():
     assert said((0.3, 0.09)).startswith("The one KV head: sparsity 30.0%")
 
 
+def test_the_head_to_try_is_named_with_why():
+    def advised(*heads):
+        return recommendations({"heads/head_pruning_potential": heads_table(*heads)}, 0.8)
+
+    assert advised((0.3, 0.1), (0.1, 0.1)) == [
+        "Heads: try KV head 0 first, the only one that is sparser than their mean."
+    ]
+    (of_two,) = advised((0.3, 0.1), (0.3, 0.05), (0.1, 0.0))
+    assert "try KV head 1 first; it is as sparse" in of_two and "varies least" in of_two
+    assert advised((0.3, 0.1)) == ["Heads: none to try, there is one KV head in a layer."]
+
+
 def test_layers_are_advised_with_their_places_by_keys_and_by_values():
     sparsity = {"key": [0.1, 0.4, 0.3, 0.2], "value": [0.9, 0.3, 0.1, 0.0]}
     table = pd.DataFrame(
