@@ -13,10 +13,11 @@ from analysis.findings import (
     drift_errors,
     is_short,
     points,
+    rivals,
     sparsest_layers,
     steady_head,
 )
-from analysis.margins import not_apart, tied
+from analysis.margins import first_of, not_apart, tied
 from analysis.tokens import sinks
 from data.cache import KINDS
 
@@ -56,8 +57,7 @@ def _heads(table: pd.DataFrame) -> str:
     if table["head"].nunique() == 1:
         return "Heads: none to try, there is one KV head in a layer."
     head, _, _ = steady_head(table)
-    means = table.groupby("head")["sparsity_mean"].mean()
-    if (means >= means.mean() - 1e-12).sum() == 1:
+    if rivals(table).empty:
         return f"Heads: try KV head {head} first, the only one that is sparser than their mean."
     return (
         f"Heads: try KV head {head} first; it is as sparse as the mean of all or sparser, and of "
@@ -67,9 +67,8 @@ def _heads(table: pd.DataFrame) -> str:
 
 def _tokens(table: pd.DataFrame, attention: pd.DataFrame | None) -> str:
     keep = sinks(attention)["position"].tolist() if attention is not None and len(attention) else []
-    named = ", ".join(map(str, keep[: config.TOP_TOKENS]))
-    more = f" and {len(keep) - config.TOP_TOKENS} more" if len(keep) > config.TOP_TOKENS else ""
-    sinks_first = f"keep the attention sinks exact (position {named}{more}); " if keep else ""
+    named = first_of(list(map(str, keep)), config.TOP_TOKENS)
+    sinks_first = f"keep the attention sinks exact (position {named}); " if keep else ""
     if is_short(table):
         return f"Tokens: {sinks_first}the text is too short to tell which others need few bits."
     rated = table[table["well_seen"] & ~table["position"].isin(keep)]

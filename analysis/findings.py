@@ -11,7 +11,7 @@ import pandas as pd
 
 import config
 from analysis import spectrum_findings
-from analysis.margins import error, not_apart, runner_up, spread, tied
+from analysis.margins import error, first_of, not_apart, runner_up, span, spread, tied
 from analysis.tokens import SINK, sinks
 from data.cache import KINDS
 
@@ -101,12 +101,12 @@ def _head_findings(table: pd.DataFrame) -> list[str]:
     own, others = heads.loc[head], heads.drop(head)
     mean, std = _own(own, "sparsity_mean"), _own(own, "sparsity_std")
     average = heads["sparsity_mean"].mean()
-    high = others[others["sparsity_mean"] + error(others, "sparsity_mean") >= average - 1e-12]
+    high = rivals(table)
     if high.empty:
-        span = _span(others["sparsity_std"])
         return [
             f"Of {len(heads)} KV heads only {head} is sparser than their mean of {average:.1%}: "
-            f"{mean}, with a standard deviation of {std} over layers (others: {span})."
+            f"{mean}, with a standard deviation of {std} over layers (others: "
+            f"{span(others['sparsity_std'], '.1%')})."
         ]
     next_head = high["sparsity_std"].idxmin()
     return [
@@ -121,16 +121,20 @@ def _own(head: pd.Series, column: str) -> str:
     return spread(head, column, ".1%")
 
 
-def _span(x: pd.Series) -> str:
-    low, high = f"{x.min():.1%}", f"{x.max():.1%}"
-    return low if low == high else f"{low} to {high}"
-
-
 def _over_kinds(table: pd.DataFrame) -> pd.DataFrame:
     """By head the means of keys and values; their errors are at most those means'."""
     names = ["sparsity_mean", "sparsity_std", "sparsity_mean_se", "sparsity_std_se"]
     means: pd.DataFrame = table.groupby("head")[[n for n in names if n in table]].mean()
     return means
+
+
+def rivals(table: pd.DataFrame) -> pd.DataFrame:
+    """By head, those beside the steady head that are as sparse as the mean of all or sparser,
+    within the errors."""
+    heads = _over_kinds(table)
+    others = heads.drop(steady_head(table)[0])
+    highest = others["sparsity_mean"] + error(others, "sparsity_mean")
+    return others[highest >= heads["sparsity_mean"].mean() - 1e-12]
 
 
 def steady_head(table: pd.DataFrame) -> tuple[int, float, float]:
@@ -179,12 +183,11 @@ def _sink_finding(table: pd.DataFrame, top: int) -> str:
     if tokens["even_share"].isna().all():
         return f"Most attended token within the windows: {_attended(first)}{as_much}."
     if len(many := sinks(table)):
-        named = _listed(_attended(row) for _, row in many[:top].iterrows())
+        named = first_of([_attended(row) for _, row in many.iterrows()], top)
         count = f"{len(many)} token{'s' if len(many) > 1 else ''}"
-        more = f" and {len(many) - top} more" if len(many) > top else ""
         return (
             f"Attention sinks, which receive {SINK} times the even share of attention or more: "
-            f"{count}, position {named}{more}{as_much}."
+            f"{count}, position {named}{as_much}."
         )
     if SINK * first["even_share"] >= 1:
         return (

@@ -1,7 +1,7 @@
 """How sure a mean over texts is, in words: one is called larger than another only where the two
 intervals of a standard error to both sides part."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -40,3 +40,16 @@ def tied(n: int) -> str:
 def runner_up(said: Sequence[str]) -> str:
     """What comes first, and what comes next, where anything does."""
     return "; next ".join(said[:2])
+
+
+def span(numbers: Iterable[float], form: str) -> str:
+    """From the least to the largest, as 1.0 to 2.0; one number where both read the same."""
+    numbers = list(numbers)
+    low, high = f"{min(numbers):{form}}", f"{max(numbers):{form}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def first_of(said: Sequence[str], most: int) -> str:
+    """The first of a list, and how many more there are."""
+    more = f" and {len(said) - most} more" if len(said) > most else ""
+    return ", ".join(said[:most]) + more

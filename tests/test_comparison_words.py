@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 
-import config
 from compression.studies import comparison_words as words
 from compression.studies.presets import ENGINES, families
 
@@ -89,4 +88,3 @@ def test_labels_begin_with_the_family_that_the_flag_takes(family):
 
 def test_engines_are_told_of_settings_that_are_measured():
     assert ENGINES.keys() <= {label for each in families().values() for label in each}
-    assert config.ACCEPTABLE_KL == 0.01

@@ -227,3 +227,4 @@ def test_a_signal_that_a_process_ignores_stays_ignored(monkeypatch):
         signals.listen()
         signal.raise_signal(signal.SIGHUP)
         signals.raise_again()
+        assert not signals.told()

@@ -7,6 +7,8 @@ same texts under the choice and under each random draw.
 import numpy as np
 from scipy.stats import t as student_t
 
+from analysis.margins import span
+
 SURE = 0.95  # two-sided, of each draw apart
 
 
@@ -17,11 +19,8 @@ def against_chance(chosen: np.ndarray, draws: np.ndarray) -> str:
     surely of one sign; from one text nothing is compared.
     """
     n, texts = draws.shape
-    means = draws.mean(1)
-    low, high = f"{means.min():.4f}", f"{means.max():.4f}"
-    span = low if low == high else f"{low} to {high}"
     many = f"{n} draw{'s' if n > 1 else ''}"
-    at_random = f"as much at random costs {span} ({many}"
+    at_random = f"as much at random costs {span(draws.mean(1), '.4f')} ({many}"
     if texts < 2:
         return f"{at_random}; one text does not tell which costs less)"
     at_random += f", paired over {texts} texts)"

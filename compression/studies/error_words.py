@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.margins import span
 from compression.studies.base import errors
 from data.cache import KINDS
 
@@ -100,14 +101,9 @@ def _choice(rows: pd.DataFrame) -> str:
     line = f"{what}: saves {saved:.1%} of the bytes" if saved > 0 else f"{what}: saves nothing"
     line += f", relative errors {errors(row)}"
     if len(controls) and saved > 0:
-        spans = [f"{_span(controls[f'{kind}_error'])} of {kind}s" for kind in KINDS]
+        spans = [f"{span(controls[f'{kind}_error'], '.3f')} of {kind}s" for kind in KINDS]
         line += f"; as much at random {' and '.join(spans)}"
     return f"{line}."
-
-
-def _span(found: pd.Series) -> str:
-    low, high = f"{found.min():.3f}", f"{found.max():.3f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def of_budget(budget: Mapping[str, float], rows: pd.DataFrame) -> list[str]:

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from analysis.heuristics import SPARES
+from analysis.margins import first_of
 from data.cache import KINDS, LayerKV
 
 if TYPE_CHECKING:
@@ -128,7 +129,6 @@ def _surest(rows: pd.DataFrame) -> str:
     """Heuristics with their correlations, the strongest first."""
     listed = [
         f"{row.heuristic} {row.spearman:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
-        for row in rows.head(SAID).itertuples()
+        for row in rows.itertuples()
     ]
-    more = [f"{len(rows) - SAID} more"] if len(rows) > SAID else []
-    return ", ".join(listed + more) or "none"
+    return first_of(listed, SAID) or "none"
