@@ -159,9 +159,15 @@ def test_bytes_go_where_the_error_falls_fastest():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"embedding_rank": 9}, r"`embedding_rank` is 9: .* allow 1 to 8"),
-        ({"token_rank": 11, "embedding_rank": 8}, r"`token_rank` is 11: .* allow 1 to 10"),
-        ({"token_rank": 7, "embedding_rank": 2}, r"`token_rank` is 7: .* allow 1 to 6"),
+        ({"embedding_rank": 9}, r"`embedding_rank` 9 is none .* 8 dimensions .*: give 1 to 8"),
+        (
+            {"token_rank": 11, "embedding_rank": 8},
+            r"11 is none .* 10 tokens .*: give 1 to 10",
+        ),
+        (
+            {"token_rank": 7, "embedding_rank": 2},
+            r"`token_rank` 7 is none .* rank 2: give 1 to 6",
+        ),
     ],
 )
 def test_ranks_beyond_a_mode_are_refused_with_the_largest_allowed(settings, says):

@@ -149,19 +149,19 @@ def _refuse_ranks(
     where: str, token_rank: int, embedding_rank: int, heads: int, tokens: int, dim: int
 ) -> None:
     """Raise UsageError for ranks that a tensor (heads, tokens, dim) does not have."""
-    if not 1 <= embedding_rank <= min(dim, heads * tokens):
+    most = min(dim, heads * tokens)
+    if not 1 <= embedding_rank <= most:
         raise UsageError(
-            f"`embedding_rank` is {embedding_rank}",
-            f"{where}, {dim} dimensions over {heads} x "
-            f"{tokens} entries, allow 1 to {min(dim, heads * tokens)}",
+            f"`embedding_rank` {embedding_rank} is none that {where} can have, {dim} dimensions "
+            f"over {heads} x {tokens} entries",
+            f"give 1 to {most}",
         )
-    largest = min(tokens, heads * embedding_rank)
-    if not 1 <= token_rank <= largest:
+    most = min(tokens, heads * embedding_rank)
+    if not 1 <= token_rank <= most:
         raise UsageError(
-            f"`token_rank` is {token_rank}",
-            f"{where}, {tokens} tokens between the plain ones with "
-            f"{heads} heads at embedding rank {embedding_rank}, allow 1 to {largest}; `energy` "
-            "chooses ranks layer by layer",
+            f"`token_rank` {token_rank} is none that {where} can have, {tokens} tokens between the "
+            f"plain ones with {heads} heads at embedding rank {embedding_rank}",
+            f"give 1 to {most}, or `energy`, which chooses ranks layer by layer",
         )
 
 
