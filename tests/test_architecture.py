@@ -107,6 +107,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
     "compression.costs": ({"config", "compression.base", *PARTS}, MODELS | PICTURES),
+    "compression.scored_tokens": (set(), MODELS | PICTURES),
     "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
         {"config", "compression.base", "compression.stored", "analysis.tokens", *PARTS},
@@ -144,6 +145,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "config",
             "compression.base",
             "compression.costs",
+            "compression.scored_tokens",
             "data.cache",
             "data.inventory",
             *RUNNING,
@@ -160,6 +162,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods",
             "compression.registry",
             "data.headers",
+            "compression.scored_tokens",
             "compression.sealed",
             "compression.stored",
             "compression.coded",
