@@ -17,6 +17,7 @@ import torch
 
 from compression.base import Compressor
 from compression.costs import COSTS, costs, tried
+from compression.ledger import ledger
 from compression.scored_tokens import ScoredTokens
 from config import UsageError
 from data.cache import KVCache
@@ -37,13 +38,14 @@ MEASURES = (
     "kl_max_nats",
     "top1_agreement",
 )
-TOKENS = "tokens"  # of `Scored.tables`
+TOKENS, LEDGER = "tokens", "ledger"  # of `Scored.tables`
 
 
 @dataclass(frozen=True)
 class Scored:
     """What a method costs on one text. row: numbers and words by the names of their columns.
-    tables: what the row sums up, by name: TOKENS, see `ScoredTokens.table`."""
+    tables: what the row sums up, by name: TOKENS, see `ScoredTokens.table`, and
+    LEDGER, see `ledger`."""
 
     row: dict[str, Any]
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -79,13 +81,13 @@ class Judge:
             "context_tokens": self.cache.n_tokens,
             "scored_tokens": self.continuation.n_scored,
             **found,
-            "ratio_of_all_kept": self._ratio_of_all_kept(whole.stored_bytes),
+            "ratio_of_all_kept": self._ratio_of_all_kept(whole.compressed.nbytes),
             **tokens.verdict,
         }
         first = self.cache.n_tokens + 1  # the token between is fed, and not scored
         word = lru_cache(maxsize=None)(self._word)
         table = tokens.table(self.continuation.token_ids[1:], first, word)
-        return Scored(row, {TOKENS: table})
+        return Scored(row, {TOKENS: table, LEDGER: ledger(whole.compressed)})
 
     def _ratio_of_all_kept(self, stored_nbytes: int) -> float:
         """What the model keeps beside keys and values stays as it is."""

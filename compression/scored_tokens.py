@@ -32,7 +32,7 @@ class Likeliest:
         """For each token a JSON list of words with their probabilities."""
         pairs = zip(self.ids.tolist(), self.probabilities.tolist(), strict=True)
         return [
-            json.dumps([[word(i), round(p, 6)] for i, p in zip(*each, strict=True)],
+            json.dumps([[word(i), round(p, 4)] for i, p in zip(*each, strict=True)],
                        ensure_ascii=False)
             for each in pairs
         ]  # fmt: skip

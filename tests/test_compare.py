@@ -10,6 +10,7 @@ import torch
 
 import config
 from compression.evaluate import Judge
+from compression.ledger import HEADER
 from compression.prompts import chosen as stored_as
 from compression.registry import METHODS
 from compression.scored_tokens import QUANTILES, WORST
@@ -148,7 +149,7 @@ def compared(ended):
 def test_compare_measures_and_draws(compared):
     stems = [f"compare/{name}" for name in ("pareto", "perplexity", "needle")]
     tables = {"compare/compare.csv", "compare/texts.csv", "cache_inventory.csv", "compare.json"}
-    tables |= {"compare/scored_tokens.csv"}
+    tables |= {"compare/scored_tokens.csv", "compare/byte_ledger.csv"}
     assert compared.code == 0
     assert compared.files == {f"{s}.{end}" for s in stems for end in ("png", "csv")} | tables
     table = compared.table("compare/compare")
@@ -201,7 +202,8 @@ def test_nothing_is_measured_twice(compared, ended, monkeypatch):
     monkeypatch.setattr(Judge, "recall", lambda *a: measured.append(a) or genuine[1](*a))
     again = ended("compare", *LENGTHS, *ASKED)
     assert again.code == 0 and len(reads) == 1 and measured == []
-    for stem in ("compare/compare", "compare/needle", "compare/texts", "compare/scored_tokens"):
+    stems = ["compare", "needle", "texts", "scored_tokens", "byte_ledger"]
+    for stem in (f"compare/{stem}" for stem in stems):
         pd.testing.assert_frame_equal(compared.table(stem), again.table(stem))
 
 
@@ -223,6 +225,27 @@ def test_what_tokens_cost_makes_the_figures_of_their_text(compared):
         np.testing.assert_allclose(figure.sort_index(), texts[name], rtol=1e-5, atol=1e-9)
     first, context = tokens["position"].min(), int(texts["context_tokens"].iloc[0])
     assert first == context + 1 and tokens["position"].max() == context + n_scored
+
+
+def test_the_bytes_of_a_setting_are_those_of_its_parts(compared):
+    parts, texts = compared.table("compare/byte_ledger"), compared.table("compare/texts")
+    table = compared.table("compare/compare").set_index("label")
+    first = texts[texts["index"] == texts["index"].iloc[0]]
+    first = first.assign(label=[label(table, row) for row in first.to_dict("records")])
+    assert set(parts["label"]) == set(table.index)
+    own = parts[~parts["once_per_model"] & (parts["part"] != HEADER.words)]
+    assert own.groupby("label")["bytes"].sum().to_dict() == dict(
+        zip(first["label"], first["stored_bytes"], strict=True)
+    )
+    assert (parts["part"] == HEADER.words).sum() == len(table)
+
+
+def label(table: pd.DataFrame, row: dict) -> str:
+    same = (table["method"] == row["method"]) & (
+        table["settings"].fillna("") == ("" if pd.isna(row["settings"]) else row["settings"])
+    )
+    (found,) = table.index[same]
+    return found
 
 
 def test_the_worst_tokens_alone_say_what_was_predicted(compared):

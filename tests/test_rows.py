@@ -13,7 +13,7 @@ import torch
 
 from compression import sealed
 from compression.base import Uncompressed
-from compression.evaluate import TOKENS, Judge, Scored
+from compression.evaluate import LEDGER, TOKENS, Judge, Scored
 from compression.methods.dimensions import PCA
 from compression.studies.rows import Rows
 from compression.studies.run import carry_out
@@ -118,7 +118,8 @@ def test_what_each_token_costs_is_kept_to_the_bit(scored):
     kept = rows.get(method)
     assert kept.row["kl_max_nats"] == measured.row["kl_max_nats"] > 0
     assert len(kept.tables[TOKENS]) == families.SCORED
-    pd.testing.assert_frame_equal(kept.tables[TOKENS], measured.tables[TOKENS], check_exact=True)
+    for name in (TOKENS, LEDGER):
+        pd.testing.assert_frame_equal(kept.tables[name], measured.tables[name], check_exact=True)
 
 
 @pytest.fixture

@@ -19,17 +19,16 @@ from typing import Protocol
 import torch
 
 import config
-from compression import sealed
+from compression import ledger, scored_tokens, sealed
 from compression.base import Compressor
-from compression.evaluate import TOKENS, Scored
-from compression.scored_tokens import COLUMNS
+from compression.evaluate import LEDGER, TOKENS, Scored
 from compression.stored import Tensors, refuse_left
 from compression.studies.stored_tables import restored, stored
 from data import headers
 
 SOURCES = Path(__file__).parent.parent.parent
 FORMAT = "row 2"
-TABLES = {TOKENS: COLUMNS}  # by name, with their columns
+TABLES = {TOKENS: scored_tokens.COLUMNS, LEDGER: ledger.COLUMNS}  # by name, with their columns
 MEASURING = ("data", "analysis", "compression")  # packages that a measured number goes through
 
 log = logging.getLogger(__name__)
