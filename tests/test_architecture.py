@@ -19,7 +19,8 @@ MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.signals", "data.writing"}
 SAVING = {"data.own_files", "data.saving"}
 LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
-SEALED = {"config", "compression.base", "compression.sealed", "compression.stored"}
+CONTRACT = {"compression.base", "compression.parts", "compression.stored"}
+SEALED = {"config", "compression.sealed", *CONTRACT}
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {
     f"data.{name}"
@@ -105,11 +106,16 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
     "analysis": ({"config", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
-    "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
+    "compression.parts": (set(), HEAVY),
+    "compression.base": (
+        {"config", "compression.parts", "compression.stored", *PARTS},
+        HEAVY - {"torch"},
+    ),
     "compression.costs": ({"config", "compression.base", *PARTS}, MODELS | PICTURES),
+    "compression.scored_tokens": (set(), MODELS | PICTURES),
     "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
-        {"config", "compression.base", "compression.stored", "analysis.tokens", *PARTS},
+        {"config", *CONTRACT, "analysis.tokens", *PARTS},
         MODELS | PICTURES,
     ),
     "compression.coded": (
@@ -139,11 +145,17 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {*SEALED, "data.headers", "compression.registry", "data.cache"},
         HEAVY - {"torch"},
     ),
+    "compression.ledger": (
+        {"compression.base", "compression.files", "compression.parts"},
+        MODELS | PICTURES,
+    ),
     "compression.evaluate": (
         {
             "config",
             "compression.base",
             "compression.costs",
+            "compression.ledger",
+            "compression.scored_tokens",
             "data.cache",
             "data.inventory",
             *RUNNING,
@@ -160,6 +172,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods",
             "compression.registry",
             "data.headers",
+            "compression.ledger",
+            "compression.scored_tokens",
             "compression.sealed",
             "compression.stored",
             "compression.coded",

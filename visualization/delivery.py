@@ -117,7 +117,7 @@ def _of_which(texts: Sequence[Text], table: "pd.DataFrame") -> dict[str, str]:
     """Source, title and index of the text of a table, or of those that it is the mean of; of what
     has a row for each text, the source alone."""
     names = {"text_source": texts[0].source}
-    if "index" in table:
+    if "index" in table or "text_index" in table:
         return names
     if len(texts) > 1 and ("texts" in table):
         which = f"{texts[0].number} to {texts[-1].number}"
