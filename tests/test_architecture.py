@@ -205,6 +205,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"config", "visualization.drawing", "visualization.style", *WRITING},
         {"torch", "numpy", *MODELS},
     ),
+    "visualization.main_tables": ({"config"}, {"torch", *MODELS, *PICTURES}),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
     "visualization.terminal.inputs": (
         {"data.models", "data.texts", "visualization.terminal"},
@@ -214,6 +215,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {
             "visualization.catalogue",
             "visualization.drawing",
+            "visualization.main_tables",
             "visualization.output",
             "visualization.terminal",
             *LIGHT_DATA,
@@ -302,10 +304,10 @@ def test_what_starts_a_run_and_what_writes_for_it_is_light():
         from compression import run_tucker_analysis
         from data import sources, texts, writing
         from visualization import delivery
-        from visualization.terminal import command_line, listing, notices, record
+        from visualization.terminal import command_line, listing, notices, progress, record
         main.main(["--help"])
     """
-    assert not HEAVY & modules_after(code)
+    assert not (HEAVY | {"rich", "tqdm", "argcomplete"}) & modules_after(code)
 
 
 def test_listing_samples_loads_neither_torch_nor_transformers():
