@@ -304,10 +304,23 @@ def test_what_starts_a_run_and_what_writes_for_it_is_light():
         from compression import run_tucker_analysis
         from data import sources, texts, writing
         from visualization import delivery
-        from visualization.terminal import command_line, listing, notices, progress, record
-        main.main(["--help"])
+        from visualization.terminal import command_line, listing, notices, record
     """
-    assert not (HEAVY | {"rich", "tqdm", "argcomplete"}) & modules_after(code)
+    loaded = modules_after(code)
+    assert {"main", "visualization"} <= loaded and not HEAVY & loaded
+
+
+def test_help_is_there_before_anything_that_only_a_run_takes():
+    code = """if True:
+        import main
+        try:
+            main.main(["--help"])
+        except SystemExit:
+            pass
+    """
+    loaded = modules_after(code)
+    assert {"main", "visualization"} <= loaded
+    assert not (HEAVY | {"rich", "tqdm", "argcomplete", "platformdirs"}) & loaded
 
 
 def test_listing_samples_loads_neither_torch_nor_transformers():

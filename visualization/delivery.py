@@ -137,9 +137,8 @@ class Delivery:
             file = self.output.folder / f"{table.choice.stem}.csv"
             note = f"{table.n_left_out} more of its {len(table.rows)} rows are in {file}."
         headers = [column.header for column in table.columns]
-        return layout.Grid(
-            table.choice.title, headers, table.cells, table.are_numbers, table.strong, note
-        )
+        cells = table.cells
+        return layout.Grid(table.title, headers, cells, table.are_numbers, table.strong, note)
 
 
 def _of_which(texts: Sequence[Text], table: "pd.DataFrame") -> dict[str, str]:

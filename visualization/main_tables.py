@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from pandas.api.types import is_numeric_dtype
 
 import config
 
@@ -34,8 +34,6 @@ class Column:
         value = row[self.name]
         if pd.isna(value):
             return ""
-        if isinstance(value, bool | np.bool_):
-            return "yes" if value else ""
         if not self.form:
             return str(value)
         error = row.get(self.error)
@@ -48,7 +46,7 @@ class Column:
 
     def _number(self, value: float) -> str:
         shown = format(self.factor * value, self.form)
-        return shown.removeprefix("-") if not shown.strip("-0.") else shown  # no -0.00
+        return shown if shown.strip("+-0.") else shown.lstrip("+-")  # no -0.00
 
 
 Prepare = Callable[[pd.DataFrame], pd.DataFrame]
@@ -81,20 +79,29 @@ class MainTable:
 
     @property
     def cells(self) -> list[list[str]]:
+        """As they are written; what stands out has a star before its name."""
         rows: list[Mapping[str, Any]] = self.shown.to_dict("records")
-        return [[column.cell(row) for column in self.columns] for row in rows]
+        cells = [[column.cell(row) for column in self.columns] for row in rows]
+        if any(self.strong):
+            for row, strong in zip(cells, self.strong, strict=True):
+                row[0] = f"{'*' if strong else ' '} {row[0]}"
+        return cells
 
     @property
     def are_numbers(self) -> list[bool]:
-        of_columns = (self.rows[column.name] for column in self.columns)
-        return [is_numeric_dtype(each) and not is_bool_dtype(each) for each in of_columns]
+        return [is_numeric_dtype(self.rows[column.name]) for column in self.columns]
 
     @property
     def strong(self) -> list[bool]:
-        """What no other setting beats."""
+        """Which rows are on the frontier."""
         if "frontier" not in self.shown:
             return [False] * len(self.shown)
         return [bool(x) for x in self.shown["frontier"]]
+
+    @property
+    def title(self) -> str:
+        star = "; *: no other is smaller and costs less" if any(self.strong) else ""
+        return self.choice.title + star
 
     @property
     def n_left_out(self) -> int:
@@ -103,7 +110,8 @@ class MainTable:
     @property
     def facts(self) -> dict[str, Any]:
         """As data, with all rows; null where there is no number."""
-        names = [name for c in self.columns for name in (c.name, c.error) if name in self.rows]
+        names = [name for c in self.columns for name in (c.name, c.error)] + ["frontier"]
+        names = [name for name in names if name in self.rows]
         rows: list[dict[str, Any]] = json.loads(self.rows[names].to_json(orient="records"))
         return {"title": self.choice.title, "made_from": f"{self.choice.stem}.csv", "rows": rows}
 
@@ -162,8 +170,14 @@ def _dims(table: pd.DataFrame) -> pd.DataFrame:
 def _keys_of(table: pd.DataFrame) -> pd.DataFrame:
     """Whether keys are compressed as they are stored or as they were before rotary embedding."""
     unrotated = table["settings"].str.contains("unrotated_keys")
-    keys = np.where(unrotated, "before rotary embedding", "as stored")
+    keys = np.where(unrotated, "unrotated", "as stored")
     return table.assign(keys=np.where(table["method"] == "none", "", keys))
+
+
+def _ways(table: pd.DataFrame) -> pd.DataFrame:
+    """By the share that is kept, what costs least first; nth: its place there."""
+    rows = _keys_of(table).sort_values(["keep", "kl_mean_nats"], ascending=[False, True])
+    return rows.assign(nth=rows.groupby("keep").cumcount())
 
 
 def _pruned(table: pd.DataFrame) -> pd.DataFrame:
@@ -196,12 +210,11 @@ TOP1 = Column("top1_agreement", "same top token (%)", ".1f", 100)
 LOST = (KL, PERPLEXITY)
 ERRORS = (Column("key_error", "error of keys", ".3f"), Column("value_error", "of values", ".3f"))
 METHOD, LABEL = Column("method", "method"), Column("label", "setting")
-FRONTIER = Column("frontier", "unbeaten")
 SPARSITY = (
     Column("sparsity_key", "sparsity of keys (%)", ".1f", 100),
     Column("sparsity_value", "of values (%)", ".1f", 100),
 )
-ERRORS_ALONE = (LABEL, BITS, RATIO, PER_TOKEN, *ERRORS, FRONTIER)
+ERRORS_ALONE = (LABEL, BITS, RATIO, PER_TOKEN, *ERRORS)
 
 CHOICES = (
     Choice(
@@ -213,7 +226,7 @@ CHOICES = (
     Choice(
         "compare/compare",
         "What was compared, smallest first",
-        (LABEL, BITS, RATIO, PER_TOKEN, *LOST, FRONTIER),
+        (LABEL, BITS, RATIO, PER_TOKEN, *LOST),
         order=("frontier", "kl_mean_nats"),
     ),
     Choice(
@@ -233,8 +246,8 @@ CHOICES = (
             RATIO,
             *LOST,
         ),
-        _keys_of,
-        order=("kl_mean_nats",),
+        _ways,
+        order=("nth",),
     ),
     Choice(
         "similarity/potential_savings",

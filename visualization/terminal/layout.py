@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 USUAL = 80  # columns of a terminal that does not say
 ENDLESS = 10_000  # columns where nothing is wrapped
+INDENT, GAP = "  ", "  "  # of a table
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,17 @@ class Paper:
     def written(self, text: str) -> str:
         """On one line, without control characters, those that the encoding lacks as escapes: by
         now, since they take more room."""
-        return printable(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        text = printable(text)
+        if not self._holds("±"):
+            text = text.replace("±", "+-")
+        return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
 
-    def can_write(self, text: str) -> bool:
-        return self.written(text) == text
+    @property
+    def draws_lines(self) -> bool:
+        return self.width is not None and self._holds("─")
+
+    def _holds(self, character: str) -> bool:
+        return character.encode(self.encoding, "ignore") != b""
 
 
 @dataclass(frozen=True)
@@ -98,30 +106,80 @@ def _wrapped(text: str, paper: Paper, first: str, later: str) -> list[str]:
 
 
 def table(grid: Grid, paper: Paper) -> list[str]:
-    """Its title, the table, its note, and an empty line."""
-    lines = _wrapped(f"{grid.title}:", paper, "", "  ") + _drawn(grid, paper)
-    return [*lines, *(_wrapped(grid.note, paper, "  ", "  ") if grid.note else []), ""]
+    """Its title, the table, its note, and an empty line. Where a terminal is too narrow for the
+    words of a row, that is a sentence."""
+    headers = [paper.written(header) for header in grid.headers]
+    rows = [[paper.written(cell) for cell in row] for row in grid.rows]
+    widths = _widths([headers, *rows], paper)
+    if widths is None:
+        body = [line for row in rows for line in _sentence(headers, row, paper)]
+    else:
+        body = _drawn(grid, [headers, *rows], widths, paper)
+    note = _wrapped(grid.note, paper, "  ", "  ") if grid.note else []
+    return [*_wrapped(f"{grid.title}:", paper, "", "  "), *body, *note, ""]
 
 
-def _drawn(grid: Grid, paper: Paper) -> list[str]:
+def _widths(cells: Sequence[Sequence[str]], paper: Paper) -> list[int] | None:
+    """Of the columns, such that no word is broken, and no cell where its header can be wrapped
+    instead; None where the words do not fit."""
+    from rich.cells import cell_len
+
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    words = [[max(map(cell_len, _words(text))) for text in column] for column in columns]
+    broken = [max(of_texts) for of_texts in words]
+    whole = [
+        max(header, *map(cell_len, c[1:])) for (header, *_), c in zip(words, columns, strict=True)
+    ]
+    room = (paper.width or ENDLESS) - len(INDENT) - len(GAP) * (len(columns) - 1)
+    for least in (whole, broken):
+        if sum(least) <= room:
+            return _narrowed(widths, least, room)
+    return None
+
+
+def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """What can give most is narrowed first."""
+    widths = list(widths)
+    while sum(widths) > room:
+        spare = [width - word for width, word in zip(widths, least, strict=True)]
+        widths[spare.index(max(spare))] -= 1
+    return widths
+
+
+def _words(text: str) -> list[str]:
+    """Parts that stay on one line; a mean is not parted from its ±."""
+    return text.replace(" ±", "_±").split() or [""]
+
+
+def _sentence(headers: Sequence[str], row: Sequence[str], paper: Paper) -> list[str]:
+    """The first cell, then each other one after its header."""
+    pairs = zip(headers[1:], row[1:], strict=True)
+    rest = ", ".join(f"{header} {cell}" for header, cell in pairs if cell)
+    return _wrapped(f"{row[0].strip()}: {rest}", paper, f"{INDENT}- ", f"{INDENT}  ")
+
+
+def _drawn(
+    grid: Grid, cells: Sequence[Sequence[str]], widths: Sequence[int], paper: Paper
+) -> list[str]:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=_rule(paper), padding=(0, 1), pad_edge=True, header_style="bold")
-    for header, is_number in zip(grid.headers, grid.numbers, strict=True):
+    drawn = Table(box=_rule(paper), padding=(0, len(GAP) - 1, 0, 0), pad_edge=False)
+    headers, *rows = cells
+    for header, is_number, width in zip(headers, grid.numbers, widths, strict=True):
         drawn.add_column(
-            Text(paper.written(header)),
+            Text(header, "bold"),
             justify="right" if is_number else "left",
             vertical="bottom",
             overflow="fold",
+            width=width,
         )
-    for row, strong in zip(grid.rows, grid.strong, strict=True):
-        cells = (Text(paper.written(cell)) for cell in row)  # text as it is: markup is data
-        drawn.add_row(*cells, style="green" if strong else None)
+    for row, strong in zip(rows, grid.strong, strict=True):
+        drawn.add_row(*(Text(cell, "green" if strong else "") for cell in row))  # no markup
     console = Console(
-        file=None,
-        width=paper.width or ENDLESS,
+        width=ENDLESS,
         color_system="standard" if paper.coloured else None,
         force_terminal=paper.coloured,
         no_color=not paper.coloured,
@@ -129,13 +187,14 @@ def _drawn(grid: Grid, paper: Paper) -> list[str]:
     )
     with console.capture() as captured:
         console.print(drawn)
-    return [line.rstrip() for line in captured.get().splitlines() if line.strip()]
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return [INDENT[1:] + line for line in lines if line]
 
 
 def _rule(paper: Paper) -> "Box":
     """A line below the headers, of dashes where what draws boxes may not be readable."""
     from rich.box import SIMPLE_HEAD, Box
 
-    if paper.width is not None and paper.can_write("─"):
+    if paper.draws_lines:
         return SIMPLE_HEAD
     return Box(str(SIMPLE_HEAD).replace("─", "-"), ascii=True)

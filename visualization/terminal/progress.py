@@ -7,8 +7,9 @@ end.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 
 PHASES = (  # in the order in which they come
     "start",
@@ -109,3 +110,11 @@ class _Bar:
     def _tick(self) -> None:
         while not self._ended.wait(TICK_S):
             self._bar.refresh()
+
+
+def rounded(seconds: Mapping[str, float], digits: int) -> dict[str, float]:
+    """The same, so that they sum to the rounded sum: each from where the one before it ends."""
+    ends = [round(end, digits) for end in accumulate(seconds.values())]
+    starts = [0.0, *ends[:-1]]
+    parts = [round(end - start, digits) for start, end in zip(starts, ends, strict=True)]
+    return dict(zip(seconds, parts, strict=True))

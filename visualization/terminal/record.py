@@ -5,10 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import accumulate
 from typing import Any
 
 import config
+from visualization.terminal.progress import rounded
 
 LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib", "seaborn")
 CONSTANTS = (  # of config.py that no flag shows
@@ -65,14 +65,6 @@ class RunRecord:
             "timings_s": rounded(self.seconds, 3),
             "peak_memory_bytes": self.peak_nbytes,
         }
-
-
-def rounded(seconds: Mapping[str, float], digits: int) -> dict[str, float]:
-    """The same, so that they sum to the rounded sum: each from where the one before it ends."""
-    ends = [round(end, digits) for end in accumulate(seconds.values())]
-    starts = [0.0, *ends[:-1]]
-    parts = [round(end - start, digits) for start, end in zip(starts, ends, strict=True)]
-    return dict(zip(seconds, parts, strict=True))
 
 
 def peak_resident_nbytes() -> int:

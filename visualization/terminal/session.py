@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visualization.terminal.flags import as_flags
-from visualization.terminal.listing import Listing
-from visualization.terminal.progress import Progress
-from visualization.terminal.record import rounded
+from visualization.terminal.progress import Progress, rounded
 from visualization.terminal.results import Results
 from visualization.terminal.streams import escaped
+
+if TYPE_CHECKING:  # it knows where corpora and tokenizers are
+    from visualization.terminal.listing import Listing
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Session:
         self.done(generated=generated, **facts)
         self.results.say(escaped(generated), asked_for=True)
 
-    def list(self, listing: Listing) -> None:
+    def list(self, listing: "Listing") -> None:
         """Each sample as soon as it is counted."""
         self.done()
         self.results.say(escaped(listing.head), asked_for=True)
