@@ -122,7 +122,7 @@ def calibrate(given: Given, session: Session) -> None:
 
         calibration = calibration_of(loaded, must_keep=True)
     said = f"{loaded.name} is calibrated, on {calibration.learned_from}."
-    session.end([said], model=loaded.facts)
+    session.end("Calibrated", [said], model=loaded.facts)
 
 
 def store(given: Given, session: Session) -> None:
@@ -135,14 +135,15 @@ def store(given: Given, session: Session) -> None:
     if given["load_compressed"] is not None:
         with session.phase("generation"):
             continued = prompts.go_on(loaded, given["load_compressed"], given["new_tokens"])
-        session.end_with_text(continued, model=loaded.facts)
+        session.end_with_text("Generated after the prompt", continued, model=loaded.facts)
         return
     with session.phase("text"):
         sample = texts.only_first(texts.candidates(**arguments_of(texts.candidates, given)))
     with session.phase("prefill"):
         said = prompts.save(loaded, sample, **arguments_of(prompts.save, given))
     kept = given["save_compressed"] or given["save_cache"]
-    session.end(said, model=loaded.facts, text=sample.name, files=[kept])
+    text = {name: getattr(sample, name) for name in ("source", "index", "title")}
+    session.end("Stored", said, model=loaded.facts, text=text, files=[kept])
 
 
 def list_samples(given: Given, session: Session) -> None:

@@ -2,6 +2,7 @@
 that is laid out here is escaped, so that it can be printed as it is."""
 
 import os
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,8 +149,8 @@ def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[in
 
 
 def _words(text: str) -> list[str]:
-    """Parts that stay on one line; a mean is not parted from its ±."""
-    return text.replace(" ±", "_±").split() or [""]
+    """Parts that stay on one line: the first with its indent, and a mean with its ±."""
+    return re.findall(r"^\s*\S+(?: ±| \+-)?|\S+(?: ±| \+-)?", text) or [""]
 
 
 def _sentence(headers: Sequence[str], row: Sequence[str], paper: Paper) -> list[str]:

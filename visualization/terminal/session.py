@@ -29,15 +29,15 @@ class Session:
         """For one model of several, whose results are a part of those of this."""
         return replace(self, results=self.results.of_one_model())
 
-    def end(self, lines: Sequence[str], **facts: Any) -> None:
-        """What a command without pictures has found out, in sentences."""
+    def end(self, title: str, lines: Sequence[str], **facts: Any) -> None:
+        """What a command without pictures has found out, in sentences; title: of them as JSON."""
         said = [as_flags(line) for line in lines]
-        self.done(findings=said, **facts)
+        self.done(findings={title: said}, **facts)
         self.results.say(escaped("\n".join(said)))
 
-    def end_with_text(self, generated: str, **facts: Any) -> None:
+    def end_with_text(self, title: str, generated: str, **facts: Any) -> None:
         """What the model says is what the command is for."""
-        self.done(generated=generated, **facts)
+        self.done(generated={title: generated}, **facts)
         self.results.say(escaped(generated), asked_for=True)
 
     def list(self, listing: "Listing") -> None:
