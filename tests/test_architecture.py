@@ -219,6 +219,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"config", "visualization.drawing", "visualization.style", *WRITING},
         {"torch", "numpy", *MODELS},
     ),
+    "visualization.main_tables": ({"config"}, {"torch", *MODELS, *PICTURES}),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
     "visualization.terminal.inputs": (
         {"data.models", "data.texts", "visualization.terminal"},
@@ -228,6 +229,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {
             "visualization.catalogue",
             "visualization.drawing",
+            "visualization.main_tables",
             "visualization.output",
             "visualization.terminal",
             *LIGHT_DATA,
@@ -317,9 +319,22 @@ def test_what_starts_a_run_and_what_writes_for_it_is_light():
         from data import sources, texts, writing
         from visualization import delivery
         from visualization.terminal import command_line, listing, notices, record
-        main.main(["--help"])
     """
-    assert not HEAVY & modules_after(code)
+    loaded = modules_after(code)
+    assert {"main", "visualization"} <= loaded and not HEAVY & loaded
+
+
+def test_help_is_there_before_anything_that_only_a_run_takes():
+    code = """if True:
+        import main
+        try:
+            main.main(["--help"])
+        except SystemExit:
+            pass
+    """
+    loaded = modules_after(code)
+    assert {"main", "visualization"} <= loaded
+    assert not (HEAVY | {"rich", "tqdm", "argcomplete", "platformdirs"}) & loaded
 
 
 def test_listing_samples_loads_neither_torch_nor_transformers():

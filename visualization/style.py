@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import Collection
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -47,6 +48,14 @@ RC: dict[Any, object] = {  # matplotlib would have each name as a literal
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
+
+MOST_PARTS = 2000  # of a part of a picture that is still made of shapes in PDF and SVG
+VECTOR: dict[Any, object] = {
+    "svg.fonttype": "path",  # looks the same where the font is not at hand
+    "svg.hashsalt": "kv-cache-visualization",  # names of parts that are not drawn by chance
+    "pdf.fonttype": 42,  # text that can be searched
+}
+UNDATED = {".svg": "Date", ".pdf": "CreationDate"}
 
 Draw = Callable[[pd.DataFrame, str], Figure]
 Look = dict[str, Any]  # named arguments of a function of matplotlib
@@ -151,8 +160,23 @@ def figure(
 
 
 def save(fig: Figure, path: str | Path | IO[bytes]) -> None:
-    """Write a PNG. Compressed quickly: the best compression takes as long as all the drawing."""
-    fig.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
+    """Write a picture in the format that the path's ending says, PNG where it has none; the same
+    picture is the same bytes each time."""
+    ending = Path(path).suffix if isinstance(path, str | Path) else ".png"
+    if ending == ".png":  # compressed quickly: the best compression takes as long as all drawing
+        fig.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
+        return
+    for artist in fig.findobj(Collection):
+        if _n_parts(artist) > MOST_PARTS:
+            artist.set_rasterized(True)
+    with matplotlib.rc_context(VECTOR):
+        fig.savefig(path, dpi=config.FIGURE_DPI, metadata={UNDATED[ending]: None})
+
+
+def _n_parts(artist: Collection) -> int:
+    """Cells, points or lines that each would be a shape of its own in a file."""
+    values = artist.get_array()
+    return max(0 if values is None else values.size, len(np.asarray(artist.get_offsets())))
 
 
 def beside(fig: Figure, ax: Axes, image: ScalarMappable) -> Colorbar:

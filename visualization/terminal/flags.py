@@ -222,6 +222,10 @@ _DECLARED = (
     Flag("load_compressed", OUTPUT, ("store",), "go on from such a file",
          rules.path("a file", "FILE")),
     Flag("output_dir", OUTPUT, DRAW, "folder of the results", RULES["OUTPUT_DIR"], "OUTPUT_DIR"),
+    Flag("format", OUTPUT, DRAW, "of the pictures; pdf and svg stay sharp at any size",
+         RULES["FIGURE_FORMAT"], "FIGURE_FORMAT"),
+    Flag("json", OUTPUT, ALL, "print the results, or why there are none, as one JSON object, and "
+         "all else on stderr", SWITCH, False),
     Flag("quiet", OUTPUT, LOAD, "no progress bars and no findings", SWITCH, False),
     Flag("debug", OUTPUT, ALL, "show the traceback where something fails", SWITCH, False),
 )  # fmt: skip
