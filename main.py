@@ -145,6 +145,15 @@ def store(given: Given, workers: int) -> None:
         tell(flags.as_flags("\n".join(said)))
 
 
+def report(given: Given, workers: int) -> None:
+    """The page of what a folder holds; loads neither torch nor weights."""
+    from visualization.report.remade import remake
+
+    file = remake(**arguments_of(remake, given))
+    if not given["quiet"]:
+        tell(f"Files:\n  - {file}")
+
+
 def list_samples(given: Given, workers: int) -> None:
     """The corpus that the other modes choose from; loads neither torch nor weights."""
     from visualization.terminal.listing import listing
@@ -163,6 +172,7 @@ MODES: dict[str, Callable[[Given, int], None]] = {
     "compare": partial(study, "compare.CompareStudy"),
     "calibrate": calibrate,
     "store": store,
+    "report": report,
     "list_samples": list_samples,
 }
 

@@ -206,6 +206,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", *MODELS},
     ),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
+    "visualization.report": (
+        {"config", "data.writing", "visualization.terminal"},
+        {"torch", *MODELS, *PICTURES},
+    ),
     "visualization.terminal.inputs": (
         {"data.models", "data.texts", "visualization.terminal"},
         HEAVY,
@@ -215,6 +219,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "visualization.catalogue",
             "visualization.drawing",
             "visualization.output",
+            "visualization.report",
             "visualization.terminal",
             *LIGHT_DATA,
         },

@@ -3,6 +3,7 @@ works, the phases are timed, and all results take their names together at the en
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from visualization.catalogue import PICTURES
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+REPORT = "report.html"
 POOLED = "spectrum/"  # tables of all tokens of all texts, of which there is no mean
 
 
@@ -52,7 +54,7 @@ class Delivery:
         self.settings = settings
         self.output = OutputFolder(settings["output_dir"], settings["text_file"])
         pictures = (f"{stem}.{ending}" for stem in PICTURES for ending in ("png", "csv"))
-        self.output.refuse_to_replace_the_text([*pictures, f"{settings['mode']}.json"])
+        self.output.refuse_to_replace_the_text([*pictures, f"{settings['mode']}.json", REPORT])
         self.record = RunRecord(started)
         self._drawing = Drawing(workers)
         self._contexts = ExitStack()
@@ -95,7 +97,9 @@ class Delivery:
         mode = self.settings["mode"]
         read = [text.facts for text in texts]
         manifest = self.record.manifest(mode, self.settings, model.facts, read)
-        return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)})
+        with self.phase("report"):
+            page = (REPORT, _explorer)
+            return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)}, page)
 
     def told(
         self,
@@ -111,6 +115,12 @@ class Delivery:
             lines += [f"{title}:", f"  {text}", ""]
         lines += ["Files:", *(f"  - {file}" for file in files), ""]
         return "\n".join([*lines, self.record.timing_line()])
+
+
+def _explorer(folder: Path, staged: Path) -> str:
+    from visualization.report.page import build
+
+    return build(folder, staged=staged)
 
 
 def _of_which(texts: Sequence[Text], table: "pd.DataFrame") -> dict[str, str]:

@@ -31,6 +31,7 @@ PHASES = (
     "calibration",
     "scoring",
     "drawing",
+    "report",
 )
 
 
