@@ -146,6 +146,7 @@ def compared(ended):
 def test_compare_measures_and_draws(compared):
     stems = [f"compare/{name}" for name in ("pareto", "perplexity", "needle")]
     tables = {"compare/compare.csv", "compare/texts.csv", "cache_inventory.csv", "compare.json"}
+    tables |= {"report.html"}
     assert compared.code == 0
     assert compared.files == {f"{s}.{end}" for s in stems for end in ("png", "csv")} | tables
     table = compared.table("compare/compare")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from visualization.report import kept
-from visualization.report.cells import as_json, nbytes
+from visualization.report.cells import as_json
 from visualization.report.changed import changed
 from visualization.report.frontier import frontier
 from visualization.report.in_time import in_time
@@ -126,20 +126,24 @@ def _stems(sides: list[Side], mode: str) -> list[str]:
 
 
 def _differences(sides: list[Side]) -> list[tuple[str, str, str]]:
-    """(what, here, there): facts and settings in which two folders differ."""
+    """(what, here, there): facts, and settings of modes that both have, in which they differ."""
     if len(sides) == 1:
         return []
-    here, there = (_told(side) for side in sides)
-    names = dict.fromkeys([*here, *there])
-    shown = [(name, here.get(name, "not there"), there.get(name, "not there")) for name in names]
-    return [(name, a, b) for name, a, b in shown if a != b]
+    both = {run.mode for run in sides[0].runs} & {run.mode for run in sides[1].runs}
+    here, there = (_told(side, both) for side in sides)
+    return [
+        (name, here[name], there[name])
+        for name in here
+        if name in there and here[name] != there[name]
+    ]
 
 
-def _told(side: Side) -> dict[str, str]:
+def _told(side: Side, modes: set[str]) -> dict[str, str]:
     facts = {name: said for name, said in side.overview.facts if name != "Folder"}
     settings = {
         f"{run.mode}: {name}": json.dumps(value, ensure_ascii=False)
         for run in side.runs
+        if run.mode in modes
         for name, value in run.settings.items()
         if name != "output_dir"
     }
@@ -165,6 +169,14 @@ def _as_script(text: str) -> str:
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r", "")
 
 
+def _marked(sentence: str) -> Markup:
+    """With what stands between backticks as code."""
+    pieces = [escape(piece) for piece in sentence.split("`")]
+    return Markup("").join(
+        Markup(f"<code>{piece}</code>") if i % 2 else piece for i, piece in enumerate(pieces)
+    )
+
+
 def _text(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
@@ -180,5 +192,5 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"json": as_json, "nbytes": nbytes}
+    environment.filters |= {"json": as_json, "marked": _marked}
     return environment.get_template("report.html")

@@ -17,10 +17,11 @@ BYTES = 7_000_000  # of pictures in one page; larger ones are left beside it, an
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 WHERE = ("choice", "label", "method", "settings", "heuristic", "damage", "stage", "part", "pattern",
          "layer", "layer_a", "layer_b", "head", "head_a", "head_b", "position", "position_a",
-         "position_b", "token", "dim", "dim_a", "dim_b", "depth", "token_rank", "embedding_rank",
+         "position_b", "token", "dim", "dim_a", "dim_b", "depth", "bin_right", "token_rank", "embedding_rank",
          "kind")  # fmt: skip
 SHARES = ("sparsity", "sparsity_mean", "mean_received", "share_of_dim", "energy_share",
           "probability")  # fmt: skip
+KINDS = {"key": "keys", "value": "values", "unrotated key": "unrotated keys"}
 UNITS = {"kl_mean_nats": " nats per token", "delta_perplexity_percent": " %"}
 CALLED = {"kl_mean_nats": "KL", "delta_perplexity_percent": "change of perplexity",
           "mean_received": "attention received, mean over layers",
@@ -147,6 +148,10 @@ def _where(row: "pd.Series[Any]", measure: str) -> str:
 def _part(name: str, value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if name == "kind":
+        return KINDS.get(value, str(value))
+    if name == "bin_right":
+        return f"magnitudes up to {number(value)}"
     if name == "token":
         return f"“{value}”"
     if isinstance(value, str):

@@ -86,7 +86,7 @@ MODES = {
     ),
     "report": Mode(
         "makes `report.html` anew, the page of what a folder of results holds, or of two side by "
-        "side; loads neither torch nor weights",
+        "side; needs no model",
         (
             "--mode report",
             "--mode report --output_dir graphs --compare_with earlier",
