@@ -146,6 +146,15 @@ def store(given: Given, session: Session) -> None:
     session.end("Stored", said, model=loaded.facts, text=text, files=[kept])
 
 
+def report(given: Given, session: Session) -> None:
+    """The page of what a folder holds; loads neither torch nor weights."""
+    from visualization.report.remade import remake
+
+    with session.phase("report"):
+        file = remake(**arguments_of(remake, given))
+    session.end("Report", [f"Files:\n  - {file}"], files=[str(file)])
+
+
 def list_samples(given: Given, session: Session) -> None:
     """The corpus that the other modes choose from; loads neither torch nor weights."""
     from visualization.terminal.listing import listing
@@ -163,6 +172,7 @@ MODES: dict[str, Callable[[Given, Session], None]] = {
     "compare": partial(study, "compare.CompareStudy"),
     "calibrate": calibrate,
     "store": store,
+    "report": report,
     "list_samples": list_samples,
 }
 

@@ -221,6 +221,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "visualization.main_tables": ({"config"}, {"torch", *MODELS, *PICTURES}),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
+    "visualization.report": (
+        {"config", "data.writing", "visualization.terminal"},
+        {"torch", *MODELS, *PICTURES},
+    ),
     "visualization.terminal.inputs": (
         {"data.models", "data.texts", "visualization.terminal"},
         HEAVY,
@@ -231,6 +235,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "visualization.drawing",
             "visualization.main_tables",
             "visualization.output",
+            "visualization.report",
             "visualization.terminal",
             *LIGHT_DATA,
         },

@@ -18,6 +18,7 @@ from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data import models, texts
+from visualization.report import remade
 from visualization.terminal import command_line, config_check, flags, listing
 from visualization.terminal.modes import MODES
 from visualization.terminal.rules import SWITCH
@@ -71,17 +72,19 @@ TAKERS = {
     "compare": [CompareStudy],
     "calibrate": [],
     "store": [refuse, save, go_on],
+    "report": [remade.remake],
     "list_samples": [listing.listing],
 }
+LIGHT = ("report", "list_samples")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     taken = {flag.name for flag in flags.FLAGS if mode in flag.modes}
     called = list(TAKERS[mode])
-    called += [models.load] if mode != "list_samples" else []
+    called += [models.load] if mode not in LIGHT else []
     called += [place] if mode in flags.DRAW else []
-    called += [texts.candidates] if mode not in ("list_samples", "calibrate") else []
+    called += [texts.candidates] if mode not in ("report", "list_samples", "calibrate") else []
     called += [from_cache.run, from_cache.ASKED[mode]] if mode in from_cache.ASKED else []
     arguments = {name for each in called for name in inspect.signature(each).parameters}
     arguments -= {"loaded", "sample", "needles", "asked", "phase"}  # of the library alone
@@ -209,7 +212,7 @@ def test_help_shows_the_flags_of_a_mode_with_defaults_units_and_examples(mode, c
 def test_the_examples_of_the_help_can_be_typed(example):
     given = parse(*shlex.split(example))
     for taker in TAKERS[given["mode"]]:
-        if taker not in (refuse, save, go_on):  # which look for files
+        if taker not in (refuse, save, go_on, remade.remake):  # which look for files
             assert taker(**flags.arguments_of(taker, given))
 
 

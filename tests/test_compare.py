@@ -150,6 +150,7 @@ def test_compare_measures_and_draws(compared):
     stems = [f"compare/{name}" for name in ("pareto", "perplexity", "needle")]
     tables = {"compare/compare.csv", "compare/texts.csv", "cache_inventory.csv", "compare.json"}
     tables |= {"compare/scored_tokens.csv", "compare/byte_ledger.csv"}
+    tables |= {"report.html"}
     assert compared.code == 0
     assert compared.files == {f"{s}.{end}" for s in stems for end in ("png", "csv")} | tables
     table = compared.table("compare/compare")

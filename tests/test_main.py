@@ -68,7 +68,7 @@ def written(stems: list[str]) -> set[str]:
     more = {variance} if "embeddings/embedding_consistency" in stems else set()
     return (
         {f"{stem}.{end}" for stem in stems for end in ("png", "csv")}
-        | {"analyze.json", INVENTORY}
+        | {"analyze.json", "report.html", INVENTORY}
         | more
     )
 
@@ -137,6 +137,7 @@ def test_analyze_generation_runs_on_the_whole_text(ended):
         "tokens/generation_stages_comparison.png",
         "tokens/generation_stages_comparison.csv",
         "analyze_generation.json",
+        "report.html",
         INVENTORY,
     }
 
@@ -156,7 +157,8 @@ def tucker(ended):
 
 def test_tucker_measures_and_draws(tucker):
     assert tucker.code == 0
-    tables = {f"tucker/{name}.csv" for name in [*TUCKER, "texts", "summary"]} | {INVENTORY}
+    tables = {f"tucker/{name}.csv" for name in [*TUCKER, "texts", "summary"]}
+    tables |= {INVENTORY, "report.html"}
     assert tucker.files == tables | {f"tucker/{name}.png" for name in TUCKER} | {"tucker.json"}
     row = tucker.table("tucker/texts").set_index("method").loc["tucker"]
     # 2 layers, keys and values, 2 heads: 6 plain tokens of 16 dims, core 8 x 8, factors

@@ -29,7 +29,11 @@ SIMILARITY = [
 def test_similarity_merges_what_it_finds_or_the_nearest_pair(ended):
     found = ended("analyze_similarity", *TWO)
     tables = {f"similarity/{name}.csv" for name in ("texts", "potential_savings")}
-    tables |= {"cache_inventory.csv", *(f"similarity/{name}_texts.csv" for name in SIMILARITY)}
+    tables |= {
+        "cache_inventory.csv",
+        "report.html",
+        *(f"similarity/{name}_texts.csv" for name in SIMILARITY),
+    }
     assert found.files == tables | {"analyze_similarity.json"} | both(
         *(f"similarity/{name}" for name in SIMILARITY)
     )

@@ -27,7 +27,7 @@ from tests.commands import PROMPT, both, done, run
 
 LENGTHS = ["--context_tokens", "80", "--score_tokens", "8"]
 TWO = ["--num_samples", "2", *LENGTHS]
-ALWAYS = {"cache_inventory.csv"}  # of every mode
+ALWAYS = {"cache_inventory.csv", "report.html"}  # of every mode
 LOWER = {"context_tokens": 80, "score_tokens": 8, "num_samples": 1}
 
 

@@ -3,6 +3,7 @@ drawn while the model works, and all results take their names together at the en
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.texts import printable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from visualization.main_tables import MainTable
 
+REPORT = "report.html"
 POOLED = "spectrum/"  # tables of all tokens of all texts, of which there is no mean
 
 
@@ -60,7 +62,7 @@ class Delivery:
         self.output = OutputFolder(settings["output_dir"], settings["text_file"])
         endings = (self._picture_format, "csv")
         pictures = (f"{stem}.{ending}" for stem in PICTURES for ending in endings)
-        self.output.refuse_to_replace_the_text([*pictures, f"{settings['mode']}.json"])
+        self.output.refuse_to_replace_the_text([*pictures, f"{settings['mode']}.json", REPORT])
         self._drawing = Drawing(session.workers)
         self._contexts = ExitStack()
         self._tables: dict[str, pd.DataFrame] = {}
@@ -93,7 +95,8 @@ class Delivery:
 
     def commit(self, model: Model, texts: Sequence[Text], facts: Mapping[str, Any]) -> list[str]:
         """Wait for the pictures, then give all files their names, the manifest last; returns the
-        paths. facts: of the manifest, beside those that `RunRecord.manifest` knows."""
+        paths. facts: of the manifest, beside those that `RunRecord.manifest` knows; what it says of
+        times ends before the report, which shows them."""
         with self.phase("drawing"):
             self.output.wait_for(self._drawing)
         self._record = RunRecord(self._session.progress.taken(), model.device_peak_nbytes)
@@ -101,7 +104,11 @@ class Delivery:
         read = [text.facts for text in texts]
         manifest = self._record.manifest(mode, self.settings, model.facts, read)
         self._session.results.add(**manifest)
-        return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)})
+        with self.phase("report"):
+            page = (REPORT, _explorer)
+            files = self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)}, page)
+        self._record = self._record.longer(self._session.progress.taken())
+        return files
 
     def tell(
         self,
@@ -139,6 +146,12 @@ class Delivery:
         headers = [column.header for column in table.columns]
         cells = table.cells
         return layout.Grid(table.title, headers, cells, table.are_numbers, table.strong, note)
+
+
+def _explorer(folder: Path, staged: Path) -> str:
+    from visualization.report.page import build
+
+    return build(folder, staged=staged)
 
 
 def _of_which(texts: Sequence[Text], table: "pd.DataFrame") -> dict[str, str]:

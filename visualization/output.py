@@ -10,7 +10,7 @@ there it also holds between machines that share a disk, and is gone when none is
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # a run opens its folder before it brings in what is heavy
     import pandas as pd
 
     from visualization.drawing import Drawing
+
+Page = tuple[str, Callable[[Path, Path], str]]  # made of the folder, and of what is to go into it
 
 
 class OutputFolder:
@@ -69,15 +71,21 @@ class OutputFolder:
         with self._in_one_sentence():
             table.to_csv(self._staged(f"{stem}.csv"), index=False)
 
-    def commit(self, name: str, manifest: Mapping[str, Any]) -> list[str]:
-        """Move everything to its final name, the manifest `name` last. Returns all paths."""
+    def commit(
+        self, name: str, manifest: Mapping[str, Any], page: "Page | None" = None
+    ) -> list[str]:
+        """Move everything to its final name, the manifest `name` last. Returns all paths. page: the
+        name and the maker of a page of all that the folder then holds."""
         with self._in_one_sentence():
+            path = None if page is None else self._staged(page[0])
             text = json.dumps(
                 {**manifest, "files": self.files}, indent=1, ensure_ascii=False, allow_nan=False
             )
             self._staged(name).write_text(text + "\n", encoding="utf-8")
             waiting = f"Another run is writing its results into {self.folder}: waiting for it."
             with only_run(self.folder / ".lock", waiting):
+                if path is not None and page is not None:
+                    path.write_text(page[1](self.folder, self._stage), encoding="utf-8")
                 replace_all(self._stage, self.folder, self.files)
                 for other in self.folder.glob("*.json"):
                     if other.name != name:

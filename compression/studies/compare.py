@@ -191,12 +191,14 @@ class ComparePlan(Plan):
 
     def labelled(self, summary: pd.DataFrame) -> pd.DataFrame:
         """The summary with family, label, bytes_per_token, pays_from_tokens (the context from which
-        what is stored for the model pays), frontier and dominated_by."""
+        what is stored for the model pays), engine (the setting of one that stores alike, or
+        empty), frontier and dominated_by."""
         table = labelled(summary, self.labels)
         table["bytes_per_token"] = table["stored_bytes"] / self.study.context
         saved = (table["original_bytes"] - table["stored_bytes"]) / self.study.context
         pays = (table["per_model_bytes"] / saved).where(table["per_model_bytes"] > 0)
-        return table.assign(pays_from_tokens=pays)
+        engine = table["label"].map(presets.ENGINES).fillna("")
+        return table.assign(pays_from_tokens=pays, engine=engine)
 
     def _named(self, needles: pd.DataFrame) -> pd.DataFrame:
         """label, depth, settings, right, probability."""

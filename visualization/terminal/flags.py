@@ -111,8 +111,8 @@ _DECLARED = (
     Flag("analysis_focus", WHAT, ("analyze",), "which pictures are made; all leaves out spectrum",
          one_of(*FOCUSES), "all"),
     Flag("measure", WHAT, ("analyze",), "measure what its recommendations cost", SWITCH, False),
-    Flag("model", MODEL, ALL, "the default model's name, a hub id, a folder, or a .gguf file",
-         RULES["DEFAULT_MODEL"], "DEFAULT_MODEL"),
+    Flag("model", MODEL, (*LOAD, "list_samples"), "the default model's name, a hub id, a folder, "
+         "or a .gguf file", RULES["DEFAULT_MODEL"], "DEFAULT_MODEL"),
     Flag("device", MODEL, LOAD, "where to run; auto takes cuda, then mps, then cpu",
          RULES["DEVICE"], "DEVICE", not_beside=("device_map",)),
     Flag("dtype", MODEL, LOAD, "in which precision; auto is float32 on the cpu, elsewhere the "
@@ -221,12 +221,15 @@ _DECLARED = (
          "bits", rules.path("a file", "FILE")),
     Flag("load_compressed", OUTPUT, ("store",), "go on from such a file",
          rules.path("a file", "FILE")),
-    Flag("output_dir", OUTPUT, DRAW, "folder of the results", RULES["OUTPUT_DIR"], "OUTPUT_DIR"),
+    Flag("output_dir", OUTPUT, (*DRAW, "report"), "folder of the results", RULES["OUTPUT_DIR"],
+         "OUTPUT_DIR"),
+    Flag("compare_with", OUTPUT, ("report",), "another folder of results, to stand beside the "
+         "first", rules.path("a folder", "FOLDER")),
     Flag("format", OUTPUT, DRAW, "of the pictures; pdf and svg stay sharp at any size",
          RULES["FIGURE_FORMAT"], "FIGURE_FORMAT"),
     Flag("json", OUTPUT, ALL, "print the results, or why there are none, as one JSON object, and "
          "all else on stderr", SWITCH, False),
-    Flag("quiet", OUTPUT, LOAD, "no progress bars and no findings", SWITCH, False),
+    Flag("quiet", OUTPUT, (*LOAD, "report"), "no progress bars and no findings", SWITCH, False),
     Flag("debug", OUTPUT, ALL, "show the traceback where something fails", SWITCH, False),
 )  # fmt: skip
 FLAGS = tuple(

@@ -84,6 +84,14 @@ MODES = {
             "--mode store --text_file README.md --save_cache readme.cache",
         ),
     ),
+    "report": Mode(
+        "makes `report.html` anew, the page of what a folder of results holds, or of two side by "
+        "side; needs no model",
+        (
+            "--mode report",
+            "--mode report --output_dir graphs --compare_with earlier",
+        ),
+    ),
     "list_samples": Mode(
         "lists the texts of the corpus, for --wikitext_index",
         ("--mode list_samples", "--mode list_samples --no-use_wikitext"),

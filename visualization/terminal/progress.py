@@ -21,6 +21,7 @@ PHASES = (  # in the order in which they come
     "scoring",
     "generation",
     "drawing",
+    "report",
 )
 TICK_S = 0.5
 

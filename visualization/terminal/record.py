@@ -3,7 +3,7 @@
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +28,12 @@ class RunRecord:
 
     seconds: Mapping[str, float]
     device_peak_nbytes: int = 0
+
+    def longer(self, seconds: Mapping[str, float]) -> "RunRecord":
+        """The same run some seconds later, by phase as well."""
+        names = dict.fromkeys((*self.seconds, *seconds))
+        both = {name: self.seconds.get(name, 0) + seconds.get(name, 0) for name in names}
+        return replace(self, seconds=both)
 
     @property
     def peak_nbytes(self) -> int:
