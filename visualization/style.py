@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, TypedDict, Unpack, overload
+from typing import IO, Any, Literal, TypedDict, Unpack, overload
 
 import matplotlib
 import numpy as np
@@ -69,7 +69,7 @@ class Spaces(TypedDict, total=False):
     bottom: float
     left: float
     head: float
-    sharex: bool
+    sharex: bool | Literal["col"]
     sharey: bool
     squeeze: bool
 
@@ -123,7 +123,7 @@ def figure(
     bottom: float = 0.65,
     left: float = 0.95,
     head: float = 0.4,
-    sharex: bool = False,
+    sharex: bool | Literal["col"] = False,
     sharey: bool = False,
     squeeze: bool = True,
 ) -> tuple[Figure, Axes | np.ndarray]:
@@ -179,12 +179,13 @@ def _n_parts(artist: Collection) -> int:
     return max(0 if values is None else values.size, len(np.asarray(artist.get_offsets())))
 
 
-def beside(fig: Figure, ax: Axes, image: ScalarMappable) -> Colorbar:
-    """A colour bar in the right margin next to `ax`."""
+def beside(fig: Figure, ax: Axes, image: ScalarMappable, extend: str = "neither") -> Colorbar:
+    """A colour bar in the right margin next to `ax`. extend: `min`, `max` or `both`, the ends
+    beyond which there are values."""
     box = ax.get_position()
     width = fig.get_figwidth()
     place = (box.x1 + 0.15 / width, box.y0, 0.2 / width, box.height)
-    return fig.colorbar(image, cax=fig.add_axes(place))
+    return fig.colorbar(image, cax=fig.add_axes(place), extend=extend)
 
 
 def shown(text: str) -> str:
