@@ -157,7 +157,8 @@ def _sentence(headers: Sequence[str], row: Sequence[str], paper: Paper) -> list[
     """The first cell, then each other one after its header."""
     pairs = zip(headers[1:], row[1:], strict=True)
     rest = ", ".join(f"{header} {cell}" for header, cell in pairs if cell)
-    return _wrapped(f"{row[0].strip()}: {rest}", paper, f"{INDENT}- ", f"{INDENT}  ")
+    bullet, name = ("", row[0]) if row[0].startswith("* ") else ("- ", row[0].strip())
+    return _wrapped(f"{name}: {rest}", paper, f"{INDENT}{bullet}", f"{INDENT}  ")
 
 
 def _drawn(
