@@ -41,6 +41,7 @@ def analyze(given: Given, workers: int, **fixed: str) -> None:
             draw = partial(delivery.draw, work.model.name)
             looked = analysis.carry_out(work, candidates, given.get("continuation"), draw)
             model = work.model
+        delivery.keep(looked.contents)
         files = delivery.commit(model, looked.texts, looked.facts)
     if not given["quiet"]:
         tell(delivery.told(looked.said(model.name), files, looked.continued))
