@@ -16,7 +16,8 @@ from analysis.generation import remembered
 from data.cache import KVCache, LayerKV
 
 PREFILL, GENERATED = "prefill", "generated"
-MOST_BINS = {PREFILL: 448, GENERATED: 64}  # together what a table has of each layer and kind
+MOST_BINS = {PREFILL: 224, GENERATED: 32}  # together what a table has of each layer and kind
+TINY = torch.finfo(torch.float32).tiny  # stands in for the norm of a vector of zeros
 KEY, UNROTATED, VALUE = "key", "unrotated key", "value"
 
 
@@ -49,13 +50,13 @@ def _of_layer(layer: LayerKV, n_prompt: int, n_tokens: int) -> pd.DataFrame:
     tables = []
     for kind in kinds:
         sums = torch.zeros(2, len(starts), dtype=torch.float64)
-        mean = _mean(layer.before(n_prompt), kind)
+        mean = _direction(layer.before(n_prompt), kind)
         for places, x in _blocks(layer, kind):
             norm = x.norm(dim=-1)  # (heads, few tokens)
-            cosine = torch.cosine_similarity(x, mean, dim=-1)
+            cosine = (x @ mean).squeeze(-1) / norm.clamp(min=TINY)
             both = torch.stack([norm.mean(0), cosine.mean(0)]).double().cpu()
             sums.index_add_(1, of_token[places], both)
-        norm, cosine = (sums / counts)[:, held].numpy()
+        norm, cosine = (sums / counts)[:, held].float().numpy()
         measured = pd.DataFrame({**named, "kind": kind, "norm": norm, "cosine_to_mean": cosine})
         tables.append(measured)
     return pd.concat(tables, ignore_index=True)
@@ -76,10 +77,10 @@ def _bins(
     return every, stages, torch.searchsorted(every, positions, right=True) - 1
 
 
-def _mean(layer: LayerKV, kind: str) -> torch.Tensor:
-    """(heads, 1, dim) over tokens."""
-    parts = (x.sum(1, keepdim=True) for _, x in _blocks(layer, kind))
-    return reduce(torch.add, parts) / layer.n_tokens
+def _direction(layer: LayerKV, kind: str) -> torch.Tensor:
+    """(heads, dim, 1): where the mean over tokens points, of unit length."""
+    total = reduce(torch.add, (x.sum(1) for _, x in _blocks(layer, kind)))
+    return torch.nn.functional.normalize(total, dim=-1)[..., None]
 
 
 def _blocks(layer: LayerKV, kind: str) -> Iterator[tuple[slice, torch.Tensor]]:
