@@ -44,6 +44,7 @@ def analyze(given: Given, session: Session, **fixed: str) -> None:
             draw = partial(delivery.draw, work.model.name)
             looked = analysis.carry_out(work, candidates, given.get("continuation"), draw)
             model = work.model
+        delivery.keep(looked.contents)
         files = delivery.commit(model, looked.texts, looked.facts)
     delivery.tell(looked.said(model.name), files, looked.continued)
 

@@ -23,7 +23,7 @@ def generation_stages(prefill: KVCache, cache: KVCache, limits: dict[str, float]
     cache after the text, which still has what a sliding window has forgotten in `cache` since.
     limits: the thresholds of the text, so that all pictures of a run mean the same by sparse.
     """
-    held = _remembered(prefill, cache)
+    held = remembered(prefill, cache)
     n_new = cache.n_tokens - cache.n_prompt
     ends = {stage: cache.n_prompt + math.ceil(share * n_new) for stage, share in STAGES.items()}
     spans = [(start, end) for end in ends.values() for start in (0, cache.n_prompt)]
@@ -44,7 +44,7 @@ def generation_stages(prefill: KVCache, cache: KVCache, limits: dict[str, float]
     return pd.DataFrame(rows)
 
 
-def _remembered(prefill: KVCache, cache: KVCache) -> KVCache:
+def remembered(prefill: KVCache, cache: KVCache) -> KVCache:
     """`cache` with the entries that it held after the text and has forgotten since."""
     return replace(
         cache,

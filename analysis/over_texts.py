@@ -37,6 +37,7 @@ OF_PLACES = Rule(())  # made of sums over texts, see `_patterns`
 SEEN = ("seen_by", "well_seen")
 RULES = {
     "cache_inventory": OF_FIRST,
+    "cache/norms_in_time": OF_FIRST,  # of long texts it says what it says of one
     "layers/layer_statistics": Rule(("kind", "layer")),
     "layers/layer_pruning_potential": Rule(("kind", "layer")),
     "weight_magnitude_distribution": Rule(("kind", "bin"), sums=("count",)),

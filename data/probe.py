@@ -246,10 +246,9 @@ def softmax_sums(
                 visible = visible.unflatten(0, (n_key_heads, group))
             scores = _masked(scores, visible)
         weights = torch.softmax(scores, dim=-1)
-        by_query = weights.sum(1)  # (key_heads, rows, end)
-        sums[:, :end] += by_query.sum(1) / group
+        sums[:, :end] += weights.sum((1, 2)) / group
         if see is not None:
-            see(by_query.mean(0) / group, rows.start)
+            see(weights.mean((0, 1)), rows.start)
     return sums
 
 

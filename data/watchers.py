@@ -16,20 +16,24 @@ class Watchers:
 
     @classmethod
     def none(cls, n_tokens: int, device: torch.device) -> "Watchers":
-        query = torch.full((n_tokens,), -1, device=device)
+        query = torch.full((n_tokens,), -1, dtype=torch.int32, device=device)
         return cls(torch.zeros(n_tokens, device=device), query)
 
     def see(self, weights: torch.Tensor, query: int, key: int) -> None:
         """weights: (queries, keys), mean over heads, which is used up; query, key: the position in
         the text of the first of each."""
-        most, row = weights.tril_(query - key - 1).max(0)
+        weights.tril_(query - key - 1)
+        most = weights.amax(0)
+        queries = torch.arange(query, query + len(weights), dtype=torch.int32, device=most.device)
+        # In three steps, since the maximum with its place takes several times as long
+        latest = torch.where(weights == most, queries[:, None], -1).amax(0)
         places = slice(key, key + weights.shape[1])
         more = most > self.weight[places]
         self.weight[places] = torch.where(more, most, self.weight[places])
-        self.query[places] = torch.where(more, row + query, self.query[places])
+        self.query[places] = torch.where(more, latest, self.query[places])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenAttention:
     """What the queries of a text give to each of its tokens, forgotten ones too.
 

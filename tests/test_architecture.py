@@ -33,6 +33,7 @@ RUNNING = {
         "own_cache",
         "texts",
         "vocabulary",
+        "watchers",
     )
 }
 THREADS = "data.threads"  # settled by any room before it brings in torch

@@ -75,6 +75,7 @@ def test_an_interrupted_analysis_goes_on_with_the_texts_that_it_has_not_read(
     for found in (resumed, again):
         assert are_equal(alone.tables, found.tables)
         assert replace(alone, tables={}) == replace(found, tables={})
+        assert alone.contents == found.contents and len(found.contents) == 1
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,8 @@ def test_unknown_sums_are_not_kept():
 def _looks(n: int):
     asked = replace(ANALYSIS, num_samples=n)
     texts = [(text, families.token_ids(60, seed=text.index)) for text in TEXTS[:n]]
-    return (one for _, one in work().as_done([asked._task(t, True) for t in texts], "text"))
+    tasks = [replace(asked._task(t, True), told_by_token=not i) for i, t in enumerate(texts)]
+    return (one for _, one in work().as_done(tasks, "text"))
 
 
 @pytest.mark.parametrize(
@@ -262,10 +264,17 @@ def test_columns_that_do_not_fit_are_refused():
 
 
 def test_what_is_kept_of_a_look_gives_the_look_again():
-    for one in _looks(2):
+    for place, one in enumerate(_looks(2)):
         back = type(one).of_kept(one.to_kept())
         assert are_equal(one.tables, back.tables)
         assert (one.thresholds, one.inventory) == (back.thresholds, back.inventory)
+        told = [x.attention for x in (one, back)]
+        assert [x is None for x in told] == [place > 0] * 2  # of the first text alone
+        if told[0] is not None:
+            assert told[0].layers == told[1].layers
+            for name, tensor in told[0].tensors.items():
+                assert tensor.dtype == told[1].tensors[name].dtype
+                assert torch.equal(tensor.nan_to_num(9), told[1].tensors[name].nan_to_num(9))
         added = [x.sums["by_position"] for x in (one, back)]
         assert added[0].positions.dtype == added[1].positions.dtype
         for field in ("means", "squares"):

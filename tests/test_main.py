@@ -6,12 +6,16 @@ import subprocess
 import sys
 
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 
 import config
-from compression.studies.analyze import Analysis
+from compression.studies.analyze import ATTENTION_FILE, Analysis
+from compression.studies.one_text import NORMS
+from data.extraction import prefill
 from data.texts import Sample, visible
 from tests import families
 from tests.commands import PROMPT, ROOT, done, files_below, in_a_process, of_mode, run
@@ -66,6 +70,10 @@ def whole(ended):
 def written(stems: list[str]) -> set[str]:
     variance = "embeddings/sparse_dense_embedding_patterns_variance.csv"
     more = {variance} if "embeddings/embedding_consistency" in stems else set()
+    if {"layers/layer_statistics", "tokens/attention_sinks"} & set(stems):
+        more.add(f"{NORMS}.csv")
+    if "tokens/attention_sinks" in stems:
+        more.add(ATTENTION_FILE)
     return (
         {f"{stem}.{end}" for stem in stems for end in ("png", "csv")}
         | {"analyze.json", "report.html", INVENTORY}
@@ -90,6 +98,19 @@ def test_analyze_writes_every_picture_with_its_table(whole):
     assert lines[lines.index("Generated after the text:") + 1] == f"  {manifest['generated']}"
 
 
+def test_who_looks_at_which_token_is_written_as_it_was_measured(whole):
+    loaded = families.loaded("llama_gqa")
+    attention = prefill(loaded, loaded.ids_of(PROMPT, 60), probe=True).attention
+    with safe_open(whole.out / ATTENTION_FILE, "pt") as file:
+        assert json.loads(file.metadata()["layers"]) == list(attention.layers)
+        assert set(file.keys()) == {"received", "watcher", "watcher_weight"}
+        for name, tensor in attention.tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+    received = attention.received.float().nanmean((0, 1))
+    told = whole.table("tokens/token_position_importance")["attention_received"]
+    np.testing.assert_allclose(told, received, rtol=2e-3)
+
+
 def test_a_focus_writes_its_own_pictures(flags, tmp_path):
     assert run(*flags, "--analysis_focus", "heads") == 0
     assert files_below(tmp_path / "out") == written(PICTURES["heads"])
@@ -107,6 +128,11 @@ def test_every_focus_tells_the_same_numbers_as_all():
         assert set(alone.findings) <= set(together.findings)
         assert (alone.texts, alone.measured) == ((SAMPLE.read(60),), [])
         for stem, table in alone.tables.items():
+            if stem == NORMS and focus == "layers":  # which generates nothing
+                every = together.tables[stem]
+                prefill = every[every["stage"] == "prefill"].reset_index(drop=True)
+                pd.testing.assert_frame_equal(table, prefill[list(table)])
+                continue
             pd.testing.assert_frame_equal(table, together.tables[stem])
 
 
@@ -231,6 +257,7 @@ def test_without_the_probe_there_is_no_sink_picture_and_the_run_says_so(folder_o
     assert found.code == 0 and "attention columns are empty" in found.said
     assert "tokens/attention_sinks.png" not in found.files
     table = found.table("tokens/token_position_importance")
+    assert ATTENTION_FILE not in found.files
     assert table["attention_received"].isna().all() and table["importance"].notna().all()
 
 

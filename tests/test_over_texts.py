@@ -153,6 +153,7 @@ def test_a_superlative_says_whether_its_interval_parts_from_others(error, said):
 def test_of_the_first_text_alone_are_only_tables_that_cannot_be_averaged():
     assert {s for s, rule in RULES.items() if rule is OF_FIRST} == {
         "cache_inventory",
+        "cache/norms_in_time",
         "tucker/tucker_components",
     }
     first = pd.DataFrame({"value": [1.0]})

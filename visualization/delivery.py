@@ -93,6 +93,11 @@ class Delivery:
                 named = {k: v for k, v in named.items() if k not in table}
                 self.output.table(stem, table.assign(**named))
 
+    def keep(self, contents: Mapping[str, bytes]) -> None:
+        """Write files that are no tables, by their names."""
+        for file, content in contents.items():
+            self.output.content(file, content)
+
     def commit(self, model: Model, texts: Sequence[Text], facts: Mapping[str, Any]) -> list[str]:
         """Wait for the pictures, then give all files their names, the manifest last; returns the
         paths. facts: of the manifest, beside those that `RunRecord.manifest` knows; what it says of

@@ -71,6 +71,11 @@ class OutputFolder:
         with self._in_one_sentence():
             table.to_csv(self._staged(f"{stem}.csv"), index=False)
 
+    def content(self, file: str, content: bytes) -> None:
+        """Stage a file that is no table."""
+        with self._in_one_sentence():
+            self._staged(file).write_bytes(content)
+
     def commit(
         self, name: str, manifest: Mapping[str, Any], page: "Page | None" = None
     ) -> list[str]:

@@ -1,11 +1,13 @@
 """`--mode analyze` and `analyze_generation`: how the cache of a text looks, or of several on the
 mean, and, if asked for, what the recommendations that follow from that really cost."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save as serialised
 
 import config
 from analysis import over_texts
@@ -23,9 +25,11 @@ from data.models import LoadedModel
 from data.scored_texts import Text
 from data.texts import Sample, TextRead, in_all
 from data.vocabulary import FOCUSES
+from data.watchers import TokenAttention
 
 __all__ = ["Analysis", "Findings", "look"]
 
+ATTENTION_FILE = "tokens/attention.safetensors"
 PRUNES_NOTHING = {"generation": "the stages of generation", "spectrum": "energy spectra"}
 Made = Callable[[Tables, Sequence[TextRead]], None]  # tables, and the texts that they are of
 
@@ -36,7 +40,8 @@ class Findings:
 
     thresholds: kind -> the magnitude below which an entry counts as sparse, for each text.
     inventory: what the model keeps of the first text. saved: that the cache was kept in a file, if
-    that was asked for. generated: what the model went on with after the first text.
+    that was asked for. generated: what the model went on with after the first text. attention: what
+    the tokens of the first text receive of whom, of a focus that looks at tokens.
     """
 
     tables: Tables
@@ -48,6 +53,7 @@ class Findings:
     inventory: Inventory
     saved: list[str]
     generated: str
+    attention: TokenAttention | None = field(default=None, compare=False, repr=False)
 
     def said(self, model: str) -> dict[str, list[str]]:
         """For people, by headings."""
@@ -65,6 +71,14 @@ class Findings:
         """What the model went on with, by what it went on from."""
         first = "the first" if len(self.texts) > 1 else "the"
         return {f"Generated after {first} text": self.generated} if self.generated else {}
+
+    @property
+    def contents(self) -> dict[str, bytes]:
+        """What files hold that are no tables, by their names."""
+        if self.attention is None:
+            return {}
+        layers = {"layers": json.dumps(self.attention.layers)}
+        return {ATTENTION_FILE: serialised(self.attention.tensors, layers)}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -171,6 +185,8 @@ class Analysis:
         texts = tuple(sample.read(len(ids[: self.n_read])) for sample, ids in chosen)
         at_once = isinstance(work, Here) and not several
         tasks = [self._task(text, several) for text in chosen]
+        by_token = self.analysis_focus in ("all", "tokens")
+        tasks[0] = replace(tasks[0], told_by_token=by_token)
         if at_once:
             tasks = [replace(tasks[0], made=lambda tables: made(tables, texts))]
         each, sums = _gathered(work, tasks)
@@ -192,6 +208,7 @@ class Analysis:
             each[0].inventory,
             each[0].saved,
             each[0].generated,
+            each[0].attention,
         )
 
     def _task(self, text: Text, several: bool) -> ReadText:

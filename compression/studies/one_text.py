@@ -13,10 +13,11 @@ from analysis.embeddings import ByPosition, by_position
 from analysis.generation import generation_stages
 from analysis.inventory import inventory_table
 from analysis.measures import Sweep, sweep, thresholds
+from analysis.norms_in_time import norms_in_time
 from analysis.spectrum import Spectrum
 from analysis.tables import Subject, tables
 from compression.evaluate import Judge, summary
-from compression.stored import Tensors, refuse_left, taken
+from compression.stored import Tensors, refuse_left, taken, under
 from compression.studies.base import INVENTORY, Learned, Tables
 from compression.studies.kept_tables import Keepable, Kept
 from compression.studies.prune import PruneStudy
@@ -28,9 +29,11 @@ from data.inventory import Inventory
 from data.models import LoadedModel
 from data.scoring import Continuation
 from data.texts import Sample, printable
+from data.watchers import TokenAttention
 
-STAGES = "tokens/generation_stages_comparison"
+STAGES, NORMS = "tokens/generation_stages_comparison", "cache/norms_in_time"
 PLACES, SPECTRUM = "by_position", "spectrum"  # of `OneText.sums`
+ATTENTION = "attention"  # the tensors of one begin so
 NBYTES = "inventory/nbytes"  # beside the words of an inventory, whose numbers are small
 
 
@@ -39,7 +42,8 @@ class OneText:
     """thresholds: kind -> the magnitude below which an entry of this text counts as sparse.
     measured: what its recommendations cost, in sentences. inventory: what the model keeps of it.
     saved: that its cache was kept in a file, if so. generated: what the model went on with. sums:
-    what is added up over texts with `+`, by name, where there are to be more."""
+    what is added up over texts with `+`, by name, where there are to be more. attention: what its
+    tokens receive of whom, where that was asked for and the model shows it."""
 
     tables: Tables
     thresholds: dict[str, float]
@@ -48,6 +52,7 @@ class OneText:
     saved: list[str]
     generated: str
     sums: dict[str, Any]
+    attention: TokenAttention | None = None
 
     def to_kept(self) -> Kept | None:
         """None of a text that was measured or saved as well, and of unknown sums."""
@@ -57,6 +62,8 @@ class OneText:
         tensors = {NBYTES: torch.tensor([each.nbytes for each in held], dtype=torch.int64)}
         if PLACES in self.sums:
             tensors |= _of_places(self.sums[PLACES])
+        if self.attention is not None:
+            tensors |= _of_attention(self.attention)
         slots = Inventory(tuple(replace(each, nbytes=0) for each in held), self.inventory.n_slots)
         words = {
             "inventory": asdict(slots),
@@ -81,10 +88,13 @@ class OneText:
         nbytes = taken(tensors, NBYTES, (torch.int64,), len(slots.held)).tolist()
         pairs = zip(slots.held, nbytes, strict=True)
         held = tuple(replace(each, nbytes=n) for each, n in pairs)
-        sums = {PLACES: _places(tensors)} if tensors else {}
+        sums = {PLACES: _places(tensors)} if f"{PLACES}/positions" in tensors else {}
+        attention = _attention(tensors) if f"{ATTENTION}/layers" in tensors else None
         refuse_left(tensors)
         limits = {"key": key, "value": value}
-        return cls(kept.tables, limits, [], Inventory(held, slots.n_slots), [], generated, sums)
+        return cls(
+            kept.tables, limits, [], Inventory(held, slots.n_slots), [], generated, sums, attention
+        )
 
 
 def _of_places(places: ByPosition) -> Tensors:
@@ -102,11 +112,29 @@ def _places(tensors: Tensors) -> ByPosition:
     return ByPosition(1, positions, means, {kind: np.zeros_like(x) for kind, x in means.items()})
 
 
+def _of_attention(attention: TokenAttention) -> Tensors:
+    layers = torch.tensor(attention.layers, dtype=torch.int64)
+    named = {"layers": layers, **attention.tensors}
+    return {f"{ATTENTION}/{name}": tensor for name, tensor in named.items()}
+
+
+def _attention(tensors: Tensors) -> TokenAttention:
+    held = under(tensors, f"{ATTENTION}/")
+    layers = taken(held, "layers", (torch.int64,), None).tolist()
+    received = taken(held, "received", (torch.float16,), len(layers), None, None)
+    sizes = (len(layers), received.shape[2])
+    watcher = taken(held, "watcher", (torch.int32,), *sizes)
+    weight = taken(held, "watcher_weight", (torch.float16,), *sizes)
+    refuse_left(held)
+    return TokenAttention(tuple(layers), received, watcher, weight)
+
+
 @dataclass(frozen=True, eq=False)
 class ReadText(Keepable[OneText]):
     """ids: (tokens,) of which the first `n_read` are read; the others are scored, if `measure`.
     n_new: tokens generated after them. kept: the text, and the file to keep its cache in. made: is
-    given tables as soon as there are some. text: the hash of the text, whose words tables hold."""
+    given tables as soon as there are some. text: the hash of the text, whose words tables hold.
+    told_by_token: whether the attention of its tokens is told one by one."""
 
     focus: str
     ids: torch.Tensor
@@ -117,6 +145,7 @@ class ReadText(Keepable[OneText]):
     kept: tuple[Sample, str] | None = None
     made: Callable[[Tables], None] | None = None
     text: str = ""
+    told_by_token: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -143,12 +172,18 @@ class ReadText(Keepable[OneText]):
                 costs, measured = _measured(loaded, start, self.ids[self.n_read :])
             made(costs)
             every |= costs
-        generated = ""
+        generated, cache = "", start.cache
         if self.n_new:
-            stages, generated = self._stages(worker, start, limits)
+            stages, generated, cache = self._stages(worker, start, limits)
             made(stages)
             every |= stages
-        return OneText(every, limits, measured, inventory, saved, generated, sums)
+        if self.focus in ("all", "tokens", "layers"):
+            with worker.phase("analysis"):
+                in_time = {NORMS: norms_in_time(start.cache, cache)}
+            made(in_time)
+            every |= in_time
+        attention = start.attention if self.told_by_token else None
+        return OneText(every, limits, measured, inventory, saved, generated, sums, attention)
 
     @property
     def context(self) -> int:
@@ -156,7 +191,7 @@ class ReadText(Keepable[OneText]):
 
     @property
     def asked(self) -> list[str | int]:
-        return ["read", self.focus, self.n_new, self.of_several, self.text]
+        return ["read", self.focus, self.n_new, self.of_several, self.text, self.told_by_token]
 
     def to_kept(self, result: OneText) -> Kept | None:
         return result.to_kept()
@@ -179,8 +214,8 @@ class ReadText(Keepable[OneText]):
 
     def _stages(
         self, worker: Worker, start: Prefill, limits: dict[str, float]
-    ) -> tuple[Tables, str]:
-        """The stages of generation, and what was generated."""
+    ) -> tuple[Tables, str, KVCache]:
+        """The stages of generation, what was generated, and the cache after it."""
         loaded = worker.loaded
         with worker.phase("generation"):
             cache = extraction.generate(loaded, start, self.n_new)
@@ -188,7 +223,7 @@ class ReadText(Keepable[OneText]):
                 loaded.tokenizer.decode(cache.token_ids[cache.n_prompt :].tolist())
             )
         with worker.phase("analysis"):
-            return {STAGES: generation_stages(start.cache, cache, limits)}, generated
+            return {STAGES: generation_stages(start.cache, cache, limits)}, generated, cache
 
 
 def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:
