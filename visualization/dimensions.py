@@ -73,7 +73,7 @@ def _kept(keep: float) -> str:
 
 def _legend(fig: Figure, ax: Axes, title: str) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.55 / fig.get_figheight())}
+    place: Look = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.55 / fig.get_figheight())}
     fig.legend(handles, labels, ncols=4, handlelength=3.5, title=title, **place)
 
 

@@ -149,7 +149,7 @@ def shared_bar(fig: Figure, row: Sequence[Axes], label: str, extend: str = "neit
 
 
 def _has_gaps(ax: Axes) -> bool:
-    shown = np.ma.asarray(ax.images[0].get_array()).filled(np.nan)
+    shown: np.ndarray = np.ma.asarray(ax.images[0].get_array()).filled(np.nan)
     return bool(np.isnan(shown).any())
 
 

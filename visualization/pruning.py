@@ -204,10 +204,9 @@ def _name_ends(ax: Axes, rows: pd.DataFrame) -> None:
 
 def _tell_heads(fig: Figure, ax: Axes) -> None:
     """The colours of heads, or what is drawn of many; nothing of one."""
-    if not ax.get_legend_handles_labels()[0]:
-        if len(set(ax.collections[0].get_array())) > 1:
-            bar = beside(fig, ax, ax.collections[0])
-            bar.set_label("KV head")
-            whole_numbers(bar.ax.yaxis)
-        return
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    elif ax.collections[0].cmap.N > 1:
+        bar = beside(fig, ax, ax.collections[0])
+        bar.set_label("KV head")
+        whole_numbers(bar.ax.yaxis)

@@ -111,7 +111,7 @@ def _ring(ax: Axes, grid: np.ndarray, heads: Sequence[Head]) -> str:
     others = np.where(np.triu(np.ones(grid.shape), 1) > 0, grid, np.nan)
     if np.isnan(others).all():
         return ""
-    a, b = np.unravel_index(np.nanargmax(others), others.shape)
+    a, b = map(int, np.unravel_index(np.nanargmax(others), others.shape))
     look: Look = {"s": 110, "facecolors": "none", "edgecolors": ACCENT, "lw": 1.5}
     ax.scatter([b, a], [a, b], **look)
     pair = " and ".join(f"{layer}:{head}" for layer, head in sorted((heads[a], heads[b])))

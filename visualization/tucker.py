@@ -179,10 +179,11 @@ def rank_sensitivity(table: pd.DataFrame, about: str) -> Figure:
             if n_texts(table) > 1:
                 bars: Look = {"color": look["color"], "ls": "none", "capsize": 2}
                 ax.errorbar(rows[x], rows[y], errors(rows, y), **bars)
-        points = list(zip(rows["bits_per_value"], rows["kl_mean_nats"], strict=True))
+        at = rows["bits_per_value"], rows["kl_mean_nats"]
+        points = list(zip(*at, strict=True))
         ranks = zip(rows["token_rank"], points, strict=True)
         names += [Name(f"{rank:.0f}", *point, look["color"]) for rank, point in ranks]
-        lines += [points, *error_bars(*zip(*points, strict=True), errors(rows, "kl_mean_nats"))]
+        lines += [points, *error_bars(*at, errors(rows, "kl_mean_nats"))]
     from_zero(left, max(highest(table, "key_error"), highest(table, "value_error")))
     percent(left.yaxis)
     left.set_ylabel("Relative error" + note(table, "bars: "))
