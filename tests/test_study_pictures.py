@@ -70,6 +70,7 @@ TABLES = {
     "trial of heads alone": ("pruning/heuristics_on_trial", lambda: correlations(("head",))),
     "costs": ("pruning/cost_of_each_part", lambda: costs(30, 3)),
     "costs of many": ("pruning/cost_of_each_part", lambda: costs(80, 8)),
+    "costs of many heads": ("pruning/cost_of_each_part", lambda: costs(80, 64)),
     "costs of one layer": ("pruning/cost_of_each_part", lambda: costs(1, 1)),
     "ways": ("embeddings/dimension_compression", ways),
     "ways of rotated keys": ("embeddings/dimension_compression", lambda: ways((False,))),
@@ -125,6 +126,18 @@ def test_costs_of_heads_stand_by_layer_and_head_and_the_dearest_and_the_cheapest
     assert "30% relative error" in figure.axes[3].get_title("left")
 
 
+def test_many_heads_are_drawn_as_the_spread_of_each_layer():
+    table = costs(5, 40)
+    figure = PICTURES["pruning/cost_of_each_part"](table, ABOUT)
+    ax = figure.axes[1]
+    rows = table[(table["part"] == "head") & (table["damage"] == "removed")]
+    by_layer = rows.groupby("layer")["kl_mean_nats"]
+    spans = np.array([line[:, 1] for line in ax.collections[0].get_segments()])
+    np.testing.assert_allclose(spans, np.stack([by_layer.min(), by_layer.max()], axis=1))
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), by_layer.median())
+    assert len(ax.texts) == 8 and len(figure.axes) == 6
+
+
 def test_sparsity_has_a_panel_of_its_own():
     table = costs(5, 2)
     figure = PICTURES["pruning/cost_of_each_part"](table, ABOUT)
@@ -145,6 +158,8 @@ def test_each_point_of_fewer_dimensions_has_its_share_and_16_bits_have_a_line():
 
 def test_a_panel_without_groups_says_so():
     table = groups("alike").assign(group_size=1, group_share=1.0)
+    deep = pd.concat([table.assign(layer=i) for i in range(80)])
+    assert PICTURES["similarity/embedding_dimension_groups"](deep, ABOUT).get_figheight() < 6
     for ax in PICTURES["similarity/embedding_dimension_groups"](table, ABOUT).axes[:2]:
         assert "none is merged" in ax.texts[0].get_text()
         assert "0.00% go together, 100.0% would be stored" in ax.get_title("left")

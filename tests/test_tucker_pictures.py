@@ -123,7 +123,11 @@ def test_the_energy_that_ranks_keep_is_drawn_with_the_ranks_of_the_run():
         both = rows.loc["kept", "value"]
         assert ax.lines[4].get_ydata()[0] == both
         said = " ".join(text.get_text() for text in ax.get_legend().get_texts())
-        assert "2 of 12 tokens" in said and "2 of 8 dimensions" in said and f"{both:.1%}" in said
+        assert (
+            "2 of 12 token comp" in said
+            and "2 of 8 embedding comp" in said
+            and f"{both:.1%}" in said
+        )
 
 
 def test_colour_bars_of_components_are_labelled_and_show_that_they_are_clipped():

@@ -30,6 +30,8 @@ WAYS = {  # method -> name in the legend, colour, marker
     "calibrated_pca": ("PCA, basis of other texts", "#17a589", "^"),
 }
 
+NAMES_PER_INCH = 5.5  # of layers
+
 
 @styled
 def dimension_compression(table: pd.DataFrame, about: str) -> Figure:
@@ -71,7 +73,7 @@ def _kept(keep: float) -> str:
 
 def _legend(fig: Figure, ax: Axes, title: str) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.55 / fig.get_figheight())}
+    place: Look = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.55 / fig.get_figheight())}
     fig.legend(handles, labels, ncols=4, handlelength=3.5, title=title, **place)
 
 
@@ -79,7 +81,8 @@ def _legend(fig: Figure, ax: Axes, title: str) -> None:
 def embedding_dimension_groups(table: pd.DataFrame, about: str) -> Figure:
     """In how large a group each dimension of each layer is merged (mean over KV heads), at the
     threshold: white stays alone."""
-    n_layers = table["layer"].nunique()
+    some = (table["group_size"] > 1).any()
+    n_layers = table["layer"].nunique() if some else 1  # that there is nothing takes little room
     size = (15, min(18, max(4.2, 2.0 + 0.2 * n_layers)))
     least = table["similarity"].iloc[0]
     title = f"Dimensions of a head that go together (|cosine over tokens| from {least:g})"
@@ -106,7 +109,7 @@ def _group_map(ax: Axes, rows: pd.DataFrame, top: float) -> AxesImage:
     shades = ListedColormap(colormaps["Purples"](np.linspace(0.3, 1, 256)), under="white")
     look: Look = {"cmap": shades, "vmin": 1 + 1e-6, "vmax": top, "interpolation": "nearest"}
     image = ax.imshow(grid.to_numpy(), aspect="auto", **look)
-    step = max(1, len(grid) // 30)
+    step = int(np.ceil(len(grid) / (NAMES_PER_INCH * ax.bbox.height / ax.figure.dpi)))
     ax.set_yticks(np.arange(0, len(grid), step), grid.index[::step])
     whole_numbers(ax.xaxis)
     ax.grid(False)

@@ -130,14 +130,15 @@ def edges(positions: np.ndarray) -> tuple[float, float]:
 
 def name_ticks(
     ax: Axes, names: Sequence[object] | np.ndarray, most: int, turned: bool = False
-) -> None:
-    """Names at as many cells as can be read, at most `most` of them."""
+) -> int:
+    """Names at as many cells as can be read, at most `most` of them; returns one in how many."""
     step = next((s for s in TICK_STEPS if len(names) <= s * most), len(names))
     places, labels = range(0, len(names), step), [str(name) for name in names[::step]]
     ax.set_xticks(places, labels, rotation=90 if turned else 0)
     ax.set_yticks(places, labels)
     if turned:
         ax.tick_params(labelsize=7 if len(labels) <= 45 else 4.5)
+    return step
 
 
 def shared_bar(fig: Figure, row: Sequence[Axes], label: str, extend: str = "neither") -> None:
@@ -148,7 +149,7 @@ def shared_bar(fig: Figure, row: Sequence[Axes], label: str, extend: str = "neit
 
 
 def _has_gaps(ax: Axes) -> bool:
-    shown = np.ma.asarray(ax.images[0].get_array()).filled(np.nan)
+    shown: np.ndarray = np.ma.asarray(ax.images[0].get_array()).filled(np.nan)
     return bool(np.isnan(shown).any())
 
 

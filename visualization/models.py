@@ -1,11 +1,12 @@
 """One study on several models in one picture."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from visualization import families
 from visualization.costs import bits_axis, cheap_line
-from visualization.naming import Name, left_out, name_points
+from visualization.naming import Name, Points, left_out, name_points
 from visualization.style import figure, log_from, shown, styled
 
 LONGEST = 32  # characters of a name beside its point
@@ -22,6 +23,7 @@ def models(table: pd.DataFrame, about: str) -> Figure:
     floor = log_from(ax, compressed["kl_mean_nats"], axis="y")
     bits_axis(ax, compressed["bits_per_value"])
     names: list[Name] = []
+    lines: list[Points] = []
     for i, (name, rows) in enumerate(compressed.groupby("model", sort=False)):
         look = families.look(i)
         ax.errorbar(
@@ -32,23 +34,29 @@ def models(table: pd.DataFrame, about: str) -> Figure:
         line = _frontier(rows)
         bits, cost = line["bits_per_value"], line["kl_mean_nats"]
         ax.step(bits, cost, where="post", color=look["color"], lw=1.2)
-        words = [_named(row) for _, row in line.iterrows()]
-        every = zip(words, bits, cost, strict=True)
+        every = zip(_named(rows)[line.index], bits, cost, strict=True)
         names += [Name(word, x, y, look["color"]) for word, x, y in every]
+        steps = zip(np.repeat(bits, 2)[1:], np.repeat(cost, 2)[:-1], strict=True)
+        lines += [list(steps)] if len(line) else []
     cheap_line(ax)
     points = zip(
         compressed["bits_per_value"], compressed["kl_mean_nats"].clip(lower=floor), strict=True
     )
-    missing = left_out(name_points(ax, names, points))
+    missing = left_out(name_points(ax, names, points, lines))
     ax.set_ylabel("Measured KL (nats per token; bars: standard error over texts)")
     ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), title=missing or None)
     return fig
 
 
-def _named(row: pd.Series) -> str:
-    """A setting by its method, and as much of what is set as there is room for."""
-    whole = f"{row['method']} {row['settings']}".strip()
-    return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 1]}…"
+def _named(rows: pd.DataFrame) -> pd.Series:
+    """Each setting by its method and what tells it from the method's others."""
+    told = rows["settings"].fillna("").str.split().map(set)
+    common = {method: set.intersection(*told[own.index]) for method, own in rows.groupby("method")}
+    words = [
+        " ".join([method, *(x for x in str(settings).split() if x not in common[method])])
+        for method, settings in zip(rows["method"], rows["settings"].fillna(""), strict=True)
+    ]
+    return pd.Series(words, index=rows.index).str.slice(0, LONGEST)
 
 
 def _frontier(rows: pd.DataFrame) -> pd.DataFrame:

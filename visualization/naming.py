@@ -132,8 +132,7 @@ def _hit(box: np.ndarray, boxes: np.ndarray, dots: np.ndarray) -> bool:
 def _within(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(points, boxes) whether a point is in a box."""
     one = points[:, None]
-    inside: np.ndarray = ((one > boxes[:, :2]) & (one < boxes[:, 2:])).all(2)
-    return inside
+    return np.asarray(((one > boxes[:, :2]) & (one < boxes[:, 2:])).all(2))
 
 
 def _write(ax: Axes, name: Name, offset: np.ndarray, led: bool) -> None:

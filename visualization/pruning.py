@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import config
-from visualization.naming import Name, name_points
+from visualization.naming import Name, left_out, name_points
 from visualization.style import (
     ACCENT,
     COLOURS,
@@ -23,7 +23,6 @@ from visualization.style import (
     from_zero,
     log_from,
     percent,
-    plain_log,
     styled,
     whole_numbers,
 )
@@ -34,6 +33,7 @@ PART_COLOURS = {**COLOURS, "head": "#6b4c9a"}
 HEAD_MAP = "viridis"
 SIDE_BY_SIDE = 0.7  # of the room of a layer that its heads take
 NAMED = 4  # heads at each end
+CROWDED = 16  # heads of a layer above which their spread is drawn
 DAMAGE_NAMES = {"removed": "removed", "noise": "disturbed by noise of equal relative error"}
 
 
@@ -119,9 +119,9 @@ def cost_of_each_part(table: pd.DataFrame, about: str) -> Figure:
         if damage == "noise":
             done = f"disturbed by noise of {rows['noise'].max():.0%} relative error"
         for ax, part in zip(row, ("layer", "head"), strict=True):
-            _costs(ax, _of_part(rows, part))
             names = "One KV head" if part == "head" else "One layer's keys, or values"
             ax.set_title(f"{names}, {done}", loc="left")
+            _costs(ax, _of_part(rows, part))
     once = table[table["damage"] == "removed"]
     for ax, part in zip(axes[-1], ("layer", "head"), strict=True):
         rows = _of_part(once, part)
@@ -133,8 +133,10 @@ def cost_of_each_part(table: pd.DataFrame, about: str) -> Figure:
         ax.set_xlabel("Layer")
         ax.set_xlim(table["layer"].min() - 0.8, table["layer"].max() + 0.8)
         whole_numbers(ax.xaxis)
+    named = f"(named, as layer:head: the {NAMED} dearest and the {NAMED} cheapest)"
+    axes[-1, 1].set_xlabel(f"Layer {named}")
     axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    _head_bar(fig, axes[0, 1])
+    _tell_heads(fig, axes[0, 1])
     return fig
 
 
@@ -146,38 +148,65 @@ def _costs(ax: Axes, rows: pd.DataFrame) -> None:
     floor = log_from(ax, rows["kl_mean_nats"], axis="y")
     rows = rows.assign(kl_mean_nats=rows["kl_mean_nats"].clip(lower=floor))
     ax.set_xlim(rows["layer"].min() - 0.8, rows["layer"].max() + 0.8)
-    points = _parts(ax, rows, "kl_mean_nats")
+    _parts(ax, rows, "kl_mean_nats")
     ax.set_ylabel("KL (nats per token)")
-    plain_log(ax.yaxis)
     if (rows["part"] == "head").all():
-        dearest = rows.nlargest(NAMED, "kl_mean_nats")
-        cheapest = rows.drop(dearest.index).nsmallest(NAMED, "kl_mean_nats")
-        names = [
-            Name(f"{rows['layer'][i]}:{rows['head'][i]}", *points[i], "#222222")
-            for i in [*dearest.index, *cheapest.index]
-        ]
-        name_points(ax, names, points.values())
+        _name_ends(ax, rows)
 
 
-def _parts(ax: Axes, rows: pd.DataFrame, column: str) -> dict[int, tuple[float, float]]:
-    """A point for each part, heads of a layer side by side; where each row's point is."""
+def _parts(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    """A point for each part, heads of a layer side by side, or where they are many their spread."""
     if (rows["part"] == "head").all():
         n_heads = rows["head"].max() + 1
-        x = rows["layer"] + SIDE_BY_SIDE * ((rows["head"] + 0.5) / n_heads - 0.5)
+        if n_heads > CROWDED:
+            _spread(ax, rows, column)
+            return
         size = 26 if len(rows) <= 300 else 9
         shades = colormaps[HEAD_MAP].resampled(n_heads)
         look: Look = {"c": rows["head"], "cmap": shades, "vmin": -0.5, "vmax": n_heads - 0.5}
-        ax.scatter(x, rows[column], s=size, lw=0, **look)
-    else:
-        x = rows["layer"]
-        for kind in KINDS:
-            own = rows[rows["part"] == kind]
-            ax.plot(own["layer"], own[column], "o", ms=5, color=COLOURS[kind], label=NAMES[kind])
-    return dict(zip(rows.index, zip(x, rows[column], strict=True), strict=True))
+        ax.scatter(_places(rows), rows[column], s=size, lw=0, **look)
+        return
+    for kind in KINDS:
+        own = rows[rows["part"] == kind]
+        ax.plot(own["layer"], own[column], "o", ms=5, color=COLOURS[kind], label=NAMES[kind])
 
 
-def _head_bar(fig: Figure, ax: Axes) -> None:
-    """The colours of heads; named are layer and head."""
-    bar = beside(fig, ax, ax.collections[0])
-    bar.set_label(f"KV head (named, as layer:head:\nthe {NAMED} dearest, the {NAMED} cheapest)")
-    whole_numbers(bar.ax.yaxis)
+def _places(rows: pd.DataFrame) -> pd.Series:
+    """Where heads are on the axis of layers."""
+    n_heads = rows["head"].max() + 1
+    return rows["layer"] + SIDE_BY_SIDE * ((rows["head"] + 0.5) / n_heads - 0.5)
+
+
+def _spread(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    """Of the heads of each layer: all, the middle half, and the median."""
+    by_layer = rows.groupby("layer")[column].quantile([0, 0.25, 0.5, 0.75, 1]).unstack()
+    look: Look = {"color": PART_COLOURS["head"]}
+    ax.vlines(by_layer.index, by_layer[0], by_layer[1], lw=1, alpha=0.5, label="all heads", **look)
+    ax.vlines(by_layer.index, by_layer[0.25], by_layer[0.75], lw=3, label="middle half", **look)
+    ax.plot(by_layer.index, by_layer[0.5], "_", ms=5, color="black", label="median")
+
+
+def _name_ends(ax: Axes, rows: pd.DataFrame) -> None:
+    """The dearest heads and the cheapest."""
+    by_cost = rows.sort_values("kl_mean_nats", ascending=False).index
+    ends = rows.loc[list(dict.fromkeys([*by_cost[:NAMED], *by_cost[-NAMED:]]))]
+    at = list(zip(_places(rows)[ends.index], ends["kl_mean_nats"], strict=True))
+    crowded = rows["head"].max() >= CROWDED
+    if crowded:
+        ax.plot(*zip(*at, strict=True), "o", ms=3, color="#222222")
+    which = zip(ends["layer"], ends["head"], at, strict=True)
+    names = [Name(f"{layer}:{head}", *point, "#222222") for layer, head, point in which]
+    others = [] if crowded else zip(_places(rows), rows["kl_mean_nats"], strict=True)
+    missing = left_out(name_points(ax, names, others))
+    if missing:
+        ax.set_title(f"{ax.get_title(loc='left')} ({missing})", loc="left")
+
+
+def _tell_heads(fig: Figure, ax: Axes) -> None:
+    """The colours of heads, or what is drawn of many; nothing of one."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    elif ax.collections[0].cmap.N > 1:
+        bar = beside(fig, ax, ax.collections[0])
+        bar.set_label("KV head")
+        whole_numbers(bar.ax.yaxis)

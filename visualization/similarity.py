@@ -90,11 +90,12 @@ def head_similarity_matrix(table: pd.DataFrame, about: str) -> Figure:
             scale, label = from_zero_to_most(np.stack(list(grids.values()))), label + ITSELF
         for ax, (kind, grid) in zip(row, grids.items(), strict=True):
             show(ax, grid, scale.look)
-            name_ticks(ax, names, int(side * HEADS_PER_INCH), turned=True)
+            step = name_ticks(ax, names, int(side * HEADS_PER_INCH), turned=True)
             nearest = _ring(ax, grid, heads)
             ax.set_title(f"{NAMES[kind]}: {name}{_chance(by_kind[kind], measure)}{nearest}")
         shared_bar(fig, row, label, scale.extend)
-    label_outside(axes, f"Layer:head, all panels clustered by CKA of {NAMES[first].lower()}")
+    skipped = "" if step == 1 else f" (1 in {step} named)"
+    label_outside(axes, f"Layer:head{skipped}, all clustered by CKA of {NAMES[first].lower()}")
     return fig
 
 
@@ -110,7 +111,7 @@ def _ring(ax: Axes, grid: np.ndarray, heads: Sequence[Head]) -> str:
     others = np.where(np.triu(np.ones(grid.shape), 1) > 0, grid, np.nan)
     if np.isnan(others).all():
         return ""
-    a, b = np.unravel_index(np.nanargmax(others), others.shape)
+    a, b = map(int, np.unravel_index(np.nanargmax(others), others.shape))
     look: Look = {"s": 110, "facecolors": "none", "edgecolors": ACCENT, "lw": 1.5}
     ax.scatter([b, a], [a, b], **look)
     pair = " and ".join(f"{layer}:{head}" for layer, head in sorted((heads[a], heads[b])))

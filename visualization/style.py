@@ -212,14 +212,15 @@ def log_from(ax: Axes, values: pd.Series, axis: str = "x") -> float:
     positive = values[values > 0]
     floor: float = positive.min() / 2 if len(positive) else 1e-6
     top = max(3 * values.max(), 10 * floor)
+    steps = (1.0,) if top / floor > 300 else (1.0, 2.0, 5.0)
     if axis == "x":
         ax.set_xlim(floor / 1.5, top)  # first: a logarithmic axis takes no limits from zeros
         ax.set_xscale("log")
-        plain_log(ax.xaxis)
+        plain_log(ax.xaxis, steps)
     else:
         ax.set_ylim(floor / 1.5, top)
         ax.set_yscale("log")
-        plain_log(ax.yaxis)
+        plain_log(ax.yaxis, steps)
     return floor
 
 

@@ -34,7 +34,7 @@ SIGNED_MAP = "RdBu_r"
 MOST_ROWS = 256
 BEYOND = 0.02  # of the entries are beyond the ends of a colour scale
 PARTS = {"core": "core, all heads", "tokens": "token factor", "dims": "embedding factor"}
-MODES = {"kept_by_tokens": ("tokens", "-", 0), "kept_by_dims": ("dimensions", "--", 1)}
+MODES = {"kept_by_tokens": ("token", "-", 0), "kept_by_dims": ("embedding", "--", 1)}
 RANKS_MAP = "viridis_r"  # darker is more
 
 
@@ -76,10 +76,11 @@ def _signed_map(fig: Figure, ax: Axes, rows: pd.DataFrame, part: str) -> None:
         ax.axvline(head * n_columns - 0.5, color="black", lw=min(1.0, 16 / heads))
     ax.grid(False)
     names = {"core": "Token component", "tokens": "Decomposed token", "dims": "Dimension"}
-    across = "Embedding component" + (f", {heads} heads side by side" if part == "core" else "")
+    across = "Embedding component" + (f", {heads} heads side by side" if heads > 1 else "")
     ax.set_xlabel("Token component" if part == "tokens" else across)
     ax.set_ylabel(names[part] + per_bin(width, "largest"))
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     bar = beside(fig, ax, image, extend="both" if np.abs(grid).max() > top else "neither")
     bar.set_label(f"Entry (darkest: {top:.2g} or more)", fontsize=8)
 
@@ -100,7 +101,7 @@ def _kept(ax: Axes, rows: pd.DataFrame, kind: str) -> None:
         own = rows[rows["part"] == part]
         rank = int(ranks.iloc[place])
         at = float(own.loc[own["row"] == rank, "value"].iloc[0])
-        label = f"{rank} of {len(own)} {mode}: {at:.1%}"
+        label = f"{rank} of {len(own)} {mode} components: {at:.1%}"
         marker = "o" if len(own) == 1 else ""
         ax.plot(own["row"], own["value"], line, marker=marker, color=COLOURS[kind], label=label)
         ax.plot([rank], [at], "o", color=COLOURS[kind], ms=6)
@@ -111,7 +112,7 @@ def _kept(ax: Axes, rows: pd.DataFrame, kind: str) -> None:
     percent(ax.yaxis)
     ax.set_xlabel("Components of one mode, the other whole")
     ax.set_ylabel("Share of the squared norm")
-    ax.legend(loc="lower right", title="Kept by")
+    ax.legend(loc="best", title="Kept by")
 
 
 def _extremes(grid: np.ndarray, width: int) -> np.ndarray:
@@ -178,10 +179,11 @@ def rank_sensitivity(table: pd.DataFrame, about: str) -> Figure:
             if n_texts(table) > 1:
                 bars: Look = {"color": look["color"], "ls": "none", "capsize": 2}
                 ax.errorbar(rows[x], rows[y], errors(rows, y), **bars)
-        points = list(zip(rows["bits_per_value"], rows["kl_mean_nats"], strict=True))
+        at = rows["bits_per_value"], rows["kl_mean_nats"]
+        points = list(zip(*at, strict=True))
         ranks = zip(rows["token_rank"], points, strict=True)
         names += [Name(f"{rank:.0f}", *point, look["color"]) for rank, point in ranks]
-        lines += [points, *error_bars(*zip(*points, strict=True), errors(rows, "kl_mean_nats"))]
+        lines += [points, *error_bars(*at, errors(rows, "kl_mean_nats"))]
     from_zero(left, max(highest(table, "key_error"), highest(table, "value_error")))
     percent(left.yaxis)
     left.set_ylabel("Relative error" + note(table, "bars: "))

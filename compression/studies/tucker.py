@@ -136,7 +136,8 @@ def _energies(x: torch.Tensor) -> torch.Tensor:
     """Squared singular values of a matrix, the largest first, from the smaller of its Grams."""
     x = x if x.shape[0] >= x.shape[1] else x.T
     gram: torch.Tensor = (x.T @ x).double()
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    energies: torch.Tensor = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    return energies
 
 
 def _long(tensor: torch.Tensor, kind: str, part: str) -> pd.DataFrame:
