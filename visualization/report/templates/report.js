@@ -333,7 +333,9 @@ function partLines(rows, off, changedParts) {
 
 async function in_time(widget, data) {
   const made = {};
-  const rowsNow = (kind) => (made[kind] ??= rowsOf(data.kinds[kind]).map((row) => ({ ...row, until: row.position + row.tokens, stage: row.generated ? "generated" : "prefill" })));
+  // a cell reaches a little under the next, which is drawn over it, so that no seams are left
+  const cellOf = (row) => ({ ...row, until: Math.min(data.n_tokens, row.position + 1.3 * row.tokens), stage: row.generated ? "generated" : "prefill" });
+  const rowsNow = (kind) => (made[kind] ??= rowsOf(data.kinds[kind]).map(cellOf));
   const kinds = Object.keys(data.kinds);
   const height = Math.min(560, Math.max(180, 9 * data.n_layers));
   const generated = data.generated_from === null ? [] : [{ position: data.generated_from }];
