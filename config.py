@@ -76,7 +76,8 @@ SUBSPACE_RANK = 16  # leading directions of which principal angles are taken
 # --- Pictures ---------------------------------------------------------------------------------
 
 OUTPUT_DIR = "graphs"  # relative to the folder the command is run in
-FIGURE_DPI = 120  # dots per inch of the PNG files
+FIGURE_FORMAT = "png"  # "pdf" and "svg" are drawings that stay sharp at any size
+FIGURE_DPI = 120  # dots per inch of PNG files, and of dense parts of the others
 
 
 class UsageError(Exception):

@@ -11,7 +11,7 @@ import pandas as pd
 
 import config
 from analysis import spectrum_findings
-from analysis.margins import error, first_of, not_apart, runner_up, span, spread, tied
+from analysis.margins import error, first_of, not_apart, runner_up, span, spread, tied, told_apart
 from analysis.tokens import SINK, sinks
 from data.cache import KINDS
 
@@ -59,15 +59,16 @@ def _layer_findings(table: pd.DataFrame, top: int) -> list[str]:
         return sentences  # constant layers have neither
     sentences.append(
         "Free of the threshold, which one outlier can move: highest kurtosis (normal: 3) "
-        f"{_highest(table, 'kurtosis', '.1f')}; highest Hoyer sparsity "
-        f"{_highest(table, 'hoyer_sparsity', '.2f')}."
+        f"{_highest(table, 'kurtosis', digits=1)}; highest Hoyer sparsity "
+        f"{_highest(table, 'hoyer_sparsity', digits=2)}."
     )
     return sentences
 
 
-def _highest(table: pd.DataFrame, column: str, form: str) -> str:
+def _highest(table: pd.DataFrame, column: str, digits: int) -> str:
     """The keys or values of which layer have most of something, and which come next."""
     ordered = table.dropna(subset=column).sort_values(column, ascending=False, kind="stable")
+    form = f".{told_apart(ordered[column].tolist(), digits)}f"
     said = [
         f"{spread(row, column, form)} in layer {row['layer']}'s {row['kind']}s"
         for _, row in ordered.head(2).iterrows()

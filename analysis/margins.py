@@ -42,6 +42,14 @@ def runner_up(said: Sequence[str]) -> str:
     return "; next ".join(said[:2])
 
 
+def told_apart(numbers: Sequence[float], digits: int, most: int = 4) -> int:
+    """How many digits after the point make the first two numbers read differently: `digits` or up
+    to `most`; `digits` where even those do not."""
+    two = numbers[:2]
+    enough = (n for n in range(digits, most + 1) if len({f"{x:.{n}f}" for x in two}) == len(two))
+    return next(enough, digits)
+
+
 def span(numbers: Iterable[float], form: str) -> str:
     """From the least to the largest, as 1.0 to 2.0; one number where both read the same."""
     numbers = list(numbers)

@@ -2,12 +2,12 @@
 
     python -m benchmarks.layouts [--long]
 
-Prints a table in Markdown, the one of the README: families of models with the same outcomes, by
+Prints a table in Markdown, the one of docs/models.md: families of models with the same outcomes, by
 the names that transformers gives them; with --long a row for each. The models are tiny and random
 (tests/families.py), and each column is tried on them: tables of `analyze`; in how many layers the
 attention that tokens receive is seen, and rotary embedding can be undone; the KL of an eviction;
 `coded` calibrated, restored and its KL measured; a prompt stored and gone on from, as from the
-cache that was never stored. tests/test_layouts.py holds the README to it.
+cache that was never stored. tests/test_layouts.py holds that page to it.
 """
 
 import argparse

@@ -1,14 +1,16 @@
 """The contract of every compressor: what is stored, how many bytes that is, and the way back."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 
+from compression.parts import BOTH, Part, Words
 from compression.stored import FLOATS, Tensors, digest, nbytes, refuse_left, taken
-from data.cache import BYTES_PER_ENTRY, KVCache, LayerKV
+from data.cache import BYTES_PER_ENTRY, KINDS, KVCache, LayerKV
 from data.rotary import Rotary
 
 
@@ -145,6 +147,8 @@ class Compressor(ABC):
     name: ClassVar[str]
     # Those that cannot do without one have a field of this name.
     calibration: ClassVar[Calibration | None] = None
+    # What its tensors hold, by what follows `<layer>.<kind>.`, or `<layer>.`, in their names
+    called: ClassVar[Words] = {}
 
     @abstractmethod
     def encode(self, cache: KVCache) -> Tensors:
@@ -155,6 +159,19 @@ class Compressor(ABC):
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         """The cache from what `encode` gave, and nothing else; takes what it uses out of `stored`.
         Raises ValueError for what is not as `encode` would have given it."""
+
+    def part(self, name: str, of: "Compressed") -> Part:
+        """What the tensor of this name is of, among what is stored of a cache."""
+        place, _, rest = name.partition(".")
+        kind, _, rest_of_kind = rest.partition(".")
+        layer = of.shape.layers[int(place)].index
+        if kind in KINDS:
+            return Part(self.called[rest_of_kind], (layer,), kind)
+        return Part(self.called[rest], (layer,), BOTH)
+
+    def learned_part(self, name: str, shape: CacheShape) -> Part:
+        """The same of a tensor of its calibration."""
+        raise ValueError(f"{self.name} has learned no {name}")
 
     def settings(self) -> dict[str, Any]:
         """The fields that say how, as JSON can hold them."""
@@ -201,6 +218,23 @@ class Compressed:
         """Original bytes, 16 bits an entry, over stored bytes."""
         return self.shape.nbytes / self.nbytes
 
+    @property
+    def ledger(self) -> Counter[Part]:
+        """Of what is stored, the bytes of each part."""
+        parts: Counter[Part] = Counter()
+        for name, tensor in self.stored.items():
+            parts[self.compressor.part(name, self)] += nbytes({name: tensor})
+        return parts
+
+    @property
+    def learned(self) -> Counter[Part]:
+        """Of what is stored once for the model, the bytes of each part."""
+        parts: Counter[Part] = Counter()
+        calibration = self.compressor.calibration
+        for name, tensor in {} if calibration is None else calibration.tensors.items():
+            parts[self.compressor.learned_part(name, self.shape)] += nbytes({name: tensor})
+        return parts
+
     def restore(self) -> KVCache:
         left = dict(self.stored)
         cache = self.compressor.decode(left, self.shape)
@@ -215,6 +249,7 @@ class Uncompressed(Compressor):
     """The cache itself, in 16 bits: what every method is compared with."""
 
     name: ClassVar[str] = "none"
+    called: ClassVar[Words] = {"": "entries in 16 bits"}
 
     @property
     def by_layer(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from compression.base import Compressor
+from compression.base import Compressed, Compressor
 from data.cache import BYTES_PER_ENTRY, KINDS, KVCache
 
 COSTS = (
@@ -28,11 +28,14 @@ BLOCK = 2**20  # entries that are compared at a time, in float64
 
 @dataclass(frozen=True)
 class Tried:
-    """A cache in 16 bits, or some of its layers, and what came back of it through a method."""
+    """A cache in 16 bits, or some of its layers, and what came back of it through a method.
+
+    compressed: what was stored without its content, so that it takes no memory.
+    """
 
     cache: KVCache
+    compressed: Compressed
     restored: KVCache
-    stored_bytes: int
     compress_s: float
     restore_s: float
 
@@ -44,7 +47,9 @@ def tried(method: Compressor, cache: KVCache) -> Tried:
     restored = compressed.restore()
     restore_s = time.perf_counter() - compressed_at
     served = cache.in_16_bits()
-    return Tried(served, restored, compressed.nbytes, compressed_at - began, restore_s)
+    empty = {name: tensor.to("meta") for name, tensor in compressed.stored.items()}
+    outline = replace(compressed, stored=empty)
+    return Tried(served, outline, restored, compressed_at - began, restore_s)
 
 
 def tried_in_parts(method: Compressor, cache: KVCache) -> Iterator[Tried]:
@@ -63,7 +68,7 @@ def costs(method: Compressor, tries: Iterable[Tried]) -> dict[str, Any]:
     errors = []
     for each in tries:
         entries += each.cache.n_entries
-        stored += each.stored_bytes
+        stored += each.compressed.nbytes
         compress_s += each.compress_s
         restore_s += each.restore_s
         errors.append(relative_errors(each.cache, each.restored))

@@ -7,8 +7,8 @@ in 16 bits, as it is served.
 """
 
 import json
-import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ import torch
 
 from compression.base import Compressor
 from compression.costs import COSTS, costs, tried
+from compression.ledger import ledger
+from compression.scored_tokens import ScoredTokens
 from config import UsageError
 from data.cache import KVCache
 from data.inventory import Inventory
 from data.scoring import Continuation
-from data.texts import printable
+from data.texts import printable, visible
 
 MEASURES = (
     *COSTS,
@@ -30,9 +32,23 @@ MEASURES = (
     "perplexity",
     "delta_perplexity_percent",
     "kl_mean_nats",
+    "kl_p50_nats",
     "kl_p99_nats",
+    "kl_p999_nats",
+    "kl_max_nats",
     "top1_agreement",
 )
+TOKENS, LEDGER = "tokens", "ledger"  # of `Scored.tables`
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a method costs on one text. row: numbers and words by the names of their columns.
+    tables: what the row sums up, by name: TOKENS, see `ScoredTokens.table`, and
+    LEDGER, see `ledger`."""
+
+    row: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 class Judge:
@@ -43,7 +59,7 @@ class Judge:
         self.continuation = continuation
         self.inventory = Inventory.of(continuation.past)
         self._full = continuation.log_probabilities(self.cache)  # (scored, vocabulary)
-        self._full_nats = self._mean_nats(self._full, "the untouched cache")
+        self._full_nats = self._nats(self._full, "the untouched cache")
 
     def shortened(self, n_scored: int) -> "Judge":
         """The same with at most so many tokens scored."""
@@ -52,17 +68,26 @@ class Judge:
 
     def score(self, method: Compressor) -> dict[str, Any]:
         """One row: settings, bytes, errors, and the model's verdict."""
+        return self.scored(method).row
+
+    def scored(self, method: Compressor) -> Scored:
+        """The row, and what it sums up."""
         whole = tried(method, self.cache)
         found = costs(method, [whole])
-        return {
+        tokens = self.tokens(whole.restored, method.words())
+        row = {
             "method": method.name,
             "settings": method.words(),
             "context_tokens": self.cache.n_tokens,
             "scored_tokens": self.continuation.n_scored,
             **found,
-            "ratio_of_all_kept": self._ratio_of_all_kept(whole.stored_bytes),
-            **self.verdict(whole.restored, method.words()),
+            "ratio_of_all_kept": self._ratio_of_all_kept(whole.compressed.nbytes),
+            **tokens.verdict,
         }
+        first = self.cache.n_tokens + 1  # the token between is fed, and not scored
+        word = lru_cache(maxsize=None)(self._word)
+        table = tokens.table(self.continuation.token_ids[1:], first, word)
+        return Scored(row, {TOKENS: table, LEDGER: ledger(whole.compressed)})
 
     def _ratio_of_all_kept(self, stored_nbytes: int) -> float:
         """What the model keeps beside keys and values stays as it is."""
@@ -70,20 +95,12 @@ class Judge:
 
     def verdict(self, restored: KVCache, name: str = "a changed cache") -> dict[str, float]:
         """Perplexities, KL(full || restored) and agreement over the scored tokens."""
+        return self.tokens(restored, name).verdict
+
+    def tokens(self, restored: KVCache, name: str = "a changed cache") -> ScoredTokens:
+        """What each scored token costs on top of a restored cache."""
         other = self.continuation.log_probabilities(restored)
-        nats = self._mean_nats(other, name)
-        share = self._full.exp()  # where it is 0, so is its term
-        kl = torch.where(share > 0, share * (self._full - other), 0.0).sum(-1)
-        agree = (self._full.argmax(-1) == other.argmax(-1)).float().mean().item()
-        full, now = math.exp(self._full_nats), math.exp(nats)
-        return {
-            "perplexity_full": full,
-            "perplexity": now,
-            "delta_perplexity_percent": 100 * (now / full - 1),
-            "kl_mean_nats": kl.mean().item(),
-            "kl_p99_nats": kl.quantile(0.99).item(),
-            "top1_agreement": agree,
-        }
+        return ScoredTokens.of(self._full, other, self._full_nats, self._nats(other, name))
 
     def continued(self, restored: KVCache, n_tokens: int) -> str:
         """What the model says after the context and the token that follows it, greedily."""
@@ -98,13 +115,17 @@ class Judge:
         right = bool((predicted.argmax(-1) == answer).all())
         return right, predicted.gather(1, answer[:, None]).sum().exp().item()
 
-    def _mean_nats(self, log_probabilities: torch.Tensor, name: str) -> float:
-        nats = self.continuation.nats(log_probabilities).double().mean().item()
-        if not math.isfinite(nats):
+    def _nats(self, log_probabilities: torch.Tensor, name: str) -> torch.Tensor:
+        """(scored,)"""
+        nats = self.continuation.nats(log_probabilities)
+        if not nats.isfinite().all():
             raise UsageError(
                 f"The model's loss on top of {name} is not finite", "this setting cannot be scored"
             )
         return nats
+
+    def _word(self, token_id: int) -> str:
+        return visible(self.continuation.loaded.tokenizer.decode([token_id]))
 
 
 def as_records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -41,6 +41,18 @@ def save(
             f"Less than a {LARGEST_RATIO}th of the cache is stored, which no file may claim",
             "give the method more to keep",
         )
+    named = {f"{STATE}{name}": state for name, state in (states or {}).items()}
+    if any(name.startswith(STATE) for name in compressed.stored):
+        raise ValueError(f"names that begin with {STATE} are of states")
+    sealed.write(Path(file), compressed.stored | named, _header(compressed, facts))
+
+
+def header_nbytes(compressed: Compressed) -> int:
+    """What a file without facts takes beside the tensors."""
+    return sealed.header_nbytes(compressed.stored, _header(compressed, {}))
+
+
+def _header(compressed: Compressed, facts: dict[str, str]) -> dict[str, str]:
     header = {
         "format": FORMAT,
         "method": compressed.compressor.name,
@@ -50,10 +62,7 @@ def save(
     }
     if compressed.compressor.calibration is not None:
         header["calibration"] = compressed.compressor.calibration.identity
-    named = {f"{STATE}{name}": state for name, state in (states or {}).items()}
-    if any(name.startswith(STATE) for name in compressed.stored):
-        raise ValueError(f"names that begin with {STATE} are of states")
-    sealed.write(Path(file), compressed.stored | named, header)
+    return header
 
 
 @dataclass(frozen=True)

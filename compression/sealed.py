@@ -7,13 +7,26 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from compression.stored import Tensors, digest
+from compression.stored import Tensors, digest, nbytes
 from data.writing import whole_or_nothing
 
 CHECKSUM = "sha256"
+# In the order in which safetensors lays tensors out, by what it calls them
+_CALLED = {
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+_LAID_OUT = tuple(_CALLED)
 LARGEST_SIZE = 2**40  # of a mode: torch cannot hold all that a header may claim of an empty tensor
 
 
@@ -27,6 +40,19 @@ def write(file: Path, tensors: Tensors, header: dict[str, str]) -> None:
             save_file(tensors, part, metadata=sealed)
     except SafetensorError as error:
         raise OSError(f"{file} cannot be written ({error})") from error
+
+
+def header_nbytes(tensors: Tensors, header: dict[str, str]) -> int:
+    """Bytes of such a file that are not of its tensors, whose content is not looked at."""
+    sealed = header | {CHECKSUM: "0" * hashlib.sha256().digest_size * 2}
+    named: dict[str, object] = {"__metadata__": sealed}
+    end = 0
+    for name in sorted(tensors, key=lambda name: (_LAID_OUT.index(tensors[name].dtype), name)):
+        start, end = end, end + nbytes({name: tensors[name]})
+        kind, sizes = _CALLED[tensors[name].dtype], list(tensors[name].shape)
+        named[name] = {"dtype": kind, "shape": sizes, "data_offsets": [start, end]}
+    words = json.dumps(named, ensure_ascii=False, separators=(",", ":")).encode()
+    return 8 + len(words) + -len(words) % 8
 
 
 def read(file: Path) -> tuple[Tensors, dict[str, str]]:

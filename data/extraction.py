@@ -13,6 +13,7 @@ from data.probe import AttentionProbe
 from data.reading import read, step
 from data.rotations import Rotations, is_stored, rotations
 from data.texts import Sample
+from data.watchers import TokenAttention
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,13 @@ class Prefill:
 
     next_token: (1, 1), the most likely continuation.
     past: the model's own cache object, which generation continues in place.
+    attention: what tokens receive of whom, where it was measured from all queries.
     """
 
     cache: KVCache
     next_token: torch.Tensor
     past: Past = field(repr=False)
+    attention: TokenAttention | None = field(default=None, repr=False)
 
 
 def tokenise(
@@ -75,7 +78,9 @@ def prefill(
     watch = AttentionProbe(len(token_ids), recent_only) if probe else None
     past, logits = read(loaded, token_ids, watch)
     layers = _layers(past, len(token_ids), loaded, rotations(loaded, len(token_ids)))
+    attention = None
     if watch:
+        attention = watch.of_tokens({layer.index: layer.keys for layer in layers})
         layers = _with_attention(watch, layers)
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
     refuse_non_finite(cache, loaded.dtype)
@@ -87,7 +92,7 @@ def prefill(
             loaded.name,
             "any layer" if all(blind) else "some layers",
         )
-    return Prefill(cache, loaded.likeliest(logits), past)
+    return Prefill(cache, loaded.likeliest(logits), past, attention)
 
 
 @torch.no_grad()

@@ -5,14 +5,16 @@ without the probe; the weights are summed per key beside it. Only functions that
 weights (eager ones) are run on blocks of queries, which may round the last bit otherwise.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from data.attention import AttentionCall, Output, wrapped_attention
 from data.sparse_index import goes_by_index
+from data.watchers import TokenAttention, Watchers
 
 BLOCK_SCORES = 2**20  # attention scores held at a time (4 MB): never tokens x tokens
 RECENT_QUERIES = 32  # the last ones, whose attention is measured apart as well
@@ -20,6 +22,8 @@ BENDS_WEIGHTS = ("softcap", "s_aux", "position_bias")  # arguments that a plain 
 
 # (kv_heads, tokens) over all queries, and over the last ones; None where nothing was seen
 Received = tuple[torch.Tensor | None, torch.Tensor | None]
+# Is shown attention weights (queries, keys), mean over heads, and which query is the first of them
+See = Callable[[torch.Tensor, int], None]
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,21 @@ class _Sums:
 
     weights: (kv_heads, tokens) over all queries, mean over a key's query heads. seen_by: (tokens,)
     queries that can see each key. recent and recently_seen_by: both of the last queries alone.
+    watchers: who looks at each token most.
     """
 
     weights: torch.Tensor
     seen_by: torch.Tensor
     recent: torch.Tensor
     recently_seen_by: torch.Tensor
+    watchers: Watchers
 
     @classmethod
     def none(cls, n_heads: int, n_tokens: int, device: torch.device) -> "_Sums":
-        shapes = ((n_heads, n_tokens), (n_tokens,)) * 2
-        return cls(*(torch.zeros(shape, device=device) for shape in shapes))
+        weights, recent = torch.zeros(2, n_heads, n_tokens, device=device)
+        seen_by, recently_seen_by = torch.zeros(2, n_tokens, device=device)
+        watchers = Watchers.none(n_tokens, device)
+        return cls(weights, seen_by, recent, recently_seen_by, watchers)
 
 
 @dataclass
@@ -73,6 +81,14 @@ class AttentionProbe:
         """
         return {layer: self._means(layer, held.shape[0]) for layer, held in keys.items()}
 
+    def of_tokens(self, keys: dict[int, torch.Tensor]) -> TokenAttention | None:
+        """The same from all queries, and who looks at each token, as one; None with recent_only."""
+        measured = {}
+        for layer, (received, _) in self.received(keys).items():
+            seen = None if received is None else (received, self._sums[layer].watchers)
+            measured[layer] = seen
+        return TokenAttention.of(measured, self.n_tokens)
+
     def _means(self, slot: int, n_heads: int) -> Received:
         sums = self._sums.get(slot)
         if sums is None or slot in self._blind or len(sums.weights) != n_heads:
@@ -90,12 +106,13 @@ class AttentionProbe:
             return call.run()
         last = self._last(call)
         weights: torch.Tensor | None
+        watch = None if self.recent_only else partial(self._watch, call)
         if call.name == "eager":  # returns its weights
-            output, weights = _in_blocks(call)
+            output, weights = _in_blocks(call, watch)
             recent = None if last is None else _in_blocks(last)[1]
         else:
             output = call.run()
-            weights = None if self.recent_only else _softmax_sums(call)
+            weights = None if self.recent_only else _softmax_sums(call, watch)
             recent = None if last is None else _softmax_sums(last)
         self._add(call, weights, last, recent)
         return output
@@ -122,6 +139,18 @@ class AttentionProbe:
         some = call.query if call.name == "eager" and mask is None else call.query[:, :, last]
         return replace(call, query=some, mask=mask)
 
+    def _sums_of(self, call: AttentionCall) -> _Sums:
+        assert call.slot is not None and call.stored is not None
+        if call.slot not in self._sums:
+            n_heads, device = call.stored[0], call.key.device
+            self._sums[call.slot] = _Sums.none(n_heads, self.n_tokens, device)
+        return self._sums[call.slot]
+
+    def _watch(self, call: AttentionCall, weights: torch.Tensor, first: int) -> None:
+        """Queries and keys end where the sequence ends."""
+        query, key = (self._end - x.shape[-2] for x in (call.query, call.key))
+        self._sums_of(call).watchers.see(weights, query + first, key)
+
     def _add(
         self,
         call: AttentionCall,
@@ -129,12 +158,8 @@ class AttentionProbe:
         last: AttentionCall | None,
         recent: torch.Tensor | None,
     ) -> None:
-        assert call.slot is not None and call.stored is not None
-        n_heads, n_keys = call.stored
-        device = call.key.device
-        if call.slot not in self._sums:
-            self._sums[call.slot] = _Sums.none(n_heads, self.n_tokens, device)
-        sums = self._sums[call.slot]
+        sums = self._sums_of(call)
+        n_heads, n_keys = len(sums.weights), call.key.shape[-2]
         there = slice(self._end - n_keys, self._end)  # keys end where the sequence ends
         if weights is not None:
             sums.weights[:, there] += weights.unflatten(0, (n_heads, -1)).mean(1)
@@ -155,7 +180,7 @@ def _blocks(n_queries: int, scores_per_query: int) -> list[slice]:
     return [slice(start, min(start + size, n_queries)) for start in range(0, n_queries, size)]
 
 
-def _in_blocks(call: AttentionCall) -> tuple[Output, torch.Tensor]:
+def _in_blocks(call: AttentionCall, see: See | None = None) -> tuple[Output, torch.Tensor]:
     """An attention function that returns its weights, run on blocks of queries.
 
     Rows of attention do not know of each other, so the output is the same and the weights of a
@@ -173,14 +198,17 @@ def _in_blocks(call: AttentionCall) -> tuple[Output, torch.Tensor]:
         visible = mask if mask is None else mask[:, :, rows]
         output, weights = replace(call, query=query[:, :, rows], mask=visible).run()
         assert weights is not None, "eager attention returns its weights"
-        per_head = weights[0, :, :, :n_keys].float().sum(-2)  # (heads, keys)
+        of_keys = weights[0, :, :, :n_keys].float()
+        per_head = of_keys.sum(-2)  # (heads, keys)
         sums += per_head.unflatten(0, (n_key_heads, -1)).mean(1)
+        if see is not None:
+            see(of_keys.mean(0), rows.start or 0)
         outputs.append(output)
     return (torch.cat(outputs, dim=1), None), sums
 
 
-def _softmax_sums(call: AttentionCall) -> torch.Tensor:
-    return softmax_sums(call.query[0], call.key[0], call.mask, call.options.get("scaling"))
+def _softmax_sums(call: AttentionCall, see: See | None = None) -> torch.Tensor:
+    return softmax_sums(call.query[0], call.key[0], call.mask, call.options.get("scaling"), see)
 
 
 def softmax_sums(
@@ -188,12 +216,13 @@ def softmax_sums(
     key: torch.Tensor,
     mask: torch.Tensor | None = None,
     scaling: float | None = None,
+    see: See | None = None,
 ) -> torch.Tensor:
     """Attention weights summed over queries, without ever holding (heads, queries, keys).
 
     query: (heads, queries, dim). key: (key_heads, keys, dim), heads a multiple of key_heads.
     mask: (1, 1 or heads, queries, keys), True or 0 where a query sees a key; None is causal, the
-        last query being at the last key.
+        last query being at the last key. see: is shown all weights, block by block.
     Returns (key_heads, keys), the mean over the query heads of each key head.
     """
     n_heads, n_queries, dim = query.shape
@@ -217,7 +246,10 @@ def softmax_sums(
                 visible = visible.unflatten(0, (n_key_heads, group))
             scores = _masked(scores, visible)
         weights = torch.softmax(scores, dim=-1)
-        sums[:, :end] += weights.sum((1, 2)) / group
+        by_query = weights.sum(1)  # (key_heads, rows, end)
+        sums[:, :end] += by_query.sum(1) / group
+        if see is not None:
+            see(by_query.mean(0) / group, rows.start)
     return sums
 
 

@@ -5,6 +5,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto",)
 OFFLOADS = ("none", "memory", "disk")
 FOCUSES = ("all", "layers", "heads", "tokens", "embeddings", "spectrum")
+PICTURE_FORMATS = ("png", "pdf", "svg")
 PRUNE_METHODS = ("layer", "head", "dimension", "threshold", "token")
 EVICTIONS = (
     "key_norm",

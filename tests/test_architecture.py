@@ -19,7 +19,8 @@ MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.signals", "data.writing"}
 SAVING = {"data.own_files", "data.saving"}
 LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
-SEALED = {"config", "compression.base", "compression.sealed", "compression.stored"}
+CONTRACT = {"compression.base", "compression.parts", "compression.stored"}
+SEALED = {"config", "compression.sealed", *CONTRACT}
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {
     f"data.{name}"
@@ -105,11 +106,16 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
     "analysis": ({"config", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
-    "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
+    "compression.parts": (set(), HEAVY),
+    "compression.base": (
+        {"config", "compression.parts", "compression.stored", *PARTS},
+        HEAVY - {"torch"},
+    ),
     "compression.costs": ({"config", "compression.base", *PARTS}, MODELS | PICTURES),
+    "compression.scored_tokens": (set(), MODELS | PICTURES),
     "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
-        {"config", "compression.base", "compression.stored", "analysis.tokens", *PARTS},
+        {"config", *CONTRACT, "analysis.tokens", *PARTS},
         MODELS | PICTURES,
     ),
     "compression.coded": (
@@ -139,11 +145,17 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {*SEALED, "data.headers", "compression.registry", "data.cache"},
         HEAVY - {"torch"},
     ),
+    "compression.ledger": (
+        {"compression.base", "compression.files", "compression.parts"},
+        MODELS | PICTURES,
+    ),
     "compression.evaluate": (
         {
             "config",
             "compression.base",
             "compression.costs",
+            "compression.ledger",
+            "compression.scored_tokens",
             "data.cache",
             "data.inventory",
             *RUNNING,
@@ -160,6 +172,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods",
             "compression.registry",
             "data.headers",
+            "compression.ledger",
+            "compression.scored_tokens",
             "compression.sealed",
             "compression.stored",
             "compression.coded",
@@ -205,6 +219,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"config", "visualization.drawing", "visualization.style", *WRITING},
         {"torch", "numpy", *MODELS},
     ),
+    "visualization.main_tables": ({"config"}, {"torch", *MODELS, *PICTURES}),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
     "visualization.report": (
         {"config", "data.writing", "visualization.terminal"},
@@ -218,6 +233,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {
             "visualization.catalogue",
             "visualization.drawing",
+            "visualization.main_tables",
             "visualization.output",
             "visualization.report",
             "visualization.terminal",
@@ -308,9 +324,22 @@ def test_what_starts_a_run_and_what_writes_for_it_is_light():
         from data import sources, texts, writing
         from visualization import delivery
         from visualization.terminal import command_line, listing, notices, record
-        main.main(["--help"])
     """
-    assert not HEAVY & modules_after(code)
+    loaded = modules_after(code)
+    assert {"main", "visualization"} <= loaded and not HEAVY & loaded
+
+
+def test_help_is_there_before_anything_that_only_a_run_takes():
+    code = """if True:
+        import main
+        try:
+            main.main(["--help"])
+        except SystemExit:
+            pass
+    """
+    loaded = modules_after(code)
+    assert {"main", "visualization"} <= loaded
+    assert not (HEAVY | {"rich", "tqdm", "argcomplete", "platformdirs"}) & loaded
 
 
 def test_listing_samples_loads_neither_torch_nor_transformers():

@@ -91,7 +91,8 @@ def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     if mode == "analyze_generation":
         arguments -= {"analysis_focus", "measure", "score_tokens", "save_cache"}
     # main.py reads these
-    own = {"debug", "quiet", "sequence_length", "output_dir", "continuation", "models"}
+    own = {"debug", "quiet", "json", "sequence_length", "output_dir", "format", "continuation"}
+    own |= {"models"}
     assert arguments <= taken and taken <= arguments | own
 
 

@@ -1,6 +1,7 @@
 """Settings, budgets, kept rows, needles, and what a comparison says."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,10 @@ import torch
 
 import config
 from compression.evaluate import Judge
+from compression.ledger import HEADER
 from compression.prompts import chosen as stored_as
 from compression.registry import METHODS
+from compression.scored_tokens import QUANTILES, WORST
 from compression.studies import comparison_words, presets
 from compression.studies.compare import CompareStudy
 from compression.studies.needle import DEPTHS, needles
@@ -146,6 +149,7 @@ def compared(ended):
 def test_compare_measures_and_draws(compared):
     stems = [f"compare/{name}" for name in ("pareto", "perplexity", "needle")]
     tables = {"compare/compare.csv", "compare/texts.csv", "cache_inventory.csv", "compare.json"}
+    tables |= {"compare/scored_tokens.csv", "compare/byte_ledger.csv"}
     tables |= {"report.html"}
     assert compared.code == 0
     assert compared.files == {f"{s}.{end}" for s in stems for end in ("png", "csv")} | tables
@@ -191,16 +195,73 @@ def test_nothing_is_measured_twice(compared, ended, monkeypatch):
     """Rows of texts and needles are kept: again, only the first text is read, to decide what fits
     it. Times are among the numbers, so that equal tables say that nothing was measured anew."""
     reads, measured = [], []
-    genuine = Judge.score, Judge.recall, extraction.prefill
+    genuine = Judge.scored, Judge.recall, extraction.prefill
     monkeypatch.setattr(
         extraction, "prefill", lambda *a, **k: reads.append(a) or genuine[2](*a, **k)
     )
-    monkeypatch.setattr(Judge, "score", lambda *a: measured.append(a) or genuine[0](*a))
+    monkeypatch.setattr(Judge, "scored", lambda *a: measured.append(a) or genuine[0](*a))
     monkeypatch.setattr(Judge, "recall", lambda *a: measured.append(a) or genuine[1](*a))
     again = ended("compare", *LENGTHS, *ASKED)
     assert again.code == 0 and len(reads) == 1 and measured == []
-    for stem in ("compare/compare", "compare/needle", "compare/texts"):
+    stems = ["compare", "needle", "texts", "scored_tokens", "byte_ledger"]
+    for stem in (f"compare/{stem}" for stem in stems):
         pd.testing.assert_frame_equal(compared.table(stem), again.table(stem))
+
+
+def test_what_tokens_cost_makes_the_figures_of_their_text(compared):
+    tokens, texts = compared.table("compare/scored_tokens"), compared.table("compare/texts")
+    n_scored = int(texts["scored_tokens"].iloc[0])
+    assert len(tokens) == n_scored * len(texts)
+    labels = compared.table("compare/compare")[["method", "settings", "label"]]
+    texts = texts.fillna("").merge(labels.fillna(""), on=["method", "settings"])
+    texts = texts.set_index(["label", "index"]).sort_index()
+    groups = tokens.groupby(["label", "text_index"])
+    figures = {
+        "kl_mean_nats": groups["kl_nats"].mean(),
+        **{name: groups["kl_nats"].quantile(share) for name, share in QUANTILES.items()},
+        "perplexity_full": np.exp(groups["nats_full"].mean()),
+        "perplexity": np.exp(groups["nats"].mean()),
+    }
+    for name, figure in figures.items():
+        np.testing.assert_allclose(figure.sort_index(), texts[name], rtol=1e-5, atol=1e-9)
+    first, context = tokens["position"].min(), int(texts["context_tokens"].iloc[0])
+    assert first == context + 1 and tokens["position"].max() == context + n_scored
+
+
+def test_the_bytes_of_a_setting_are_those_of_its_parts(compared):
+    parts, texts = compared.table("compare/byte_ledger"), compared.table("compare/texts")
+    table = compared.table("compare/compare").set_index("label")
+    first = texts[texts["index"] == texts["index"].iloc[0]]
+    first = first.assign(label=[label(table, row) for row in first.to_dict("records")])
+    assert set(parts["label"]) == set(table.index)
+    own = parts[~parts["once_per_model"] & (parts["part"] != HEADER.words)]
+    assert own.groupby("label")["bytes"].sum().to_dict() == dict(
+        zip(first["label"], first["stored_bytes"], strict=True)
+    )
+    assert (parts["part"] == HEADER.words).sum() == len(table)
+
+
+def label(table: pd.DataFrame, row: dict) -> str:
+    same = (table["method"] == row["method"]) & (
+        table["settings"].fillna("") == ("" if pd.isna(row["settings"]) else row["settings"])
+    )
+    (found,) = table.index[same]
+    return found
+
+
+def test_the_worst_tokens_alone_say_what_was_predicted(compared):
+    tokens = compared.table("compare/scored_tokens")
+    for _, rows in tokens.groupby(["label", "text_index"]):
+        told = rows["top"].notna()
+        assert told.sum() == min(WORST, len(rows)) and (told == rows["top_full"].notna()).all()
+        if not told.all():
+            assert rows.loc[told, "kl_nats"].min() >= rows.loc[~told, "kl_nats"].max()
+        for said in (*rows.loc[told, "top"], *rows.loc[told, "top_full"]):
+            words, shares = zip(*json.loads(said), strict=True)
+            assert len(words) == 5 and sorted(shares, reverse=True) == list(shares)
+            assert 0 < sum(shares) <= 1 + 1e-4 and all(word.isprintable() for word in words)
+    untouched = tokens[tokens["label"] == "none"]
+    assert untouched["kl_nats"].eq(0).all() and untouched["top"].equals(untouched["top_full"])
 
 
 def test_near_the_end_of_the_positions_needles_are_left_out(empty_cache, caplog):

@@ -1,6 +1,7 @@
 """The contract of every registered method, over the settings here and every awkward cache."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache as once
@@ -11,9 +12,10 @@ import torch
 from compression import files
 from compression.base import Compressor
 from compression.coded.calibration import calibrate
+from compression.ledger import HEADER, ledger
 from compression.methods.dimensions import fitted_bases
 from compression.registry import METHODS, make, needs_calibration
-from compression.stored import digest
+from compression.stored import digest, nbytes
 from config import UsageError
 from data.cache import KINDS
 from data.extraction import prefill
@@ -202,10 +204,54 @@ def test_a_file_holds_what_is_counted_and_restores_bit_for_bit(name, number, sha
     content = file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     assert len(content) == header + small.nbytes
+    assert header == files.header_nbytes(small)
     back = files.load(file, calibration_for(name, number, of_shape(shape)))
     assert back.compressor == small.compressor and back.shape == small.shape
     assert same(back.stored, small.stored)
     assert equal(back.restore(), restored(name, number, shape))
+
+
+@every_case
+@every_shape
+def test_a_ledger_names_every_byte_once(name, number, shape):
+    assert_the_ledger_is_whole(compressed(name, number, shape)[1])
+
+
+def assert_the_ledger_is_whole(small):
+    """Bytes are those of the tensors, parts are told apart, in words, of layers that there are."""
+    table = ledger(small)
+    header = table["part"] == HEADER.words
+    once = table["once_per_model"]
+    assert table.loc[~once & ~header, "bytes"].sum() == small.nbytes
+    assert table.loc[header, "bytes"].tolist() == [files.header_nbytes(small)]
+    assert table.loc[once, "bytes"].sum() == small.compressor.per_model_nbytes
+    assert not table.duplicated(["layers", "kind", "part", "once_per_model"]).any()
+    assert set(table["kind"]) <= {*KINDS, "both", ""}
+    assert all(re.fullmatch(r"[A-Za-z0-9 ,-]{4,}", part) for part in table["part"])
+    for parts in (small.ledger, small.learned):
+        assert {i for part in parts for i in part.layers} <= {x.index for x in small.shape.layers}
+        assert all(list(part.layers) == sorted(set(part.layers)) for part in parts)
+    own = nbytes_by_layer_and_kind(small)
+    if own is not None:
+        assert own == {
+            (i, part.kind): sum(
+                n for p, n in small.ledger.items() if (p.layers, p.kind) == ((i,), part.kind)
+            )
+            for part in small.ledger
+            for i in part.layers
+        }
+
+
+def nbytes_by_layer_and_kind(small):
+    """Told by the names of the tensors, where these are of a layer and of keys or values each."""
+    counted = Counter()
+    for stored, tensor in small.stored.items():
+        found = re.match(r"(?:then\.)?(?:ends\.)?(\d+)\.(key|value|keep)", stored)
+        if found is None or small.compressor.name in TOGETHER:
+            return None
+        kind = "both" if found[2] == "keep" else found[2]
+        counted[small.shape.layers[int(found[1])].index, kind] += nbytes({"": tensor})
+    return counted
 
 
 @every_case
@@ -235,7 +281,9 @@ def test_every_kind_of_cache_goes_through_every_method(family, name):
             with pytest.raises(UsageError, match="does not show its attention"):
                 method.compress(cache)
             continue
-        back = method.compress(cache).restore()
+        small = method.compress(cache)
+        assert_the_ledger_is_whole(small)
+        back = small.restore()
         for a, b in zip(cache.layers, back.layers, strict=True):
             assert a.index == b.index and a.rotary == b.rotary
             assert a.keys.shape == b.keys.shape and a.values.shape == b.values.shape

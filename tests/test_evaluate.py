@@ -51,7 +51,10 @@ def test_a_verdict_is_what_it_is_defined_as():
         "perplexity_full": np.exp(-np.mean(picked[0])),
         "perplexity": np.exp(-np.mean(picked[1])),
         "kl_mean_nats": kl.mean().item(),
+        "kl_p50_nats": np.quantile(kl.numpy(), 0.5),
         "kl_p99_nats": np.quantile(kl.numpy(), 0.99),
+        "kl_p999_nats": np.quantile(kl.numpy(), 0.999),
+        "kl_max_nats": kl.max().item(),
         "top1_agreement": (full.argmax(-1) == other.argmax(-1)).double().mean().item(),
     }
     expected["delta_perplexity_percent"] = 100 * (

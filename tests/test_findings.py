@@ -3,10 +3,12 @@
 from itertools import chain
 
 import pandas as pd
+import pytest
 import torch
 
 from analysis.advice import recommendations
 from analysis.findings import key_findings, steady_head
+from analysis.margins import told_apart
 from analysis.measures import sweep
 from analysis.tables import FOCUSES, Subject, tables
 from tests import caches
@@ -193,3 +195,11 @@ def test_a_constant_cache_is_described_without_its_undefined_measures():
     made = tables(Subject(sweep(cache, 1.0), words(cache)), "layers")
     assert "100.0%" in key_findings(made, 0.8, 0.2, 1)[0]
     assert recommendations(made, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "digits"),
+    [([0.391, 0.388], 3), ([0.41, 0.39], 2), ([0.39004, 0.39001], 2), ([0.39], 2), ([0.3, 0.3], 2)],
+)
+def test_what_comes_next_reads_differently_where_four_digits_can_tell(numbers, digits):
+    assert told_apart(numbers, 2) == digits

@@ -1,4 +1,4 @@
-"""What the README says of each family of models is what comes out when it is tried."""
+"""What docs/models.md says of each family of models is what comes out when it is tried."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from benchmarks import layouts
 from tests import families
 from tests.commands import ROOT
 
-HEADING = "### Which models\n"
+HEADING = "## Which models\n"
 
 
 def stated() -> dict[str, list[str]]:
-    """Model -> the cells of its row in the README."""
-    section = (ROOT / "README.md").read_text().split(HEADING)[1].split("\n#")[0]
+    """Model -> the cells of its row in docs/models.md."""
+    section = (ROOT / "docs/models.md").read_text().split(HEADING)[1].split("\n#")[0]
     rows = [line[2:-2].split(" | ") for line in section.splitlines() if line.startswith("| ")]
     return {name: cells[1:] for cells in rows[2:] for name in cells[0].split(", ")}
 

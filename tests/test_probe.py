@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache as once
 
 import pytest
@@ -68,6 +69,34 @@ def test_attention_received_is_the_mean_of_the_models_own_weights(name):
         torch.testing.assert_close(layer.recent_attention, lately, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [None, 9])
+@pytest.mark.parametrize("name", sorted(set(PROBED) - families.SHARED_CACHE - families.COMPRESSED))
+def test_who_looks_at_a_token_is_who_weighs_it_most_in_the_models_own_weights(name, chunk):
+    loaded = replace(families.loaded(name), prefill_chunk=chunk)
+    result = prefill(loaded, families.token_ids(N), probe=True)
+    every_layer = eager_weights(name, families.token_ids(N))
+    attention = result.attention
+    assert attention.layers == tuple(layer.index for layer in result.cache.layers)
+    for place, (layer, weights) in enumerate(zip(result.cache.layers, every_layer, strict=True)):
+        assert_watched(weights.mean(0), attention.watcher[place], attention.watcher_weight[place])
+        held = attention.received[place, : layer.n_heads, layer.positions]
+        torch.testing.assert_close(held, layer.attention.half(), atol=1e-4, rtol=1e-3)
+        assert attention.received[place, layer.n_heads :].isnan().all()
+
+
+def assert_watched(weights, watcher, watcher_weight):
+    """Brute force on the mean (N, N) over heads, token by token."""
+    for token in range(N):
+        later = {query: weights[query, token].item() for query in range(token + 1, N)}
+        most = max(later.values(), default=0)
+        if most == 0:
+            assert watcher[token] == -1 and watcher_weight[token] == 0
+        else:
+            assert watcher[token] > token
+            assert later[int(watcher[token])] == pytest.approx(most, rel=1e-5)
+            assert watcher_weight[token].item() == pytest.approx(most, rel=2e-3, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", PROBED)
 def test_the_probe_changes_nothing_and_steps_back(name):
     loaded = families.loaded(name)
@@ -77,13 +106,14 @@ def test_the_probe_changes_nothing_and_steps_back(name):
     for other in (probed(name), again):
         assert equal(plain.cache, other.cache)
     assert attention_of(again) == attention_of(plain) == [None] * again.cache.n_layers
+    assert again.attention is plain.attention is None
 
 
 @pytest.mark.parametrize("name", PROBED)
 def test_the_last_queries_alone_show_the_same_of_themselves(name):
     lately = prefill(families.loaded(name), families.token_ids(N), probe=True, recent_only=True)
     for a, b in zip(probed(name).cache.layers, lately.cache.layers, strict=True):
-        assert b.attention is None and torch.equal(a.keys, b.keys)
+        assert lately.attention is b.attention is None and torch.equal(a.keys, b.keys)
         assert (a.recent_attention is None) == (b.recent_attention is None)
         if a.recent_attention is not None:
             assert torch.equal(a.recent_attention, b.recent_attention)
@@ -122,6 +152,7 @@ def test_blocks_of_queries_do_not_change_what_is_measured(monkeypatch, name):
     blocks = prefill(families.loaded(name), families.token_ids(N), probe=True)
     for a, b in zip(attention_of(whole), attention_of(blocks), strict=True):
         torch.testing.assert_close(a, b)
+    assert torch.equal(whole.attention.watcher, blocks.attention.watcher)
     for a, b in zip(whole.cache.layers, blocks.cache.layers, strict=True):
         torch.testing.assert_close(a.keys, b.keys)
 
@@ -144,6 +175,11 @@ def test_layers_that_read_another_layers_cache_count_for_its_owner():
         sums = weights[layer][0].sum(1) + weights[layer + 2][0].sum(1)  # (heads, tokens)
         mean = sums.unflatten(0, (owned[layer][0].shape[0], -1)).mean(1) / (2 * seen)
         torch.testing.assert_close(owned[layer][0], mean)
+        both = torch.maximum(*(weights[i][0].mean(0) for i in (layer, layer + 2)))
+        watched = probe.of_tokens({x.index: x.keys for x in result.cache.layers})
+        for token in range(11):
+            by = int(watched.watcher[layer, token])
+            assert both[by, token] == pytest.approx(both[token + 1 :, token].max().item())
 
 
 def test_the_look_up_is_put_back_when_the_model_fails():
@@ -161,5 +197,5 @@ def test_the_look_up_is_put_back_when_the_model_fails():
 @pytest.mark.parametrize("name", sorted(families.WITHOUT_PROBE))
 def test_a_model_without_the_interface_yields_no_attention_and_says_so(name, caplog):
     result = prefill(families.loaded(name), families.token_ids(N), probe=True)
-    assert attention_of(result) == [None, None]
+    assert attention_of(result) == [None, None] and result.attention is None
     assert "attention columns are empty" in caplog.text

@@ -7,11 +7,13 @@ from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 from compression import sealed
 from compression.base import Uncompressed
+from compression.evaluate import LEDGER, TOKENS, Judge, Scored
 from compression.methods.dimensions import PCA
 from compression.studies.rows import Rows
 from compression.studies.run import carry_out
@@ -34,8 +36,8 @@ def test_rows_are_kept_by_all_that_they_depend_on(empty_cache):
     rows = Rows(somewhere(), ids, 5)
     one, other = PCA(0.5), PCA(0.25)
     assert rows.get(one) is None
-    rows.put(one, {"kl": 0.5})
-    assert rows.get(one) == {"kl": 0.5} and rows.get(other) is None
+    rows.put(one, Scored({"kl": 0.5}))
+    assert rows.get(one) == Scored({"kl": 0.5}) and rows.get(other) is None
     for elsewhere in (
         Rows(somewhere("other"), ids, 5),
         Rows(somewhere(), ids, 4),
@@ -51,7 +53,7 @@ def kept(empty_cache):
     """Rows of which two are kept, their methods, and their files."""
     rows, methods = Rows(somewhere(), torch.arange(9), 5), [PCA(0.5), PCA(0.25)]
     for kl, method in enumerate(methods):
-        rows.put(method, {"kl": float(kl)})
+        rows.put(method, Scored({"kl": float(kl)}))
     return rows, methods, [rows._file(method) for method in methods]
 
 
@@ -60,8 +62,8 @@ def is_measured_anew(rows, method, file, caplog) -> bool:
     caplog.clear()
     assert rows.get(method) is None and rows.get(method) is None
     (said,) = caplog.messages
-    rows.put(method, {"kl": 9.0})
-    fits = rows.get(method) == {"kl": 9.0} and len(caplog.messages) == 1
+    rows.put(method, Scored({"kl": 9.0}))
+    fits = rows.get(method) == Scored({"kl": 9.0}) and len(caplog.messages) == 1
     return fits and str(file) in said and "measuring anew" in said
 
 
@@ -89,6 +91,44 @@ def test_a_sealed_row_of_another_shape_is_measured_anew(kept, caplog, row):
     assert is_measured_anew(rows, method, file, caplog)
     sealed.write(file, {}, {"row": row})
     assert is_measured_anew(Rows(somewhere(), torch.arange(9), 5), method, file, caplog)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "{}",  # of a row that says that tokens were scored
+        "[]",
+        '{"others": {"rows": 0, "columns": {}}}',
+        '{"tokens": {"rows": 6, "columns": {}}}',
+        '{"tokens": 7}',
+        "{",
+    ],
+)
+def test_a_row_without_its_tokens_is_measured_anew(scored, caplog, tables):
+    rows, method, file = scored
+    tensors, header = sealed.read(file)
+    sealed.write(file, tensors if tables[0] == "{" else {}, header | {"tables": tables})
+    assert is_measured_anew(rows, method, file, caplog)
+
+
+def test_what_each_token_costs_is_kept_to_the_bit(scored):
+    rows, method, _ = scored
+    _, _, start, continuation = families.scored("llama_gqa")
+    measured = Judge(start.cache, continuation).scored(method)
+    kept = rows.get(method)
+    assert kept.row["kl_max_nats"] == measured.row["kl_max_nats"] > 0
+    assert len(kept.tables[TOKENS]) == families.SCORED
+    for name in (TOKENS, LEDGER):
+        pd.testing.assert_frame_equal(kept.tables[name], measured.tables[name], check_exact=True)
+
+
+@pytest.fixture
+def scored(empty_cache):
+    """Rows of which a measured one is kept, its method, and its file."""
+    rows, method = Rows(somewhere(), torch.arange(9), 5), PCA(0.5)
+    _, _, start, continuation = families.scored("llama_gqa")
+    rows.put(method, Judge(start.cache, continuation).scored(method))
+    return rows, method, rows._file(method)
 
 
 def test_a_row_that_is_a_pipe_or_a_folder_is_not_waited_for(kept, caplog):
@@ -124,8 +164,8 @@ def test_kept_rows_are_taken_and_new_ones_kept_by_every_study(empty_cache):
     ids = scored_texts.long_enough(families.loaded("llama_gqa"), samples, 100, 4, 1)[0][1]
     rows = Rows(work, ids, 100)
     kept = rows.get(Uncompressed())
-    assert kept is not None and kept["kl_mean_nats"] == 0
-    rows.put(Uncompressed(), kept | {"ratio": 7})
+    assert kept is not None and kept.row["kl_mean_nats"] == 0
+    rows.put(Uncompressed(), replace(kept, row=kept.row | {"ratio": 7}))
     again = carry_out(study, Here(families.loaded("llama_gqa")), samples).rows
     assert again["ratio"].tolist() == [7, *once["ratio"][1:]]
     assert again["compress_s"].tolist() == once["compress_s"].tolist()  # nothing measured anew
@@ -134,7 +174,7 @@ def test_kept_rows_are_taken_and_new_ones_kept_by_every_study(empty_cache):
 def test_a_folder_that_cannot_be_written_keeps_no_rows(empty_cache):
     empty_cache.write_text("a file in the way")
     rows = Rows(somewhere(), torch.arange(9), 5)
-    rows.put(Uncompressed(), {"kl": 0.5})
+    rows.put(Uncompressed(), Scored({"kl": 0.5}))
     assert rows.get(Uncompressed()) is None
 
 

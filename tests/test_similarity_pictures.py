@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -15,7 +16,9 @@ from analysis import clusters, similarity
 from data.cache import KVCache
 from tests import caches
 from tests.drawn import ABOUT, is_within
+from visualization import matrices
 from visualization import similarity as pictures
+from visualization.matrices import NAMES
 
 MANY = 24
 TABLES = {
@@ -82,6 +85,11 @@ def image_of(figure: Figure, title: str):
     return next(ax for ax in panels(figure) if f"{ax.get_title()}{ax.get_title('left')}" == title)
 
 
+def apart(matrix: np.ndarray) -> np.ndarray:
+    """Without what each has with itself."""
+    return np.where(np.eye(len(matrix)) > 0, np.nan, matrix)
+
+
 def of_kind(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     return table[table["kind"] == kind]
 
@@ -114,13 +122,16 @@ def test_without_rotary_embedding_there_are_two_kinds(draw):
 def test_a_row_for_each_measure_of_layers_on_one_scale_each():
     table, figure = made(pictures.layer_similarity_matrix, usual())
     names = {"cosine": "cosine", "cka": "CKA", "subspace": "subspaces"}
-    for measure, limits in {"cosine": (-1, 1), "cka": (0, 1), "subspace": (0, 1)}.items():
-        for kind, words in pictures.NAMES.items():
+    for measure, limits in {"cosine": None, "cka": (0, 1), "subspace": (0, 1)}.items():
+        for kind, words in NAMES.items():
             rows = of_kind(table, kind)
             chance = "" if measure == "cosine" else rows[f"{measure}_chance"].mean()
             title = f"{words}: {names[measure]}" + (f" (chance: {chance:.2f})" if chance else "")
             ax = image_of(figure, title)
-            expected = rows.pivot(index="layer_a", columns="layer_b", values=measure)
+            expected = rows.pivot(index="layer_a", columns="layer_b", values=measure).to_numpy()
+            if measure == "cosine":
+                expected = apart(expected)
+                limits = limits or ax.images[0].get_clim()
             np.testing.assert_array_equal(shown(ax), expected)
             assert ax.images[0].get_clim() == limits
     assert len(panels(figure)) == 9 and len(figure.axes) == 12  # a colour bar for each row
@@ -132,54 +143,112 @@ def test_layers_are_numbered_as_in_the_model_and_what_differs_in_shape_is_grey()
     assert [t.get_text() for t in first.get_yticklabels()] == ["0", "2", "3", "5"]
     assert np.isnan(shown(first)[~np.eye(4, dtype=bool)]).all()
     bars = [ax.get_ylabel() for ax in figure.axes if ax not in panels(figure)]
-    assert "grey" in bars[0] and "grey" not in bars[1] and "4 leading" in bars[2]
+    assert "itself" in bars[0] and "grey" not in bars[1] and "4 leading" in bars[2]
     assert "6 token positions" in figure.texts[0].get_text()
 
 
 def test_where_nothing_varies_the_panel_says_so():
     _, figure = made(pictures.layer_similarity_matrix, caches.SHAPES["one token"]())
     cosine, cka = (panels(figure)[i] for i in (0, 3))
-    assert not cosine.texts and cka.texts[0].get_text() == "nothing to compare"
+    assert np.isnan(shown(cosine)[0, 0]) and cka.texts[0].get_text() == "nothing to compare"
     assert "1 token position" in figure.texts[0].get_text()
 
 
-def test_heads_stand_in_their_clustered_order():
+def test_heads_stand_in_one_clustered_order_all_of_them_named_and_the_nearest_ringed():
     table, figure = made(pictures.head_similarity_matrix, big(5, 3, 20, 8))
-    for kind, words in pictures.NAMES.items():
+    by_cka = of_kind(table, "key").assign(cosine=lambda rows: rows["cka"])
+    members, cka = clusters.similarity_matrix(by_cka, "heads", "key")
+    order = clusters.leaf_order(cka)
+    names = ["{}:{}".format(*members[i]) for i in order]
+    for kind, words in NAMES.items():
         rows = of_kind(table, kind)
-        members, cka = clusters.similarity_matrix(rows.assign(cosine=rows["cka"]), "heads", kind)
-        order = clusters.leaf_order(cka)
-        below = image_of(figure, f"{words}: CKA (chance: {rows['cka_chance'].mean():.2f})")
-        np.testing.assert_array_equal(shown(below), cka[order][:, order])
-        names = ["{}:{}".format(*members[i]) for i in order]
-        assert [t.get_text() for t in below.get_xticklabels()] == names
+        _, cka = clusters.similarity_matrix(rows.assign(cosine=rows["cka"]), "heads", kind)
         _, cosine = clusters.similarity_matrix(rows, "heads", kind)
-        above = image_of(figure, f"{words}: |cosine|")
-        np.testing.assert_array_equal(shown(above), np.abs(cosine[order][:, order]))
-        assert "clustered" in below.get_xlabel()
-    assert "clustered" in panels(figure)[0].get_ylabel()
+        chance = f" (chance: {rows['cka_chance'].mean():.2f})"
+        above = next(ax for ax in panels(figure) if ax.get_title().startswith(f"{words}: |cos"))
+        below = next(ax for ax in panels(figure) if ax.get_title().startswith(f"{words}: CKA"))
+        assert chance in below.get_title()
+        np.testing.assert_array_equal(shown(below), cka[order][:, order])
+        np.testing.assert_array_equal(shown(above), np.abs(apart(cosine[order][:, order])))
+        for ax, matrix in ((above, np.abs(cosine)), (below, cka)):
+            assert [t.get_text() for t in ax.get_xticklabels()] == names
+            i, j, value = clusters.nearest_pair(matrix)
+            nearest = ["{}:{}".format(*members[k]) for k in (i, j)]
+            assert f"most alike: {' and '.join(nearest)} ({value:.2f})" in ax.get_title()
+            ringed = {tuple(names[round(x)] for x in at) for at in ax.collections[0].get_offsets()}
+            assert ringed == {tuple(nearest), tuple(nearest[::-1])}
+        assert "clustered by CKA of keys as stored" in below.get_xlabel()
+    said = clusters.nearest(table, "heads", "value")  # of the findings
+    assert said.split(" (")[0].removeprefix("heads ") in above.get_title()
+
+
+def test_ninety_heads_are_all_named():
+    cache = big(30, 3, 12, 4)
+    figure = pictures.head_similarity_matrix(
+        table_of(pictures.head_similarity_matrix, cache), ABOUT
+    )
+    names = [t.get_text() for t in panels(figure)[0].get_yticklabels()]
+    assert len(set(names)) == 90
 
 
 def test_tokens_stand_at_their_positions():
     table, figure = made(pictures.token_similarity_matrix, big(3, 2, 101, 4), most=21)
-    for kind, words in pictures.NAMES.items():
+    for kind, words in NAMES.items():
         ax = image_of(figure, words)
         _, expected = clusters.similarity_matrix(table, "tokens", kind)
-        np.testing.assert_array_equal(shown(ax), expected)
+        np.testing.assert_array_equal(shown(ax), apart(expected))
         assert ax.images[0].get_extent() == [-2.5, 102.5, 102.5, -2.5]  # every fifth token
-        assert ax.images[0].get_clim() == (-1, 1)
+        assert ax.images[0].get_clim() == panels(figure)[0].images[0].get_clim()
 
 
 def test_tokens_of_each_chosen_layer():
     table, figure = made(pictures.token_kv_similarity_matrices, caches.mixed())
     assert len(panels(figure)) == 3 * 4
-    for kind, words in pictures.NAMES.items():
+    for kind, words in NAMES.items():
         for layer in (0, 2, 3, 5):
             rows = table[table["layer"] == layer]
             _, expected = clusters.similarity_matrix(rows, "tokens", kind)
             np.testing.assert_array_equal(
-                shown(image_of(figure, f"{words}, layer {layer}")), expected
+                shown(image_of(figure, f"{words}, layer {layer}")), apart(expected)
             )
+
+
+def colour_at(scale: matrices.Scale, value: float) -> np.ndarray:
+    shades = scale.look["cmap"]
+    shades = colormaps[shades] if isinstance(shades, str) else shades
+    low, high = scale.look["vmin"], scale.look["vmax"]
+    return np.array(shades((value - low) / (high - low)))[:3]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.9, 0.3), (-0.3, 0.9), (-0.6, 0.6), (-0.9, -0.1)])
+def test_a_signed_scale_spans_its_numbers_around_a_white_zero(low, high):
+    numbers = np.linspace(low, high, 101)
+    scale = matrices.around_zero(numbers)
+    assert low <= scale.look["vmin"] < low + 0.02 and high - 0.02 < scale.look["vmax"] <= high
+    assert scale.extend == "both"
+    if high > 0:
+        assert colour_at(scale, 0.0).min() > 0.95
+    red, _, blue = colour_at(scale, scale.look["vmin"])
+    assert blue > red
+    furthest = max(-low, high)  # equally far on both sides is equally dark
+    if -low == high:
+        assert colour_at(scale, furthest).max() == pytest.approx(
+            colour_at(scale, low).max(), abs=0.1
+        )
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.4, 0.9), (-0.02, 0.8)])
+def test_numbers_of_one_sign_fill_a_scale_of_one_hue(low, high):
+    scale = matrices.around_zero(np.linspace(low, high, 101))
+    assert scale.look["cmap"] == "viridis"
+    assert (scale.look["vmin"], scale.look["vmax"]) == pytest.approx((low, high), abs=0.01)
+
+
+def test_a_scale_of_few_or_no_numbers_can_be_drawn():
+    for scale_of in (matrices.around_zero, matrices.from_zero_to_most):
+        for numbers in ([], [np.nan], [0.5], [0.0, 0.0], [-0.5, -0.5]):
+            look = scale_of(np.array(numbers, float)).look
+            assert look["vmin"] < look["vmax"]
 
 
 def test_chosen_layers_are_named_as_in_the_model():
@@ -194,7 +263,7 @@ def test_magnitudes_are_drawn_from_zero_or_on_a_log_scale_where_one_dominates():
     table, figure = made(pictures.token_embedding_patterns, usual())
     for kind in ("key", "value"):
         rows = of_kind(table, kind)
-        ax = image_of(figure, pictures.NAMES[kind])
+        ax = image_of(figure, NAMES[kind])
         expected = rows.pivot(index="dim", columns="position", values="mean_abs")
         np.testing.assert_array_equal(shown(ax), expected)
         assert ax.images[0].get_clim() == pytest.approx((0, rows["mean_abs"].max()))
@@ -206,13 +275,16 @@ def test_magnitudes_are_drawn_from_zero_or_on_a_log_scale_where_one_dominates():
     assert keys.images[0].get_clim()[1] == table["mean_abs"].max()
 
 
-def test_dimensions_of_each_kind_from_0_to_1():
+def test_dimensions_of_each_kind_on_a_scale_that_their_own_diagonal_does_not_stretch():
     table, figure = made(pictures.embedding_dimension_correlations, caches.mixed())
-    for kind, words in pictures.NAMES.items():
-        ax = image_of(figure, words)
+    others = table[table["dim_a"] != table["dim_b"]]["mean_abs_correlation"]
+    for kind, words in NAMES.items():
+        highest = of_kind(table, kind).query("dim_a != dim_b")["mean_abs_correlation"].max()
+        ax = image_of(figure, f"{words} (highest: {highest:.2f})")
         _, expected = clusters.similarity_matrix(table, "dimensions", kind)
-        np.testing.assert_array_equal(shown(ax), expected)
-        assert ax.images[0].get_clim() == (0, 1)
+        np.testing.assert_array_equal(shown(ax), apart(expected))
+        low, high = ax.images[0].get_clim()
+        assert low == 0 and others.median() < high <= others.max()
     assert "|Correlation|" in figure.axes[-1].get_ylabel()
 
 

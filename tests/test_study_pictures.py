@@ -38,7 +38,8 @@ def costs(n_layers: int, n_heads: int) -> pd.DataFrame:
     rows = itertools.product(range(n_layers), parts, ("removed", "noise"))
     table = pd.DataFrame([{"layer": i, "part": p, "head": h, "damage": d} for i, (p, h), d in rows])
     kl = np.geomspace(1e-7, 1, len(table))
-    return table.assign(kl_mean_nats=kl, sparsity=np.linspace(0, 1, len(table)))
+    noise = np.where(table["damage"] == "noise", 0.3, np.nan)
+    return table.assign(kl_mean_nats=kl, noise=noise, sparsity=np.linspace(0, 1, len(table)))
 
 
 def ways(unrotated=(False, True)) -> pd.DataFrame:
@@ -50,6 +51,11 @@ def ways(unrotated=(False, True)) -> pd.DataFrame:
     table["delta_perplexity_percent"] = 100 * table["kl_mean_nats"]
     spreads = {"kl_mean_nats_se": 0.01, "delta_perplexity_percent_se": 1.0}
     return table.assign(perplexity_full=10.0, **spreads)
+
+
+def heads_of(ax) -> np.ndarray:
+    """(heads, 2) where they are drawn."""
+    return ax.collections[0].get_offsets().data
 
 
 def groups(shape: str) -> pd.DataFrame:
@@ -93,6 +99,57 @@ def test_saved_bytes_and_costs_stand_on_the_row_of_their_choice():
     assert points[:, 1].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     (marks, _, _) = right.containers[0]
     assert list(marks.get_xdata()) == list(chosen["kl_mean_nats"])
+
+
+def test_a_few_percent_saved_fill_the_panel():
+    table = impact(3).assign(ratio=[1 / (1 - 0.02 * i) for i in range(1, 4) for _ in range(4)])
+    left, _ = PICTURES["pruning/pruning_impact"](table, ABOUT).axes
+    assert left.get_xlim() == pytest.approx((0, 1.25 * 0.06))
+    worse = impact(2).assign(ratio=0.9)  # masks take more than is saved
+    left, _ = PICTURES["pruning/pruning_impact"](worse, ABOUT).axes
+    assert left.get_xlim()[0] < 1 - 1 / 0.9
+
+
+def test_costs_of_heads_stand_by_layer_and_head_and_the_dearest_and_the_cheapest_are_named():
+    table = costs(30, 3)
+    figure = PICTURES["pruning/cost_of_each_part"](table, ABOUT)
+    ax = figure.axes[1]
+    rows = table[(table["part"] == "head") & (table["damage"] == "removed")]
+    points = heads_of(ax)
+    np.testing.assert_allclose(points[:, 1], rows["kl_mean_nats"])
+    assert (points[:, 0].round() == rows["layer"]).all()  # beside each other, in their layer
+    assert len(set(points[:, 0])) == len(rows)
+    named = [text.get_text() for text in ax.texts]
+    by_cost = [f"{row.layer}:{row.head}" for row in rows.sort_values("kl_mean_nats").itertuples()]
+    assert sorted(named) == sorted(by_cost[:4] + by_cost[-4:])
+    assert "30% relative error" in figure.axes[3].get_title("left")
+
+
+def test_sparsity_has_a_panel_of_its_own():
+    table = costs(5, 2)
+    figure = PICTURES["pruning/cost_of_each_part"](table, ABOUT)
+    rows = table[(table["part"] == "head") & (table["damage"] == "removed")]
+    np.testing.assert_allclose(heads_of(figure.axes[5])[:, 1], rows["sparsity"])
+    assert len(figure.axes) == 7  # with the colours of heads, and no second axis in any panel
+
+
+def test_each_point_of_fewer_dimensions_has_its_share_and_16_bits_have_a_line():
+    table = ways((False,))
+    for ax in PICTURES["embeddings/dimension_compression"](table, ABOUT).axes:
+        named = [text.get_text() for text in ax.texts]
+        assert all(named.count(share) == 5 for share in ("75%", "50%", "25%"))
+        assert [16, 16] in [list(line.get_xdata()) for line in ax.lines]
+        low, high = np.log(ax.get_xlim())
+        assert (np.log(16) - np.log(4)) / (high - low) > 0.7  # what is measured fills the panel
+
+
+def test_a_panel_without_groups_says_so():
+    table = groups("alike").assign(group_size=1, group_share=1.0)
+    for ax in PICTURES["similarity/embedding_dimension_groups"](table, ABOUT).axes[:2]:
+        assert "none is merged" in ax.texts[0].get_text()
+        assert "0.00% go together, 100.0% would be stored" in ax.get_title("left")
+    for ax in PICTURES["similarity/embedding_dimension_groups"](groups("alike"), ABOUT).axes[:2]:
+        assert not ax.texts
 
 
 def test_correlations_are_on_the_line_of_their_heuristic():

@@ -1,5 +1,6 @@
 import itertools
 
+import pandas as pd
 import pytest
 import tensorly
 import torch
@@ -7,11 +8,12 @@ from tensorly.decomposition import partial_tucker
 
 import config
 from compression.evaluate import Judge
+from compression.methods.place_by_place import content
 from compression.methods.tucker import Tucker
 from compression.methods.tucker_math import rebuilt, tucker2
 from compression.methods.tucker_ranks import _energy_table, choose_ranks, stored_bytes
 from compression.studies.base import Learned
-from compression.studies.tucker import TuckerStudy, components, layer_sensitivity
+from compression.studies.tucker import TuckerStudy, components, layer_sensitivity, with_own
 from config import UsageError
 from data.cache import KINDS
 from tests import caches, families
@@ -159,9 +161,15 @@ def test_bytes_go_where_the_error_falls_fastest():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"embedding_rank": 9}, r"`embedding_rank` is 9: .* allow 1 to 8"),
-        ({"token_rank": 11, "embedding_rank": 8}, r"`token_rank` is 11: .* allow 1 to 10"),
-        ({"token_rank": 7, "embedding_rank": 2}, r"`token_rank` is 7: .* allow 1 to 6"),
+        ({"embedding_rank": 9}, r"`embedding_rank` 9 is none .* 8 dimensions .*: give 1 to 8"),
+        (
+            {"token_rank": 11, "embedding_rank": 8},
+            r"11 is none .* 10 tokens .*: give 1 to 10",
+        ),
+        (
+            {"token_rank": 7, "embedding_rank": 2},
+            r"`token_rank` 7 is none .* rank 2: give 1 to 6",
+        ),
     ],
 )
 def test_ranks_beyond_a_mode_are_refused_with_the_largest_allowed(settings, says):
@@ -212,6 +220,51 @@ def test_components_are_the_stored_numbers():
     for row in core.itertuples():
         assert row.value == stored["2.value.core"][int(row.head), row.row, row.column].item()
     assert table.loc[table["part"] != "core", "head"].isna().all()
+
+
+@pytest.mark.parametrize("unrotated", [False, True])
+def test_kept_energy_is_that_of_the_singular_values_and_of_the_error(unrotated):
+    cache = caches.alike().in_16_bits()
+    method = Tucker(3, 2, sink_tokens=1, recent_tokens=2, unrotated_keys=unrotated)
+    table = components(method, cache, 1)
+    for kind in KINDS:
+        x = content(cache.layers[1], kind, unrotated)[:, 1:-2]
+        rows = table[table["kind"] == kind].set_index("part")
+        by_mode = {"kept_by_tokens": x.transpose(0, 1).flatten(1), "kept_by_dims": x.flatten(0, 1)}
+        for part, unfolded in by_mode.items():
+            energy = torch.linalg.svdvals(unfolded).square()
+            assert list(rows.loc[part, "row"]) == list(range(1, 1 + len(energy)))
+            assert rows.loc[part, "value"].to_numpy() == pytest.approx(
+                (energy.cumsum(0) / energy.sum()).numpy(), abs=1e-5
+            )
+        kept = rows.loc["kept"]
+        assert (kept["row"], kept["column"]) == (3, 2)
+        restored = method.compress(cache).restore().layers[1]
+        error = content(restored, kind, unrotated)[:, 1:-2] - x
+        assert kept["value"] == pytest.approx(1 - (error.norm() / x.norm()).item() ** 2, abs=5e-3)
+        for part, rank in (("kept_by_tokens", 3), ("kept_by_dims", 2)):
+            assert kept["value"] <= rows.loc[part, "value"].iloc[rank - 1] + 1e-3
+
+
+def ranks_tried(*ranks: tuple[int, int]) -> pd.DataFrame:
+    table = pd.DataFrame(ranks, columns=["token_rank", "embedding_rank"])
+    return table.assign(bits_per_value=2.0, kl_mean_nats=0.5, kl_mean_nats_se=0.1, texts=2)
+
+
+def test_the_setting_of_the_run_is_marked_among_the_ranks_tried_or_added():
+    own = pd.Series({"bits_per_value": 3.0, "kl_mean_nats": 0.2, "kl_mean_nats_se": 0.01, "x": "y"})
+    own["texts"] = 2
+    tried = ranks_tried((2, 4), (8, 4))
+    among = with_own(tried, own, Tucker(8, 4))
+    pd.testing.assert_frame_equal(among.drop(columns="own"), tried)
+    assert list(among["own"]) == [False, True]
+    added = with_own(tried, own, Tucker(8, 8))
+    assert added["own"].tolist() == [False, False, True]
+    assert added[["token_rank", "embedding_rank", "bits_per_value"]].iloc[2].tolist() == [8, 8, 3.0]
+    assert list(added) == [*tried, "own"]
+    by_layer = with_own(tried, own, Tucker(None, None, energy=0.9))
+    assert by_layer["own"].tolist() == [False, False, True]
+    assert by_layer[["token_rank", "embedding_rank"]].iloc[2].isna().all()
 
 
 def test_a_close_look_skips_ranks_that_do_not_exist(monkeypatch):

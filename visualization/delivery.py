@@ -1,20 +1,24 @@
-"""One run of the command line from its tables to its files: pictures are drawn while the model
-works, the phases are timed, and all results take their names together at the end."""
+"""One run of the command line from its tables to its files and what is said of them: pictures are
+drawn while the model works, and all results take their names together at the end."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data.texts import printable
 from visualization.catalogue import PICTURES
 from visualization.drawing import Drawing
 from visualization.output import OutputFolder
+from visualization.terminal import layout
 from visualization.terminal.flags import as_flags
 from visualization.terminal.record import RunRecord
+from visualization.terminal.session import Session
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from visualization.main_tables import MainTable
 
 REPORT = "report.html"
 POOLED = "spectrum/"  # tables of all tokens of all texts, of which there is no mean
@@ -49,19 +53,23 @@ class Text(Protocol):
 class Delivery:
     """A context for one run; what was not committed when it ends is dropped."""
 
-    def __init__(self, settings: Mapping[str, Any], started: float, workers: int = 0) -> None:
-        """settings: the flags of the run. started: see `RunRecord`. workers: see `Drawing`."""
+    def __init__(self, settings: Mapping[str, Any], session: Session) -> None:
+        """settings: the flags of the run."""
         self.settings = settings
+        self.phase = session.phase
+        self._session = session
+        self._picture_format = settings["format"]
         self.output = OutputFolder(settings["output_dir"], settings["text_file"])
-        pictures = (f"{stem}.{ending}" for stem in PICTURES for ending in ("png", "csv"))
+        endings = (self._picture_format, "csv")
+        pictures = (f"{stem}.{ending}" for stem in PICTURES for ending in endings)
         self.output.refuse_to_replace_the_text([*pictures, f"{settings['mode']}.json", REPORT])
-        self.record = RunRecord(started)
-        self._drawing = Drawing(workers)
+        self._drawing = Drawing(session.workers)
         self._contexts = ExitStack()
+        self._tables: dict[str, pd.DataFrame] = {}
 
     def __enter__(self) -> "Delivery":
         with ExitStack() as contexts:
-            for context in (self.record, self.output, self._drawing):
+            for context in (self.output, self._drawing):
                 contexts.enter_context(context)
             self._contexts = contexts.pop_all()
         return self
@@ -69,12 +77,10 @@ class Delivery:
     def __exit__(self, *_: object) -> None:
         self._contexts.close()
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        return self.record.phase(name)
-
     def draw(self, model: str, tables: "Mapping[str, pd.DataFrame]", texts: Sequence[Text]) -> None:
         """Write tables, and have the pictures drawn that they feed; each names the model and the
         texts that it is of: the mean of several where it has a column `texts`, else the first."""
+        self._tables |= tables
         with self.phase("drawing"):
             for stem, table in tables.items():
                 if stem in PICTURES and not len(table):
@@ -82,39 +88,64 @@ class Delivery:
                 if stem in PICTURES:
                     together = "" if stem.startswith(POOLED) else "mean of "
                     about = f"{model} · {_of_texts(texts, 'texts' in table, together)}"
-                    self.output.draw(self._drawing, stem, table, about)
+                    self.output.draw(self._drawing, stem, table, about, self._picture_format)
                 named = {"model": model, **_of_which(texts, table)}
                 named = {k: v for k, v in named.items() if k not in table}
                 self.output.table(stem, table.assign(**named))
 
     def commit(self, model: Model, texts: Sequence[Text], facts: Mapping[str, Any]) -> list[str]:
         """Wait for the pictures, then give all files their names, the manifest last; returns the
-        paths. facts: of the manifest, beside those that `RunRecord.manifest` knows."""
+        paths. facts: of the manifest, beside those that `RunRecord.manifest` knows; what it says of
+        times ends before the report, which shows them."""
         with self.phase("drawing"):
             self.output.wait_for(self._drawing)
-        self.record.close()
-        self.record.device_peak_nbytes = model.device_peak_nbytes
+        self._record = RunRecord(self._session.progress.taken(), model.device_peak_nbytes)
         mode = self.settings["mode"]
         read = [text.facts for text in texts]
-        manifest = self.record.manifest(mode, self.settings, model.facts, read)
+        manifest = self._record.manifest(mode, self.settings, model.facts, read)
+        self._session.results.add(**manifest)
         with self.phase("report"):
             page = (REPORT, _explorer)
-            return self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)}, page)
+            files = self.output.commit(f"{mode}.json", {**manifest, **_shown(facts)}, page)
+        self._record = self._record.longer(self._session.progress.taken())
+        return files
 
-    def told(
+    def tell(
         self,
         said: Mapping[str, Sequence[str]],
         files: Sequence[str],
         generated: Mapping[str, str] | None = None,
-    ) -> str:
-        """What a run has to say, by headings, then what the model itself says, files and times."""
-        lines = []
-        for title, sentences in said.items():
-            lines += [f"{title}:", *(f"  - {as_flags(line)}" for line in sentences), ""]
-        for title, text in (generated or {}).items():
-            lines += [f"{title}:", f"  {text}", ""]
-        lines += ["Files:", *(f"  - {file}" for file in files), ""]
-        return "\n".join([*lines, self.record.timing_line()])
+    ) -> None:
+        """What a run has to say, by headings, its main table, what the model itself says, then
+        files and times."""
+        from visualization import main_tables
+
+        self._session.progress.finish()
+        results, generated = self._session.results, generated or {}
+        table = main_tables.of(self._tables)
+        results.add(
+            findings={title: [as_flags(x) for x in lines] for title, lines in said.items()},
+            table=None if table is None else table.facts,
+            generated=generated,
+            files=list(files),
+        )
+        paper = results.paper
+        lines = layout.findings(said, paper)
+        if table is not None:
+            lines += layout.table(self._grid(table), paper)
+        lines += layout.paragraphs(generated, paper)
+        lines += ["Files:", *(f"  - {printable(file)}" for file in files), ""]
+        results.say("\n".join([*lines, *layout.paragraph(self._record.timing_line(), paper)]))
+
+    def _grid(self, table: "MainTable") -> layout.Grid:
+        """The main table as text, with what is left out of it and where that is."""
+        note = ""
+        if table.n_left_out:
+            file = self.output.folder / f"{table.choice.stem}.csv"
+            note = f"{table.n_left_out} more of its {len(table.rows)} rows are in {file}."
+        headers = [column.header for column in table.columns]
+        cells = table.cells
+        return layout.Grid(table.title, headers, cells, table.are_numbers, table.strong, note)
 
 
 def _explorer(folder: Path, staged: Path) -> str:
@@ -127,7 +158,7 @@ def _of_which(texts: Sequence[Text], table: "pd.DataFrame") -> dict[str, str]:
     """Source, title and index of the text of a table, or of those that it is the mean of; of what
     has a row for each text, the source alone."""
     names = {"text_source": texts[0].source}
-    if "index" in table:
+    if "index" in table or "text_index" in table:
         return names
     if len(texts) > 1 and ("texts" in table):
         which = f"{texts[0].number} to {texts[-1].number}"

@@ -63,7 +63,8 @@ class Drawing:
         self._end()
 
     def submit(self, stem: str, table: "pd.DataFrame", about: str, path: str | Path) -> None:
-        """Draw the picture `stem` of a table, which may change afterwards, into a PNG file.
+        """Draw the picture `stem` of a table, which may change afterwards, into a file, in the
+        format that its ending says.
 
         It is drawn under the constants of config.py as they are now. Raises what went wrong with
         an earlier picture, if that is known already.

@@ -48,10 +48,18 @@ class OutputFolder:
     def __exit__(self, *_: object) -> None:
         self._staged_files.close()
 
-    def draw(self, drawing: "Drawing", stem: str, table: "pd.DataFrame", about: str) -> None:
-        """Have `stem`.png drawn from its table; it is there after `wait_for`."""
+    def draw(
+        self,
+        drawing: "Drawing",
+        stem: str,
+        table: "pd.DataFrame",
+        about: str,
+        picture_format: str = "png",
+    ) -> None:
+        """Have the picture `stem` drawn from its table, in one of `vocabulary.PICTURE_FORMATS`; it
+        is there after `wait_for`."""
         with self._in_one_sentence():
-            drawing.submit(stem, table, about, self._staged(f"{stem}.png"))
+            drawing.submit(stem, table, about, self._staged(f"{stem}.{picture_format}"))
 
     def wait_for(self, drawing: "Drawing") -> None:
         """Until all pictures are there; raises what kept one from being drawn."""

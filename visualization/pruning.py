@@ -4,17 +4,21 @@ import textwrap
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import config
+from visualization.naming import Name, name_points
 from visualization.style import (
     ACCENT,
     COLOURS,
+    KINDS,
     NAMES,
     SAFE,
     Look,
     Spaces,
+    beside,
     figure,
     from_zero,
     log_from,
@@ -27,6 +31,9 @@ from visualization.style import (
 CONTROL = "#8a8a8a"
 PART_NAMES = {"key": "keys of a layer", "value": "values of a layer", "head": "KV heads"}
 PART_COLOURS = {**COLOURS, "head": "#6b4c9a"}
+HEAD_MAP = "viridis"
+SIDE_BY_SIDE = 0.7  # of the room of a layer that its heads take
+NAMED = 4  # heads at each end
 DAMAGE_NAMES = {"removed": "removed", "noise": "disturbed by noise of equal relative error"}
 
 
@@ -46,7 +53,8 @@ def pruning_impact(table: pd.DataFrame, about: str) -> Figure:
         saved = 1 - 1 / row.ratio
         left.text(max(saved, 0), place, f" {saved:.1%}", va="center", fontsize=9)
     left.set_yticks(places, [textwrap.fill(choice, 46) for choice in choices])
-    left.set_xlim(min(0, (1 - 1 / chosen["ratio"]).min()), 1)
+    share = 1 - 1 / chosen["ratio"]
+    left.set_xlim(min(0, 1.1 * share.min()), max(1.25 * share.max(), 0.01))  # with its number
     left.invert_yaxis()
     left.set_xlabel("Share of the bytes saved, masks counted")
     percent(left.xaxis)
@@ -100,37 +108,76 @@ def heuristics_on_trial(table: pd.DataFrame, about: str) -> Figure:
 
 @styled
 def cost_of_each_part(table: pd.DataFrame, about: str) -> Figure:
-    """Measured KL when one part alone is removed (above) or disturbed (below), over layers: keys
-    and values of layers on the left, KV heads on the right; their sparsity as a thin line."""
+    """Over layers, keys and values of layers on the left, KV heads on the right: measured KL when
+    one part alone is removed, when it alone is disturbed, and, below, its sparsity."""
     title = "What each part is worth: measured KL when it alone is damaged"
-    fig, axes = figure(title, about, (15, 8.5), 2, 2, gap=(1.5, 1.0), right=0.9)
-    for row, (damage, words) in zip(axes, DAMAGE_NAMES.items(), strict=True):
+    spaces: Spaces = {"gap": (1.0, 0.55), "right": 1.25, "sharex": "col"}
+    fig, axes = figure(title, about, (15, 11), 3, 2, **spaces)
+    for row, damage in zip(axes, DAMAGE_NAMES, strict=False):
         rows = table[table["damage"] == damage]
-        for ax, parts in zip(row, (("key", "value"), ("head",)), strict=True):
-            _costs(ax, rows[rows["part"].isin(parts)], parts)
-            names = "One layer's keys, or values" if len(parts) == 2 else "One KV head"
-            ax.set_title(f"{names}, {words.split(' of ')[0]}", loc="left")
+        done = "removed"
+        if damage == "noise":
+            done = f"disturbed by noise of {rows['noise'].max():.0%} relative error"
+        for ax, part in zip(row, ("layer", "head"), strict=True):
+            _costs(ax, _of_part(rows, part))
+            names = "One KV head" if part == "head" else "One layer's keys, or values"
+            ax.set_title(f"{names}, {done}", loc="left")
+    once = table[table["damage"] == "removed"]
+    for ax, part in zip(axes[-1], ("layer", "head"), strict=True):
+        rows = _of_part(once, part)
+        _parts(ax, rows, "sparsity")
+        ax.set_title("Their sparsity, a heuristic", loc="left")
+        from_zero(ax, rows["sparsity"].max())
+        percent(ax.yaxis)
+        ax.set_ylabel("Sparsity")
+        ax.set_xlabel("Layer")
+        ax.set_xlim(table["layer"].min() - 0.8, table["layer"].max() + 0.8)
+        whole_numbers(ax.xaxis)
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    _head_bar(fig, axes[0, 1])
     return fig
 
 
-def _costs(ax: Axes, rows: pd.DataFrame, parts: tuple[str, ...]) -> None:
+def _of_part(rows: pd.DataFrame, part: str) -> pd.DataFrame:
+    return rows[(rows["part"] == "head") == (part == "head")]
+
+
+def _costs(ax: Axes, rows: pd.DataFrame) -> None:
     floor = log_from(ax, rows["kl_mean_nats"], axis="y")
-    beside = ax.twinx()
-    for part in parts:
-        own = rows[rows["part"] == part]
-        name = {**NAMES, "head": "KV heads"}[part]
-        colour = PART_COLOURS[part]
-        ax.plot(
-            own["layer"], own["kl_mean_nats"].clip(lower=floor), "o", ms=5, color=colour, label=name
-        )
-        mean = own.groupby("layer")["sparsity"].mean()
-        beside.plot(mean.index, mean, "-", lw=1, alpha=0.6, color=colour)
-    beside.grid(False)
-    beside.set_ylabel("Sparsity (thin line)")
-    from_zero(beside, rows["sparsity"].max())
-    percent(beside.yaxis)
-    ax.set_xlabel("Layer")
+    rows = rows.assign(kl_mean_nats=rows["kl_mean_nats"].clip(lower=floor))
+    ax.set_xlim(rows["layer"].min() - 0.8, rows["layer"].max() + 0.8)
+    points = _parts(ax, rows, "kl_mean_nats")
     ax.set_ylabel("KL (nats per token)")
-    whole_numbers(ax.xaxis)
     plain_log(ax.yaxis)
-    ax.legend(loc="upper right", bbox_to_anchor=(1, 1.1), ncols=2)
+    if (rows["part"] == "head").all():
+        dearest = rows.nlargest(NAMED, "kl_mean_nats")
+        cheapest = rows.drop(dearest.index).nsmallest(NAMED, "kl_mean_nats")
+        names = [
+            Name(f"{rows['layer'][i]}:{rows['head'][i]}", *points[i], "#222222")
+            for i in [*dearest.index, *cheapest.index]
+        ]
+        name_points(ax, names, points.values())
+
+
+def _parts(ax: Axes, rows: pd.DataFrame, column: str) -> dict[int, tuple[float, float]]:
+    """A point for each part, heads of a layer side by side; where each row's point is."""
+    if (rows["part"] == "head").all():
+        n_heads = rows["head"].max() + 1
+        x = rows["layer"] + SIDE_BY_SIDE * ((rows["head"] + 0.5) / n_heads - 0.5)
+        size = 26 if len(rows) <= 300 else 9
+        shades = colormaps[HEAD_MAP].resampled(n_heads)
+        look: Look = {"c": rows["head"], "cmap": shades, "vmin": -0.5, "vmax": n_heads - 0.5}
+        ax.scatter(x, rows[column], s=size, lw=0, **look)
+    else:
+        x = rows["layer"]
+        for kind in KINDS:
+            own = rows[rows["part"] == kind]
+            ax.plot(own["layer"], own[column], "o", ms=5, color=COLOURS[kind], label=NAMES[kind])
+    return dict(zip(rows.index, zip(x, rows[column], strict=True), strict=True))
+
+
+def _head_bar(fig: Figure, ax: Axes) -> None:
+    """The colours of heads; named are layer and head."""
+    bar = beside(fig, ax, ax.collections[0])
+    bar.set_label(f"KV head (named, as layer:head:\nthe {NAMED} dearest, the {NAMED} cheapest)")
+    whole_numbers(bar.ax.yaxis)

@@ -1,31 +1,45 @@
 """Pictures of how alike layers, heads, tokens and dimensions are."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from visualization.bands import n_texts
-from visualization.style import KINDS, MISSING, Look, Spaces, beside, figure, plain_log, styled
+from visualization.matrices import (
+    NAMES,
+    Scale,
+    around_zero,
+    counted_positions,
+    edges,
+    from_zero_to_most,
+    grid_of_panels,
+    kinds_of,
+    label_outside,
+    name_ticks,
+    panels,
+    round_numbers,
+    shared_bar,
+    show,
+    square,
+    without_diagonal,
+)
+from visualization.style import ACCENT, KINDS, Look, beside, figure, plain_log, styled
 
-NAMES = {"key": "Keys as stored", "unrotated_key": "Unrotated keys", "value": "Values"}
-SIGNED: Look = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
-SHARE: Look = {"cmap": "viridis", "vmin": 0, "vmax": 1}
-LAYER_MEASURES = {  # column: its name in titles, what its colour bar says, its colours
-    "cosine": ("cosine", "Cosine of all entries", SIGNED),
-    "cka": ("CKA", "Linear CKA", SHARE),
-    "subspace": ("subspaces", "Overlap of {rank} leading directions\n(mean squared cosine)", SHARE),
+SHARE = Scale({"cmap": "viridis", "vmin": 0, "vmax": 1})
+LAYER_MEASURES = {  # column: its name in titles, what its colour bar says
+    "cosine": ("cosine", "Cosine of all entries"),
+    "cka": ("CKA", "Linear CKA"),
+    "subspace": ("subspaces", "Overlap of {rank} leading directions\n(mean squared cosine)"),
 }
-HEAD_MEASURES = {
-    "cosine": ("|cosine|", "|Cosine| of all entries", SHARE),
-    "cka": ("CKA", "Linear CKA", SHARE),
-}
-TICK_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+HEAD_MEASURES = {"cosine": ("|cosine|", "|Cosine| of all entries"), "cka": ("CKA", "Linear CKA")}
+ITSELF = "\n(grey: of one with itself)"
+LARGEST_PANEL, HEADS_PER_INCH = 6.2, 15  # inches, and names that can be read in one
+Head = tuple[int, int]  # of a layer
+COSINE_OF_TOKENS = f"Cosine of two tokens{ITSELF}"
 OUTLIERS = 10  # times the median: entries so large leave a linear scale to themselves
 
 
@@ -33,38 +47,74 @@ OUTLIERS = 10  # times the median: entries so large leave a linear scale to them
 def layer_similarity_matrix(table: pd.DataFrame, about: str) -> Figure:
     """Layers by layers: a row for each measure, a column for each kind."""
     layers = np.unique(table["layer_a"])
-    title = f"Similarity of layers at {_n_positions(table)}"
+    title = f"Similarity of layers at {counted_positions(table)}"
     panel_side = 3.2 if len(layers) <= 40 else 4.2
-    fig, axes, kinds = _panels(title, about, table, len(LAYER_MEASURES), panel_side)
+    fig, axes, kinds = panels(title, about, table, len(LAYER_MEASURES), panel_side)
     places = {f"layer_{end}": np.searchsorted(layers, table[f"layer_{end}"]) for end in "ab"}
     table = table.assign(**places)
-    for row, (measure, (name, label, look)) in zip(axes, LAYER_MEASURES.items(), strict=True):
-        for ax, kind in zip(row, kinds, strict=True):
-            rows = table[table["kind"] == kind]
-            _show(ax, _square(rows, "layer", measure), look)
-            _name_ticks(ax, layers, most=16)
-            ax.set_title(f"{NAMES[kind]}: {name}" + _chance(rows, measure))
-        _bar(fig, row, label.format(rank=table["rank"].iloc[0]))
-    _label(axes, "Layer")
+    for row, (measure, (name, label)) in zip(axes, LAYER_MEASURES.items(), strict=True):
+        grids = {kind: square(table[table["kind"] == kind], "layer", measure) for kind in kinds}
+        scale = SHARE
+        if measure == "cosine":
+            grids = {kind: without_diagonal(grid) for kind, grid in grids.items()}
+            scale, label = around_zero(np.stack(list(grids.values()))), label + ITSELF
+        for ax, (kind, grid) in zip(row, grids.items(), strict=True):
+            show(ax, grid, scale.look)
+            name_ticks(ax, layers, most=16)
+            chance = _chance(table[table["kind"] == kind], measure)
+            ax.set_title(f"{NAMES[kind]}: {name}{chance}")
+        shared_bar(fig, row, label.format(rank=table["rank"].iloc[0]), scale.extend)
+    label_outside(axes, "Layer")
     return fig
 
 
 @styled
 def head_similarity_matrix(table: pd.DataFrame, about: str) -> Figure:
-    """KV heads of all layers by each other, similar ones side by side: |cosine| above, CKA
-    below, a column for each kind, which has its own order."""
-    title = f"Similarity of KV heads at {_n_positions(table)}"
-    fig, axes, kinds = _panels(title, about, table, len(HEAD_MEASURES), 4.3, bottom=0.85)
-    for row, (measure, (name, label, look)) in zip(axes, HEAD_MEASURES.items(), strict=True):
-        for ax, kind in zip(row, kinds, strict=True):
-            rows = table[table["kind"] == kind]
-            _show(ax, np.abs(_square(rows, "order", measure)), look)
-            _name_ticks(ax, _heads_in_order(rows), most=30, turned=True)
-            ax.set_title(f"{NAMES[kind]}: {name}" + _chance(rows, measure))
-        of_means = n_texts(table) > 1 and measure == "cosine"  # signs of texts may differ
-        _bar(fig, row, "|Mean cosine over texts|" if of_means else label)
-    _label(axes, "Layer:head, clustered by CKA")
+    """KV heads of all layers by each other: |cosine| above, CKA below, a column for each kind. All
+    panels have one order, in which similar heads by the first kind's CKA are side by side; a ring
+    is around the pair of each panel that is most alike."""
+    title = f"Similarity of KV heads at {counted_positions(table)}"
+    first = kinds_of(table)[0]
+    heads = _heads_in_order(table[table["kind"] == first])
+    names = [f"{layer}:{head}" for layer, head in heads]
+    side = min(LARGEST_PANEL, max(4.3, len(heads) / HEADS_PER_INCH))
+    shape = len(HEAD_MEASURES), len(kinds_of(table))
+    fig, axes = grid_of_panels(title, about, shape, side, bottom=0.85, head=0.65)
+    by_kind = {k: _ordered(table[table["kind"] == k], heads) for k in kinds_of(table)}
+    for row, (measure, (name, label)) in zip(axes, HEAD_MEASURES.items(), strict=True):
+        grids = {k: np.abs(square(rows, "order", measure)) for k, rows in by_kind.items()}
+        scale = SHARE
+        if measure == "cosine":
+            label = "|Mean cosine over texts|" if n_texts(table) > 1 else label  # signs may differ
+            grids = {kind: without_diagonal(grid) for kind, grid in grids.items()}
+            scale, label = from_zero_to_most(np.stack(list(grids.values()))), label + ITSELF
+        for ax, (kind, grid) in zip(row, grids.items(), strict=True):
+            show(ax, grid, scale.look)
+            name_ticks(ax, names, int(side * HEADS_PER_INCH), turned=True)
+            nearest = _ring(ax, grid, heads)
+            ax.set_title(f"{NAMES[kind]}: {name}{_chance(by_kind[kind], measure)}{nearest}")
+        shared_bar(fig, row, label, scale.extend)
+    label_outside(axes, f"Layer:head, all panels clustered by CKA of {NAMES[first].lower()}")
     return fig
+
+
+def _ordered(rows: pd.DataFrame, heads: Sequence[Head]) -> pd.DataFrame:
+    """Pairs with the places of both among `heads`."""
+    places = pd.MultiIndex.from_tuples(heads)
+    ends = {x: pd.MultiIndex.from_frame(rows[[f"layer_{x}", f"head_{x}"]]) for x in "ab"}
+    return rows.assign(**{f"order_{x}": places.get_indexer(end) for x, end in ends.items()})
+
+
+def _ring(ax: Axes, grid: np.ndarray, heads: Sequence[Head]) -> str:
+    """Mark the two different heads that are most alike; returns their names, for the title."""
+    others = np.where(np.triu(np.ones(grid.shape), 1) > 0, grid, np.nan)
+    if np.isnan(others).all():
+        return ""
+    a, b = np.unravel_index(np.nanargmax(others), others.shape)
+    look: Look = {"s": 110, "facecolors": "none", "edgecolors": ACCENT, "lw": 1.5}
+    ax.scatter([b, a], [a, b], **look)
+    pair = " and ".join(f"{layer}:{head}" for layer, head in sorted((heads[a], heads[b])))
+    return f"\nmost alike: {pair} ({others[a, b]:.2f})"
 
 
 def _chance(rows: pd.DataFrame, measure: str) -> str:
@@ -75,52 +125,54 @@ def _chance(rows: pd.DataFrame, measure: str) -> str:
     return f" (chance: {rows[column].mean():.2f})"
 
 
-def _heads_in_order(rows: pd.DataFrame) -> list[str]:
+def _heads_in_order(rows: pd.DataFrame) -> list[Head]:
     own = rows[rows["order_a"] == rows["order_b"]].sort_values("order_a")
-    return [f"{layer}:{head}" for layer, head in zip(own["layer_a"], own["head_a"], strict=True)]
+    return list(zip(own["layer_a"], own["head_a"], strict=True))
 
 
 @styled
 def token_similarity_matrix(table: pd.DataFrame, about: str) -> Figure:
     """Tokens by tokens, one panel for each kind."""
-    title = f"Similarity of tokens, mean over layers, at {_n_positions(table)}"
-    fig, axes, kinds = _panels(title, about, table, 1, 4.0)
+    title = f"Similarity of tokens, mean over layers, at {counted_positions(table)}"
+    fig, axes, kinds = panels(title, about, table, 1, 4.0)
+    scale = _cosines(table)
     for ax, kind in zip(axes[0], kinds, strict=True):
-        _show_positions(ax, table[table["kind"] == kind])
+        _show_positions(ax, table[table["kind"] == kind], scale.look)
         ax.set_title(NAMES[kind])
-    _bar(fig, axes[0], "Cosine of two tokens, over heads and dims")
-    _label(axes, "Token position")
+    shared_bar(fig, axes[0], COSINE_OF_TOKENS, scale.extend)
+    label_outside(axes, "Token position")
     return fig
 
 
 @styled
 def token_kv_similarity_matrices(table: pd.DataFrame, about: str) -> Figure:
     """Tokens by tokens: a row for each kind, a column for each chosen layer."""
-    title = f"Similarity of tokens, layer by layer, at {_n_positions(table)}"
-    layers, kinds = table["layer"].unique(), _kinds(table)
-    fig, axes = _grid_of_panels(title, about, (len(kinds), len(layers)), 2.7)
+    title = f"Similarity of tokens, layer by layer, at {counted_positions(table)}"
+    layers, kinds = table["layer"].unique(), kinds_of(table)
+    fig, axes = grid_of_panels(title, about, (len(kinds), len(layers)), 2.7)
     for row, kind in zip(axes, kinds, strict=True):
+        rows = table[table["kind"] == kind]
+        scale = _cosines(rows)
         for ax, layer in zip(row, layers, strict=True):
-            chosen = (table["kind"] == kind) & (table["layer"] == layer)
-            _show_positions(ax, table[chosen])
+            _show_positions(ax, rows[rows["layer"] == layer], scale.look)
             ax.set_title(f"{NAMES[kind]}, layer {layer}")
-        _bar(fig, row, "Cosine of two tokens,\nover heads and dims")
-    _label(axes, "Token position")
+        shared_bar(fig, row, COSINE_OF_TOKENS, scale.extend)
+    label_outside(axes, "Token position")
     return fig
 
 
 @styled
 def token_embedding_patterns(table: pd.DataFrame, about: str) -> Figure:
     """Dimensions by token positions, keys above and values below, each on its own scale."""
-    title = f"Magnitude of each dimension at {_n_positions(table)}"
+    title = f"Magnitude of each dimension at {counted_positions(table)}"
     fig, axes = figure(title, about, (14, 8), 2, 1, gap=(0, 0.75), right=1.1)
     for ax, kind in zip(axes, KINDS, strict=True):
         rows = table[table["kind"] == kind]
         grid = rows.pivot(index="dim", columns="position", values="mean_abs")
-        left, right = _edges(grid.columns)
+        left, right = edges(grid.columns)
         extent = (left, right, -0.5, len(grid) - 0.5)
-        _show(ax, grid.to_numpy(), _magnitudes(grid.to_numpy()), extent=extent, origin="lower")
-        _round_numbers(ax, most=16)
+        show(ax, grid.to_numpy(), _magnitudes(grid.to_numpy()), extent=extent, origin="lower")
+        round_numbers(ax, most=16)
         ax.set_title(NAMES[kind], loc="left")
         ax.set_ylabel("Dimension")
         bar = beside(fig, ax, ax.images[0])
@@ -142,116 +194,35 @@ def _magnitudes(grid: np.ndarray) -> Look:
 
 @styled
 def embedding_dimension_correlations(table: pd.DataFrame, about: str) -> Figure:
-    """Dimensions by dimensions, one panel for each kind."""
-    title = f"Correlation of embedding dimensions over {_n_positions(table)}"
-    fig, axes, kinds = _panels(title, about, table, 1, 4.0)
+    """Dimensions by dimensions, one panel for each kind; what a dimension has with itself is left
+    out, for the others to be told apart."""
+    title = f"Correlation of embedding dimensions over {counted_positions(table)}"
+    fig, axes, kinds = panels(title, about, table, 1, 4.0)
+    others = table[table["dim_a"] != table["dim_b"]]
+    scale = from_zero_to_most(others["mean_abs_correlation"])
     for ax, kind in zip(axes[0], kinds, strict=True):
-        _show(ax, _square(table[table["kind"] == kind], "dim", "mean_abs_correlation"), SHARE)
-        ax.set_title(NAMES[kind])
-        _round_numbers(ax, most=16)
-    _bar(fig, axes[0], "|Correlation|, mean over layers and heads")
-    _label(axes, "Dimension")
+        grid = square(table[table["kind"] == kind], "dim", "mean_abs_correlation")
+        show(ax, without_diagonal(grid), scale.look)
+        highest = others.loc[others["kind"] == kind, "mean_abs_correlation"].max()
+        ax.set_title(NAMES[kind] + (f" (highest: {highest:.2f})" if pd.notna(highest) else ""))
+        round_numbers(ax, most=16)
+    label = "|Correlation|, mean over layers and heads"
+    shared_bar(fig, axes[0], label + ITSELF, scale.extend)
+    label_outside(axes, "Dimension")
     return fig
 
 
-def _n_positions(table: pd.DataFrame) -> str:
-    n = table["n_positions"].iloc[0]
-    return f"{n} token positions" if n != 1 else "1 token position"
+def _cosines(rows: pd.DataFrame) -> Scale:
+    return around_zero(rows.loc[rows["position_a"] != rows["position_b"], "cosine"])
 
 
-def _kinds(table: pd.DataFrame) -> list[str]:
-    return [kind for kind in NAMES if (table["kind"] == kind).any()]
-
-
-def _panels(
-    title: str,
-    about: str,
-    table: pd.DataFrame,
-    n_rows: int,
-    panel_side: float,
-    bottom: float = 0.65,
-) -> tuple[Figure, np.ndarray, list[str]]:
-    """A figure, its axes (rows, kinds), and the kinds."""
-    kinds = _kinds(table)
-    shape = n_rows, len(kinds)
-    return *_grid_of_panels(title, about, shape, panel_side, bottom), kinds
-
-
-def _grid_of_panels(
-    title: str, about: str, shape: tuple[int, int], panel_side: float, bottom: float = 0.65
-) -> tuple[Figure, np.ndarray]:
-    """Nearly square panels with sides of `panel_side` inches, with room for a colour bar at the end
-    of each row."""
-    (rows, columns), gap = shape, (0.6, 0.75)
-    width = max(8, 0.95 + columns * panel_side + (columns - 1) * gap[0] + 1.25)
-    height = 1.0 + rows * panel_side + (rows - 1) * gap[1] + bottom
-    spaces: Spaces = {"gap": gap, "right": 1.25, "bottom": bottom, "squeeze": False}
-    return figure(title, about, (width, height), rows, columns, **spaces)
-
-
-def _square(rows: pd.DataFrame, name: str, value: str) -> np.ndarray:
-    """(n, n), symmetric, from pairs of the places 0, 1, ... in columns `name`_a and `name`_b."""
-    a, b = rows[f"{name}_a"].to_numpy(), rows[f"{name}_b"].to_numpy()
-    grid = np.full((a.max() + 1, a.max() + 1), np.nan)
-    grid[a, b] = grid[b, a] = rows[value]
-    return grid
-
-
-def _show(ax: Axes, grid: np.ndarray, look: Look, **placed: Any) -> None:
-    """A matrix; grey where there is nothing to compare."""
-    ax.imshow(grid, aspect="auto", **look, **placed)
-    ax.set_facecolor(MISSING)
-    ax.grid(False)
-    if np.isnan(grid).all():
-        where: Look = {"ha": "center", "va": "center", "transform": ax.transAxes}
-        ax.text(0.5, 0.5, "nothing to compare", **where)
-
-
-def _show_positions(ax: Axes, rows: pd.DataFrame) -> None:
+def _show_positions(ax: Axes, rows: pd.DataFrame, look: Look) -> None:
     """Tokens by tokens, where they stand in the text."""
     positions = np.unique(rows["position_a"])
     places = {
         f"position_{end}": np.searchsorted(positions, rows[f"position_{end}"]) for end in "ab"
     }
-    left, right = _edges(positions)
-    grid = _square(rows.assign(**places), "position", "cosine")
-    _show(ax, grid, SIGNED, extent=(left, right, right, left))
-    _round_numbers(ax, most=8)
-
-
-def _round_numbers(ax: Axes, most: int) -> None:
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(most, integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
-
-
-def _edges(positions: np.ndarray) -> tuple[float, float]:
-    """Where cells of evenly spread positions begin and end."""
-    first, last = positions[0], positions[-1]
-    half = (last - first) / (len(positions) - 1) / 2 if len(positions) > 1 else 0.5
-    return first - half, last + half
-
-
-def _name_ticks(
-    ax: Axes, names: Sequence[object] | np.ndarray, most: int, turned: bool = False
-) -> None:
-    """Names at as many cells as can be read, at most `most` of them."""
-    step = next((s for s in TICK_STEPS if len(names) <= s * most), len(names))
-    places, labels = range(0, len(names), step), [str(name) for name in names[::step]]
-    ax.set_xticks(places, labels, rotation=90 if turned else 0)
-    ax.set_yticks(places, labels)
-    if turned:
-        ax.tick_params(labelsize=7)
-
-
-def _bar(fig: Figure, row: Sequence[Axes], label: str) -> None:
-    """The colour bar that a row of panels shares."""
-    grey = any(np.isnan(np.ma.asarray(ax.images[0].get_array()).filled(np.nan)).any() for ax in row)
-    beside(fig, row[-1], row[-1].images[0]).set_label(label + "\n(grey: no comparison)" * grey)
-
-
-def _label(axes: np.ndarray, label: str) -> None:
-    """What the axes mean, at the left and at the bottom of a grid of panels."""
-    for ax in axes[:, 0]:
-        ax.set_ylabel(label)
-    for ax in axes[-1]:
-        ax.set_xlabel(label)
+    left, right = edges(positions)
+    grid = square(rows.assign(**places), "position", "cosine")
+    show(ax, without_diagonal(grid), look, extent=(left, right, right, left))
+    round_numbers(ax, most=8)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, TypedDict, Unpack, overload
+from typing import IO, Any, Literal, TypedDict, Unpack, overload
 
 import matplotlib
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import Collection
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -48,6 +49,14 @@ RC: dict[Any, object] = {  # matplotlib would have each name as a literal
     "ytick.labelsize": 9,
 }
 
+MOST_PARTS = 2000  # of a part of a picture that is still made of shapes in PDF and SVG
+VECTOR: dict[Any, object] = {
+    "svg.fonttype": "path",  # looks the same where the font is not at hand
+    "svg.hashsalt": "kv-cache-visualization",  # names of parts that are not drawn by chance
+    "pdf.fonttype": 42,  # text that can be searched
+}
+UNDATED = {".svg": "Date", ".pdf": "CreationDate"}
+
 Draw = Callable[[pd.DataFrame, str], Figure]
 Look = dict[str, Any]  # named arguments of a function of matplotlib
 
@@ -60,7 +69,7 @@ class Spaces(TypedDict, total=False):
     bottom: float
     left: float
     head: float
-    sharex: bool
+    sharex: bool | Literal["col"]
     sharey: bool
     squeeze: bool
 
@@ -114,7 +123,7 @@ def figure(
     bottom: float = 0.65,
     left: float = 0.95,
     head: float = 0.4,
-    sharex: bool = False,
+    sharex: bool | Literal["col"] = False,
     sharey: bool = False,
     squeeze: bool = True,
 ) -> tuple[Figure, Axes | np.ndarray]:
@@ -151,16 +160,32 @@ def figure(
 
 
 def save(fig: Figure, path: str | Path | IO[bytes]) -> None:
-    """Write a PNG. Compressed quickly: the best compression takes as long as all the drawing."""
-    fig.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
+    """Write a picture in the format that the path's ending says, PNG where it has none; the same
+    picture is the same bytes each time."""
+    ending = Path(path).suffix if isinstance(path, str | Path) else ".png"
+    if ending == ".png":  # compressed quickly: the best compression takes as long as all drawing
+        fig.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
+        return
+    for artist in fig.findobj(Collection):
+        if _n_parts(artist) > MOST_PARTS:
+            artist.set_rasterized(True)
+    with matplotlib.rc_context(VECTOR):
+        fig.savefig(path, dpi=config.FIGURE_DPI, metadata={UNDATED[ending]: None})
 
 
-def beside(fig: Figure, ax: Axes, image: ScalarMappable) -> Colorbar:
-    """A colour bar in the right margin next to `ax`."""
+def _n_parts(artist: Collection) -> int:
+    """Cells, points or lines that each would be a shape of its own in a file."""
+    values = artist.get_array()
+    return max(0 if values is None else values.size, len(np.asarray(artist.get_offsets())))
+
+
+def beside(fig: Figure, ax: Axes, image: ScalarMappable, extend: str = "neither") -> Colorbar:
+    """A colour bar in the right margin next to `ax`. extend: `min`, `max` or `both`, the ends
+    beyond which there are values."""
     box = ax.get_position()
     width = fig.get_figwidth()
     place = (box.x1 + 0.15 / width, box.y0, 0.2 / width, box.height)
-    return fig.colorbar(image, cax=fig.add_axes(place))
+    return fig.colorbar(image, cax=fig.add_axes(place), extend=extend)
 
 
 def shown(text: str) -> str:

@@ -17,12 +17,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from compression.base import CacheShape, Calibration, Compressor, LayerShape
-from compression.coded import fixed_rate, rans
+from compression.base import CacheShape, Calibration, Compressed, Compressor, LayerShape
+from compression.coded import fixed_rate, named, rans
 from compression.coded.coefficients import quantised, restored_places, transformed
 from compression.coded.token_weights import is_watched
 from compression.coded.transform import Group, Transform, classes, is_stored, read, scales
 from compression.methods.place_by_place import Middles, Place
+from compression.parts import Part
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache
@@ -57,6 +58,12 @@ class Coded(Compressor):
             )
         if self.sink_tokens < 0:
             raise UsageError(f"`sink_tokens` is {self.sink_tokens}", "it takes 0 or more tokens")
+
+    def part(self, name: str, of: Compressed) -> Part:
+        return self.learned_part(name, of.shape)
+
+    def learned_part(self, name: str, shape: CacheShape) -> Part:
+        return named.part(name, read(self.calibration).groups, shape)
 
     def encode(self, cache: KVCache) -> Tensors:
         shape = CacheShape.of(cache)
@@ -219,7 +226,7 @@ class Coded(Compressor):
             ]
             inside = [each for each in groups if each[2].start < each[2].stop]
             if inside:
-                segments.append(("" if n == 1 else f"segments.{k}.", inside))
+                segments.append(("" if n == 1 else f"{named.SEGMENT}.{k}.", inside))
         return segments
 
     def _groups(

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressor, LayerShape
+from compression.base import CacheShape, Compressed, Compressor, LayerShape
 from compression.methods.evictions import Eviction
 from compression.methods.packing import pack, take_codes
+from compression.parts import Part
 from compression.stored import Tensors, refuse_left, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
@@ -49,6 +50,15 @@ class Composed(Compressor):
             name: {"name": method.name, **method.settings()}
             for name, method in (("eviction", self.eviction), ("then", self.then))
         }
+
+    def part(self, name: str, of: Compressed) -> Part:
+        if not name.startswith(THEN):
+            return self.eviction.part(name, of)
+        inner = under(dict(of.stored), THEN)
+        return self.then.part(name.removeprefix(THEN), Compressed(self.then, inner, of.shape))
+
+    def learned_part(self, name: str, shape: CacheShape) -> Part:
+        return self.then.learned_part(name, shape)
 
     @property
     def _unrotated(self) -> bool:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import Calibration
+from compression.base import CacheShape, Calibration
 from compression.methods.dim_groups import group_dims, group_directions
 from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import (
@@ -24,6 +24,7 @@ from compression.methods.place_by_place import (
     part_name,
 )
 from compression.methods.spectra import gram_of, leading
+from compression.parts import Part, Words
 from compression.stored import FLOATS, Tensors, refuse_beyond, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits, wide
@@ -57,6 +58,11 @@ class MergedDims(Projection):
     """
 
     name: ClassVar[str] = "merged_dims"
+    called: ClassVar[Words] = {
+        "merged": "merged dimensions",
+        "groups": "indices",
+        "scales": "scales",
+    }
     similarity: float = 0.0
     largest: int = 8
 
@@ -101,6 +107,7 @@ class DroppedDims(Projection):
     """
 
     name: ClassVar[str] = "dropped_dims"
+    called: ClassVar[Words] = {"kept": "mask of dimensions", "entries": "kept dimensions"}
     percentage: float = 1.0
     sparser: float = 0.0
     at_random: int = 0
@@ -156,6 +163,7 @@ class EmbeddingFactor(Projection):
     """A Tucker decomposition of the embedding mode alone: one orthonormal factor for all heads."""
 
     name: ClassVar[str] = "embedding_factor"
+    called: ClassVar[Words] = {"core": "coordinates", "factor": "basis"}
 
     def parts(self, x: torch.Tensor, place: Place) -> Tensors:
         rows = x.flatten(0, 1)  # (heads x tokens, dim)
@@ -175,6 +183,7 @@ class PCA(Projection):
     with it. No mean is taken off: it would be one direction more."""
 
     name: ClassVar[str] = "pca"
+    called: ClassVar[Words] = {"scores": "coordinates", "basis": "basis"}
 
     def parts(self, x: torch.Tensor, place: Place) -> Tensors:
         rows = wide(x)
@@ -192,6 +201,7 @@ class CalibratedPCA(Projection):
     """The same with a basis fitted once for the model, on other texts."""
 
     name: ClassVar[str] = "calibrated_pca"
+    called: ClassVar[Words] = {"scores": "coordinates"}
     # A field here, of the class elsewhere: which it is tells who is calibrated.
     calibration: Calibration = field(kw_only=True, compare=False, repr=False)  # type: ignore[misc]
 
@@ -206,6 +216,10 @@ class CalibratedPCA(Projection):
     @property
     def by_layer(self) -> bool:
         return False  # a basis is of a layer's place in the cache
+
+    def learned_part(self, name: str, shape: CacheShape) -> Part:
+        place, kind = name.split(".")
+        return Part("basis", (shape.layers[int(place)].index,), kind)
 
     def parts(self, x: torch.Tensor, place: Place) -> Tensors:
         basis = self.calibration.tensors[f"{place[0]}.{place[1]}"].to(x.device).float()

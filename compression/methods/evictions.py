@@ -16,6 +16,7 @@ import config
 from analysis.tokens import TERMS, importance
 from compression.base import CacheShape, Compressor
 from compression.methods.packing import pack, take_codes
+from compression.parts import Words
 from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
@@ -25,6 +26,8 @@ POOLED = 7  # neighbours whose largest score a token gets, as in SnapKV
 
 class Eviction(Compressor):
     """Stores the keys and values of the entries that stay, and one bit per head and token."""
+
+    called: ClassVar[Words] = {"": "kept tokens", "keep": "mask of tokens"}
 
     @abstractmethod
     def keeps(self, cache: KVCache) -> list[torch.Tensor]:

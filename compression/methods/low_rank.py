@@ -1,14 +1,16 @@
 """Fewer directions, shared by the heads of a layer or by several layers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import ClassVar
 
 import torch
 
+from compression.base import Compressed
 from compression.methods.place_by_place import BetweenEnds, Middles, Place, Shapes, part_name
 from compression.methods.spectra import gram_of, leading
+from compression.parts import Part, Words
 from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, by_head, in_16_bits, wide
@@ -28,6 +30,7 @@ class SVD(BetweenEnds):
     """
 
     name: ClassVar[str] = "svd"
+    called: ClassVar[Words] = {"tokens": "factor of tokens", "dims": "factor of dimensions"}
     keep: float | None = 0.5
     energy: float | None = None
 
@@ -88,6 +91,18 @@ class CrossLayerSVD(SVD):
             raise UsageError(
                 f"Groups of {self.group} layers were asked for", "1 or more, such as 4"
             )
+
+    def part(self, name: str, of: Compressed) -> Part:
+        """What is stored under the first layer of a group is of all up to the next group's."""
+        part = super().part(name, of)
+        if not name.endswith(tuple(self.called)):
+            return part
+        layers = of.shape.layers
+        starts = [i for i, _ in enumerate(layers) if f"{i}.{part.kind}.dims" in of.stored]
+        first = int(name.partition(".")[0])
+        end = next((i for i in starts if i > first), len(layers))
+        spans = [(x.index, self.span(x)) for x in layers[first:end]]
+        return replace(part, layers=tuple(i for i, span in spans if span.start < span.stop))
 
     def sharing(self, shapes: AnyShapes) -> list[list[Place]]:
         groups: list[list[Place]] = []

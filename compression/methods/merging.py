@@ -5,9 +5,10 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressor
+from compression.base import CacheShape, Compressed, Compressor
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape, content
 from compression.methods.spectra import leading
+from compression.parts import Part, Words
 from compression.stored import FLOATS, Tensors, refuse_beyond, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits, wide
@@ -47,6 +48,14 @@ class MergedHeads(Compressor):
 
     def _groups(self, kind: str) -> tuple[tuple[Head, ...], ...]:
         return {"key": self.key_groups, "value": self.value_groups}[kind]
+
+    def part(self, name: str, of: Compressed) -> Part:
+        first, second, *rest = name.split(".")
+        if not rest:
+            return Part("heads that are not merged", (int(first),), second)
+        layers = {layer for layer, _ in self._groups(first)[int(second)]}
+        words = {"joint": "merged heads", "scales": "scales"}[rest[0]]
+        return Part(words, tuple(sorted(layers)), first)
 
     def encode(self, cache: KVCache) -> Tensors:
         stored: Tensors = {}
@@ -104,6 +113,7 @@ class MergedTokens(PlaceByPlace):
     """
 
     name: ClassVar[str] = "merged_tokens"
+    called: ClassVar[Words] = {"rows": "kept tokens", "place": "indices", "scale": "scales"}
     similarity: float = 0.9
 
     def __post_init__(self) -> None:

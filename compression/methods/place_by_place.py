@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.base import CacheShape, Compressor, LayerShape
+from compression.base import CacheShape, Compressed, Compressor, LayerShape
+from compression.parts import PLAIN, Part
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.rotary import NOT_ROTATED
 
+ENDS = "ends."  # begins the names of plain tokens
 Place = tuple[int, str]  # which cached layer, and key or value
 Shape = tuple[int, int, int]  # heads, tokens, dim
 Middles = dict[Place, torch.Tensor]  # (heads, tokens, dim) in float32 each; none without tokens
@@ -43,7 +45,7 @@ class BetweenEnds(Compressor):
 
     @abstractmethod
     def encode_middles(self, middles: Middles) -> Tensors:
-        """What is stored of them, by names that begin with none of `ends.`"""
+        """What is stored of them, by names that do not begin with ENDS."""
 
     @abstractmethod
     def decode_middles(self, stored: Tensors, shapes: Shapes) -> Middles:
@@ -58,7 +60,7 @@ class BetweenEnds(Compressor):
                 x = layer.tensor(kind)
                 if span.stop - span.start < layer.n_tokens:
                     outside = [x[:, : span.start], x[:, span.stop :]]
-                    stored[f"ends.{i}.{kind}"] = torch.cat(outside, dim=1)
+                    stored[f"{ENDS}{i}.{kind}"] = torch.cat(outside, dim=1)
                 if span.stop > span.start:
                     middles[i, kind] = content(layer, kind, self.unrotated_keys)[:, span]
         encoded = self.encode_middles(middles) if middles else {}
@@ -78,11 +80,19 @@ class BetweenEnds(Compressor):
             if self.unrotated_keys and (i, "key") in middles:
                 middles[i, "key"] = layer.rotated(middles[i, "key"], layer.positions[span])
             both = (
-                _joined(stored, f"ends.{i}.{kind}", middles.get((i, kind)), layer.sizes(kind), span)
+                _joined(
+                    stored, f"{ENDS}{i}.{kind}", middles.get((i, kind)), layer.sizes(kind), span
+                )
                 for kind in KINDS
             )
             layers.append(layer.filled(*both))
         return shape.filled(tuple(layers))
+
+    def part(self, name: str, of: Compressed) -> Part:
+        if not name.startswith(ENDS):
+            return super().part(name, of)
+        place, kind = name.removeprefix(ENDS).split(".")
+        return Part(PLAIN, (of.shape.layers[int(place)].index,), kind)
 
     def span(self, layer: LayerShape) -> slice:
         """The tokens of a layer between its ends."""

@@ -9,6 +9,7 @@ import torch
 from compression.base import CacheShape, Compressor
 from compression.methods.evictions import Eviction
 from compression.methods.packing import pack, take_codes
+from compression.parts import Words
 from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, in_16_bits
@@ -46,6 +47,7 @@ class ZeroedEntries(Compressor):
     as zero: one bit for every entry, and 16 for each that stays."""
 
     name: ClassVar[str] = "zero_small"
+    called: ClassVar[Words] = {"stays": "mask of entries", "entries": "kept entries"}
     percentage: float = 1.0
 
     def __post_init__(self) -> None:

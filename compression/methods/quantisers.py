@@ -7,6 +7,7 @@ import torch
 
 from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape
+from compression.parts import Words
 from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import in_16_bits
@@ -21,6 +22,7 @@ class FloatQuantiser(PlaceByPlace):
     scale for each head that puts its largest |entry| at the largest 8-bit float."""
 
     name: ClassVar[str] = "fp8"
+    called: ClassVar[Words] = {"codes": "8-bit floats", "scale": "scales"}
 
     def parts(self, x: torch.Tensor, place: Place) -> Tensors:
         scale = x.abs().amax((1, 2), keepdim=True) / torch.finfo(FP8).max  # (heads, 1, 1)
@@ -39,6 +41,7 @@ class IntegerQuantiser(PlaceByPlace):
     largest |entry| sets is that of LLM.int8() (Dettmers et al., arXiv 2208.07339)."""
 
     name: ClassVar[str] = "int8"
+    called: ClassVar[Words] = {"codes": "integers", "scale": "scales"}
 
     def parts(self, x: torch.Tensor, place: Place) -> Tensors:
         codes, scale = symmetric(x, 8, -1)
@@ -60,6 +63,7 @@ class KIVI(PlaceByPlace):
     """
 
     name: ClassVar[str] = "kivi"
+    called: ClassVar[Words] = {"codes": "integers", "step": "scales", "zero": "smallest entries"}
     bits: int = 4
     group: int = 32
     recent_tokens: int = field(default=64, kw_only=True)

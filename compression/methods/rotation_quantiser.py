@@ -11,6 +11,7 @@ import torch
 from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape
 from compression.methods.quantisers import TINY, refuse_bits
+from compression.parts import Words
 from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import in_16_bits
@@ -31,6 +32,7 @@ class RotationQuantiser(PlaceByPlace):
     """
 
     name: ClassVar[str] = "rotated"
+    called: ClassVar[Words] = {"codes": "integers", "norm": "norms"}
     bits: int = 4
     seed: int = 0
 

@@ -20,11 +20,13 @@ from compression.methods.place_by_place import (
 from compression.methods.quantisers import symmetric
 from compression.methods.tucker_math import rebuilt, tucker2
 from compression.methods.tucker_ranks import Ranks, choose_ranks
+from compression.parts import Words
 from compression.stored import FLOATS, Tensors, refuse_left, taken
 from config import UsageError
 from data.cache import in_16_bits
 
-PARTS = ("core", "tokens", "dims")
+PARTS = {"core": "core", "tokens": "factor of tokens", "dims": "factor of dimensions"}
+FACTORS = ("tokens", "dims")
 SWEEPS = 3  # HOOI sweeps; more change the fourth digit of the error
 
 
@@ -38,6 +40,7 @@ class Tucker(BetweenEnds):
     """
 
     name: ClassVar[str] = "tucker"
+    called: ClassVar[Words] = PARTS
     token_rank: int | None = 32
     embedding_rank: int | None = 32
     energy: float | None = None
@@ -91,6 +94,9 @@ class QuantisedTucker(Tucker):
     """
 
     name: ClassVar[str] = "tucker_quantised"
+    called: ClassVar[Words] = {
+        f"{name}.codes": f"integers of the {words}" for name, words in PARTS.items()
+    } | {f"{name}.scale": f"scales of the {words}" for name, words in PARTS.items()}
     bits: int = 8
 
     def __post_init__(self) -> None:
@@ -110,8 +116,8 @@ class QuantisedTucker(Tucker):
         plain: Tensors = {}
         for place, (heads, n_tokens, dim) in shapes.items():
             parts = of_place(stored, place)
-            columns = {name: taken(parts, f"{name}.scale", FLOATS, 1, None) for name in PARTS[1:]}
-            ranks = [len(columns[name][0]) for name in PARTS[1:]]
+            columns = {name: taken(parts, f"{name}.scale", FLOATS, 1, None) for name in FACTORS}
+            ranks = [len(columns[name][0]) for name in FACTORS]
             columns["core"] = taken(parts, "core.scale", FLOATS, heads, 1, ranks[1])
             sizes = {
                 "core": (heads, *ranks),
@@ -149,19 +155,19 @@ def _refuse_ranks(
     where: str, token_rank: int, embedding_rank: int, heads: int, tokens: int, dim: int
 ) -> None:
     """Raise UsageError for ranks that a tensor (heads, tokens, dim) does not have."""
-    if not 1 <= embedding_rank <= min(dim, heads * tokens):
+    most = min(dim, heads * tokens)
+    if not 1 <= embedding_rank <= most:
         raise UsageError(
-            f"`embedding_rank` is {embedding_rank}",
-            f"{where}, {dim} dimensions over {heads} x "
-            f"{tokens} entries, allow 1 to {min(dim, heads * tokens)}",
+            f"`embedding_rank` {embedding_rank} is none that {where} can have, {dim} dimensions "
+            f"over {heads} x {tokens} entries",
+            f"give 1 to {most}",
         )
-    largest = min(tokens, heads * embedding_rank)
-    if not 1 <= token_rank <= largest:
+    most = min(tokens, heads * embedding_rank)
+    if not 1 <= token_rank <= most:
         raise UsageError(
-            f"`token_rank` is {token_rank}",
-            f"{where}, {tokens} tokens between the plain ones with "
-            f"{heads} heads at embedding rank {embedding_rank}, allow 1 to {largest}; `energy` "
-            "chooses ranks layer by layer",
+            f"`token_rank` {token_rank} is none that {where} can have, {tokens} tokens between the "
+            f"plain ones with {heads} heads at embedding rank {embedding_rank}",
+            f"give 1 to {most}, or `energy`, which chooses ranks layer by layer",
         )
 
 

@@ -57,9 +57,11 @@ class Learned:
 class Plan(ABC):
     """What a study has decided to do with its texts. methods: scored on each of them. looked: the
     tables of what was seen in the first text and is looked at in the others as well (see
-    `Study.see`), before `report` those over all texts."""
+    `Study.see`), before `report` those over all texts. named: what the tables of tokens and of
+    bytes call each method, see details.py; empty where there are to be none."""
 
     methods: list[Compressor]
+    named: Mapping[Compressor, str] = MappingProxyType({})
     looked: Mapping[str, pd.DataFrame] = MappingProxyType({})
 
     @abstractmethod

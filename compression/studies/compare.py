@@ -160,6 +160,7 @@ class ComparePlan(Plan):
         self.labels = labels
         self.left_out = left_out
         self.methods = list(labels)
+        self.named = {method: label for method, (_, label) in labels.items()}
 
     def report(
         self, rows: pd.DataFrame, summary: pd.DataFrame, needles: pd.DataFrame, model: "Model"

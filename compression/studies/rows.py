@@ -1,10 +1,11 @@
 """Finished measurements kept on disk, so that a run that is repeated or was interrupted goes on,
 wherever its tasks are done.
 
-A row is kept under a hash of all that it depends on: the model, where it ran (rows hold times) and
-in which chunks it read, the tokens, the method with its settings and calibration, the versions of
-libraries, and the code that measures. It is sealed together with that hash, so that neither a
-changed number nor the row of another measurement is believed: what does not fit is measured anew.
+A row, with the tables that it sums up, is kept under a hash of all that it depends on: the model,
+where it ran (rows hold times) and in which chunks it read, the tokens, the method with its settings
+and calibration, the versions of libraries, and the code that measures. It is sealed together with
+that hash, so that neither a changed number nor the row of another measurement is believed: what
+does not fit is measured anew.
 """
 
 import hashlib
@@ -13,20 +14,22 @@ import logging
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 import config
-from compression import sealed
+from compression import ledger, scored_tokens, sealed
 from compression.base import Compressor
+from compression.evaluate import LEDGER, TOKENS, Scored
+from compression.stored import Tensors, refuse_left
+from compression.studies.stored_tables import restored, stored
 from data import headers
 
 SOURCES = Path(__file__).parent.parent.parent
-FORMAT = "row 1"
+FORMAT = "row 2"
+TABLES = {TOKENS: scored_tokens.COLUMNS, LEDGER: ledger.COLUMNS}  # by name, with their columns
 MEASURING = ("data", "analysis", "compression")  # packages that a measured number goes through
-
-Row = dict[str, Any]  # a number or a word by the name of its column
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ class Rows:
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self._folder / f"{key}.row"
 
-    def get(self, method: Compressor) -> Row | None:
+    def get(self, method: Compressor) -> Scored | None:
         """The kept row of a method; None where there is none, or one that does not fit, which is
         said once."""
         file = self._file(method)
@@ -82,23 +85,37 @@ class Rows:
             self._told.add(file)
             return None
 
-    def put(self, method: Compressor, row: Row) -> None:
+    def put(self, method: Compressor, scored: Scored) -> None:
         """Keep a row, whole or not at all. A folder that cannot be written keeps none."""
         file = self._file(method)
-        header = {"format": FORMAT, "key": file.stem, "row": json.dumps(row)}
+        tables: dict[str, object] = {}
+        tensors: Tensors = {}
+        for name, table in scored.tables.items():
+            tables[name], of_table = stored(table, name)
+            tensors |= of_table
+        header = {"format": FORMAT, "key": file.stem}
+        header |= {"row": json.dumps(scored.row), "tables": json.dumps(tables)}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            sealed.write(file, {}, header)
+            sealed.write(file, tensors, header)
         except OSError as error:
             log.info("A finished row is not kept: %s", error)
 
 
-def _read(file: Path) -> Row:
+def _read(file: Path) -> Scored:
     """Raises ValueError for a file that is damaged, no row, or the row of another measurement."""
-    _, header = sealed.read(file)
+    tensors, header = sealed.read(file)
     if header.get("format") != FORMAT or header.get("key") != file.stem:
         raise ValueError("it is of another measurement")
-    row = headers.words(header.get("row"))
+    row, words = (headers.words(header.get(name)) for name in ("row", "tables"))
     if not isinstance(row, dict) or any(isinstance(x, list | dict) for x in row.values()):
         raise ValueError("it holds no row")
-    return row
+    if not isinstance(words, dict) or not words.keys() <= TABLES.keys():
+        raise ValueError("it holds no tables")
+    tables = {name: restored(each, tensors, name) for name, each in words.items()}
+    refuse_left(tensors)
+    if any(set(table) != set(TABLES[name]) for name, table in tables.items()):
+        raise ValueError("its tables have other columns")
+    if len(tables.get(TOKENS, ())) != row.get("scored_tokens", 0):
+        raise ValueError("it is not told token by token")
+    return Scored(row, tables)

@@ -13,10 +13,11 @@ from analysis import over_texts
 from analysis.inventory import beside, inventory_table
 from compression.base import Compressor
 from compression.coded.learned_text import leak
-from compression.evaluate import as_records, summary
+from compression.evaluate import Scored, as_records, summary
 from compression.studies.base import INVENTORY, Plan, Report, Study, Tables
+from compression.studies.details import details
 from compression.studies.kept_tables import kept_or_done
-from compression.studies.rows import Row, Rows
+from compression.studies.rows import Rows
 from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, See, SideBySide
 from compression.studies.work import Here, Model, Phase, Work, untimed
 from data.inventory import Inventory
@@ -85,11 +86,14 @@ def carry_out(
     too_good = leak(samples) if study.calibrates else []
     plan, inventory = work.one(Look(study, texts[0][1], others))
     methods = list(dict.fromkeys(plan.methods))
-    rows = pd.DataFrame(_scored(study, work, texts, methods))
+    scored = _scored(study, work, texts, methods)
+    rows = _rows(samples, methods, scored)
     sought = _sought(study, work, texts[0], methods)
     means = summary(rows)
     apart = _seen(study, work, texts, plan)
     report = plan.report(rows, means, sought, work.model)
+    if plan.named:
+        apart |= details(plan.named, [sample.index for sample in samples], scored)
     shown = plan.shown(means)
     if shown is not None:
         continued = work.one(SideBySide(study, texts[0][1], *shown))
@@ -133,16 +137,22 @@ def _of_all_kept(summary: pd.DataFrame, inventory: Inventory) -> list[str]:
     ]
 
 
-def _scored(study: Study, work: Work, texts: list[Text], methods: list[Compressor]) -> list[Row]:
-    """One row per text and method, in this order."""
+def _scored(study: Study, work: Work, texts: list[Text], methods: list[Compressor]) -> list[Scored]:
+    """What each method costs on each text, in this order: those of a text after each other."""
     tasks = [Score(study, ids, method) for _, ids in texts for method in methods]
+    return _kept_or_measured(work, tasks, "scores")
+
+
+def _rows(
+    samples: Sequence[Sample], methods: list[Compressor], scored: Sequence[Scored]
+) -> pd.DataFrame:
+    """One row per text and method, in this order."""
     sources = [
         {"text_source": sample.source, "index": sample.index, "title": sample.title}
-        for sample, _ in texts
+        for sample in samples
         for _ in methods
     ]
-    rows = _kept_or_measured(work, tasks, "scores")
-    return [source | row for source, row in zip(sources, rows, strict=True)]
+    return pd.DataFrame([source | each.row for source, each in zip(sources, scored, strict=True)])
 
 
 def _sought(study: Study, work: Work, text: Text, methods: list[Compressor]) -> pd.DataFrame:
@@ -155,10 +165,11 @@ def _sought(study: Study, work: Work, text: Text, methods: list[Compressor]) -> 
         for each in hidden
         for method in methods
     ]
-    return pd.DataFrame(_kept_or_measured(work, tasks, "needle"), columns=columns)
+    rows = [each.row for each in _kept_or_measured(work, tasks, "needle")]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _kept_or_measured(work: Work, tasks: Sequence[Score | Recall], what: str) -> list[Row]:
+def _kept_or_measured(work: Work, tasks: Sequence[Score | Recall], what: str) -> list[Scored]:
     """The row of each task: those kept from an earlier run, wherever that was done, are taken; new
     ones are kept as soon as they are there."""
     kept = [Rows(work, task.ids, task.study.context, what) for task in tasks]

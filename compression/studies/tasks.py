@@ -7,12 +7,11 @@ import torch
 
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of
-from compression.evaluate import Judge
+from compression.evaluate import Judge, Scored
 from compression.stored import refuse_left
 from compression.studies.base import Learned, Plan, Study, Tables
 from compression.studies.kept_tables import Keepable, Kept
 from compression.studies.needle import Needle, needles
-from compression.studies.rows import Row
 from compression.studies.work import T, Task, Worker
 from config import UsageError
 from data import extraction, scored_texts
@@ -118,19 +117,19 @@ def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
 
 
 @dataclass(frozen=True, eq=False)
-class Score(OfText[Row]):
-    """The row of one method on one text."""
+class Score(OfText[Scored]):
+    """What one method costs on one text."""
 
     method: Compressor
 
-    def run(self, worker: Worker) -> Row:
+    def run(self, worker: Worker) -> Scored:
         judge = self.judge(worker)
         with worker.phase("scoring"):
-            return judge.score(self.method)
+            return judge.scored(self.method)
 
 
 @dataclass(frozen=True, eq=False)
-class Recall(OfText[Row]):
+class Recall(OfText[Scored]):
     """method, settings, depth, right, probability: whether a fact hidden in the text is still found
     through a method."""
 
@@ -138,13 +137,13 @@ class Recall(OfText[Row]):
     depth: float
     n_answer: int
 
-    def run(self, worker: Worker) -> Row:
+    def run(self, worker: Worker) -> Scored:
         judge = self.judge(worker)
         with worker.phase("scoring"):
             restored = self.method.compress(judge.cache).restore()
             right, probability = judge.recall(restored, self.n_answer)
         named = {"method": self.method.name, "settings": self.method.words(), "depth": self.depth}
-        return named | {"right": right, "probability": probability}
+        return Scored(named | {"right": right, "probability": probability})
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,8 @@ DAMAGES = {"removed": "removed", "noise": "with noise"}  # in words
 
 
 def costs(judge: "Judge", noise: float) -> pd.DataFrame:
-    """layer, part (key, value, head), head (-1 for whole layers), damage, kl_mean_nats: measured
-    with this part alone damaged.
+    """layer, part (key, value, head), head (-1 for whole layers), damage, noise (its relative
+    error), kl_mean_nats: measured with this part alone damaged.
 
     removed: keys or values of a layer are not stored and read as zero; a head is evicted, so that
     nothing attends to it. noise: Gaussian, of relative error `noise`, on a head's keys and values.
@@ -43,6 +43,7 @@ def costs(judge: "Judge", noise: float) -> pd.DataFrame:
             layers = (*judge.cache.layers[:i], damaged, *judge.cache.layers[i + 1 :])
             verdict = judge.verdict(replace(judge.cache, layers=layers))
             where = {"layer": layer.index, "part": part, "head": head, "damage": damage}
+            where["noise"] = noise if damage == "noise" else float("nan")
             rows.append(where | {"kl_mean_nats": verdict["kl_mean_nats"]})
     return pd.DataFrame(rows)
 

@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 import config
 from analysis.margins import error, not_apart, spread, tied
-from compression.base import Uncompressed
+from compression.base import LayerShape, Uncompressed
 from compression.costs import relative_errors
-from compression.methods.tucker import Tucker
+from compression.methods.place_by_place import content
+from compression.methods.tucker import PARTS, Tucker
 from compression.studies.base import Learned, Plan, Report, Study, Tables, plain_ends
 from config import UsageError
-from data.cache import KINDS, KVCache
+from data.cache import KINDS, KVCache, wide
 
 if TYPE_CHECKING:
     from compression.evaluate import Judge
@@ -71,6 +72,18 @@ def rank_sensitivity(
     return pd.DataFrame(rows, columns=["token_rank", "embedding_rank", *columns])
 
 
+def with_own(ranks: pd.DataFrame, own: pd.Series, method: Tucker) -> pd.DataFrame:
+    """The ranks tried, and in the column `own` which are the run's: a row more where they are none
+    of those, without ranks where they are chosen layer by layer. own: the scores of the run's."""
+    given = {"token_rank": method.token_rank, "embedding_rank": method.embedding_rank}
+    same = (ranks[list(given)] == pd.Series(given)).all(axis=1)
+    ranks = ranks.assign(own=same)
+    if same.any():
+        return ranks
+    row = pd.DataFrame([{**own.reindex(ranks.columns), **given, "own": True}])
+    return pd.concat([ranks, row], ignore_index=True).astype({"own": bool})
+
+
 def other_ranks(
     method: Tucker, token_ranks: Sequence[int], embedding_ranks: Sequence[int]
 ) -> list[Tucker]:
@@ -85,15 +98,45 @@ def other_ranks(
 
 def components(method: Tucker, cache: KVCache, i: int) -> pd.DataFrame:
     """kind, part, head, row, column, value: core (heads, r_t, r_e), token factor (tokens, r_t) and
-    embedding factor (dim, r_e) of the i-th layer; `head` is empty for factors."""
+    embedding factor (dim, r_e) of the i-th layer; `head` is empty for factors.
+
+    Beside them shares of the squared norm of what is decomposed: `kept`, by the core, whose ranks
+    are its row and column; `kept_by_tokens` and `kept_by_dims`, at most, by as many components of
+    one mode as its row says, with the other mode whole.
+    """
     stored = method.compress(cache).stored
     tables = []
     for kind in KINDS:
-        for part in ("core", "tokens", "dims"):
-            tensor = stored.get(f"{i}.{kind}.{part}")
-            if tensor is not None:
-                tables.append(_long(tensor.float(), kind, part))
+        parts = {part: stored.get(f"{i}.{kind}.{part}") for part in PARTS}
+        if parts["core"] is not None:
+            named = parts.items()
+            tables += [_long(x.float(), kind, part) for part, x in named if x is not None]
+            layer = cache.layers[i]
+            span = method.span(LayerShape.of(layer))
+            decomposed = content(layer, kind, method.unrotated_keys)[:, span].cpu()
+            tables.append(kept_energy(decomposed, parts["core"].float()).assign(kind=kind))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def kept_energy(x: torch.Tensor, core: torch.Tensor) -> pd.DataFrame:
+    """part, row, column, value: see `components`. x (heads, tokens, dim), core (heads, r_t, r_e)
+    with orthonormal factors."""
+    norm = x.double().square().sum().clamp(min=torch.finfo(torch.float64).tiny)
+    kept = (core.double().square().sum() / norm).item()
+    tables = [pd.DataFrame({"part": ["kept"], "row": core.shape[1], "column": core.shape[2]})]
+    tables[0]["value"] = kept
+    for part, unfolded in (("kept_by_tokens", wide(x)), ("kept_by_dims", x.flatten(0, 1))):
+        by_rank = (_energies(unfolded) / norm).cumsum(0).numpy()
+        rows = pd.DataFrame({"part": part, "row": range(1, 1 + len(by_rank)), "value": by_rank})
+        tables.append(rows.assign(column=0))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _energies(x: torch.Tensor) -> torch.Tensor:
+    """Squared singular values of a matrix, the largest first, from the smaller of its Grams."""
+    x = x if x.shape[0] >= x.shape[1] else x.T
+    gram: torch.Tensor = (x.T @ x).double()
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
 
 
 def _long(tensor: torch.Tensor, kind: str, part: str) -> pd.DataFrame:
@@ -199,6 +242,7 @@ class TuckerPlan(Plan):
             "tucker/summary": summary,
         }
         own = summary[summary["settings"] == self.method.words()].iloc[0]
+        tables[RANKS] = with_own(self.looked[RANKS], own, self.method)
         lines = _stored_and_lost(summary[summary["method"] == Tucker.name])
         layers = self.looked[LAYERS]
         if layers["kl_mean_nats"].notna().any():

@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str] | None = None) -> Given:
     """The mode, and every flag that it takes: as typed, or its default. Raises UsageError for what
     cannot work, here or in config.py, and SystemExit where help was asked for and shown."""
     config_check.check()
-    typed = vars(_parser(FLAGS).parse_args(arguments))
+    typed = vars(parser_of(FLAGS).parse_args(arguments))
     mode = _mode(typed.pop("mode", []))
     if typed.pop("help", False):
         tell(_help(mode).rstrip())
@@ -113,7 +113,7 @@ def _wrapped(text: str, indent: int) -> str:
     )
 
 
-def _parser(declared: Iterable[Flag], mode: str = "") -> _Parser:
+def parser_of(declared: Iterable[Flag], mode: str = "") -> _Parser:
     """With the given flags only; what is not typed is not there afterwards."""
     p = _Parser(
         prog="main.py", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
@@ -172,7 +172,7 @@ def _shown(default: object) -> str:
 def _help(mode: str) -> str:
     """Of one mode: what it does, its flags with their defaults, and examples. Without a mode, of
     all, with the modes that take each flag."""
-    p = _parser([flag for flag in FLAGS if not mode or mode in flag.modes], mode)
+    p = parser_of([flag for flag in FLAGS if not mode or mode in flag.modes], mode)
     p.usage = f"python main.py --mode {mode or 'MODE'} [flags]"
     if not mode:
         width = max(map(len, MODES))

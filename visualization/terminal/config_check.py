@@ -7,7 +7,7 @@ from typing import Any
 
 import config
 from config import UsageError
-from data.vocabulary import DEVICE_MAPS, DEVICES, DTYPES, EVICTIONS, OFFLOADS
+from data.vocabulary import DEVICE_MAPS, DEVICES, DTYPES, EVICTIONS, OFFLOADS, PICTURE_FORMATS
 from visualization.terminal.rules import (
     SHARE,
     SOME,
@@ -96,6 +96,7 @@ RULES: dict[str, Rule] = {
     "TRIAL_NOISE": above_zero("a relative error above 0", "ERROR"),
     "SIMILARITY_POSITIONS": count(1, "positions"),
     "OUTPUT_DIR": path("a folder", "FOLDER"),
+    "FIGURE_FORMAT": one_of(*PICTURE_FORMATS),
     "FIGURE_DPI": number(20, 1200, "a number between 20 and 1200"),
 }
 

@@ -17,39 +17,45 @@ NO_MEMORY = (
 )
 
 
-def exit_code(command: Callable[[], None], debug: bool = False) -> int:
+def exit_code(
+    command: Callable[[], None], debug: bool = False, refuse: Callable[[str], None] = complain
+) -> int:
     """Run a command: 0, 2 for what a person can mend, 1 for a fault of the program; where it was
     ended from outside, as `signals.exit_code` says.
 
-    debug: the traceback of whatever went wrong is shown before its sentence.
+    debug: the traceback of whatever went wrong is shown before its sentence. refuse: is told that
+    sentence.
     """
     try:
         command()
     except ReaderGone:
         return 0
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(refuse)
     except Exception as error:
         if signals.told():  # and stumbled on its way out, as over a terminal that is gone
-            return _interrupted()
+            return _interrupted(refuse)
         if debug:
             traceback.print_exc()
-        if isinstance(error, UsageError):
-            return _said(as_flags(str(error)), 2)
-        if memory.is_lack(error):
-            return _said(f"{NO_MEMORY}.", 2)
-        return _said(_fault(error, debug), 1)
+        sentence, code = _told(error, debug)
+        refuse(sentence)
+        return code
     return 0
 
 
-def _interrupted() -> int:
+def _interrupted(refuse: Callable[[str], None]) -> int:
     end_line()
-    return _said("interrupted; earlier results were kept.", signals.exit_code())
+    refuse("interrupted; earlier results were kept.")
+    return signals.exit_code()
 
 
-def _said(sentence: str, code: int) -> int:
-    complain(sentence)
-    return code
+def _told(error: Exception, debug: bool) -> tuple[str, int]:
+    """What is said of an error, and the exit code."""
+    if isinstance(error, UsageError):
+        return as_flags(str(error)), 2
+    if memory.is_lack(error):
+        return f"{NO_MEMORY}.", 2
+    return _fault(error, debug), 1
 
 
 def _fault(error: Exception, debug: bool) -> str:

@@ -225,6 +225,10 @@ _DECLARED = (
          "OUTPUT_DIR"),
     Flag("compare_with", OUTPUT, ("report",), "another folder of results, to stand beside the "
          "first", rules.path("a folder", "FOLDER")),
+    Flag("format", OUTPUT, DRAW, "of the pictures; pdf and svg stay sharp at any size",
+         RULES["FIGURE_FORMAT"], "FIGURE_FORMAT"),
+    Flag("json", OUTPUT, ALL, "print the results, or why there are none, as one JSON object, and "
+         "all else on stderr", SWITCH, False),
     Flag("quiet", OUTPUT, (*LOAD, "report"), "no progress bars and no findings", SWITCH, False),
     Flag("debug", OUTPUT, ALL, "show the traceback where something fails", SWITCH, False),
 )  # fmt: skip

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 Phase = Callable[[str], AbstractContextManager[None]]
 
 
-def model(given: Given) -> "LoadedModel":
-    from data import models
+def model(given: Given, phase: Phase) -> "LoadedModel":
+    with phase("load"):
+        from data import models
 
-    loaded = models.load(**model_arguments(given))
+        loaded = models.load(**model_arguments(given))
     all_is_imported()
     return loaded
 

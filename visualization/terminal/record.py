@@ -2,15 +2,13 @@
 
 import platform
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from tqdm import tqdm
-
 import config
+from visualization.terminal.progress import rounded
 
 LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib", "seaborn")
 CONSTANTS = (  # of config.py that no flag shows
@@ -21,54 +19,21 @@ CONSTANTS = (  # of config.py that no flag shows
     "PATTERN_DIMS",
     "MIN_QUERIES",
 )
-PHASES = (
-    "start",
-    "text",
-    "load",
-    "prefill",
-    "generation",
-    "analysis",
-    "calibration",
-    "scoring",
-    "drawing",
-    "report",
-)
 
 
+@dataclass(frozen=True)
 class RunRecord:
-    """Times the phases of one run and gives its manifest; shows a bar of the phases meanwhile."""
+    """What a run took. seconds: by phase, see `Progress.taken`. device_peak_nbytes: the most that
+    an accelerator has held."""
 
-    def __init__(self, started: float) -> None:
-        """started: `time.perf_counter()` when the command began, before its imports."""
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.seconds["start"] = time.perf_counter() - started
-        self.device_peak_nbytes = 0  # the most that an accelerator has held, for who knows it
-        self._bar = tqdm(
-            total=len(PHASES) - 1,
-            desc="start     ",
-            bar_format="{desc} |{bar}| {elapsed}",
-            leave=False,
-        )
+    seconds: Mapping[str, float]
+    device_peak_nbytes: int = 0
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside to a phase; one phase may have several parts."""
-        self._bar.set_description_str(f"{name:10}")
-        began = time.perf_counter()
-        yield
-        if self.seconds[name] == 0:
-            self._bar.update()
-        self.seconds[name] += time.perf_counter() - began
-
-    def close(self) -> None:
-        """Take the bar away, so that results can be printed."""
-        self._bar.close()
-
-    def __enter__(self) -> "RunRecord":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def longer(self, seconds: Mapping[str, float]) -> "RunRecord":
+        """The same run some seconds later, by phase as well."""
+        names = dict.fromkeys((*self.seconds, *seconds))
+        both = {name: self.seconds.get(name, 0) + seconds.get(name, 0) for name in names}
+        return replace(self, seconds=both)
 
     @property
     def peak_nbytes(self) -> int:
@@ -76,8 +41,11 @@ class RunRecord:
         return max(peak_resident_nbytes(), self.device_peak_nbytes)
 
     def timing_line(self) -> str:
-        parts = [f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items() if seconds]
-        return f"Time: {', '.join(parts)}. Peak memory: {self.peak_nbytes / 2**20:.0f} MiB."
+        """The parts as they are shown sum to the total that is shown."""
+        parts = rounded(self.seconds, 1)
+        named = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items() if seconds)
+        total = f"{sum(parts.values()):.1f} s{f' ({named})' if named else ''}"
+        return f"Time: {total}. Peak memory: {self.peak_nbytes / 2**20:.0f} MiB."
 
     def manifest(
         self,
@@ -100,7 +68,7 @@ class RunRecord:
                 "python": platform.python_version(),
                 **{name: version(name) for name in LIBRARIES},
             },
-            "timings_s": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
+            "timings_s": rounded(self.seconds, 3),
             "peak_memory_bytes": self.peak_nbytes,
         }
 

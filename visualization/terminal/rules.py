@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import config
@@ -13,12 +13,14 @@ MOST = 10**9  # of anything that is counted: more is a slip of the finger
 @dataclass(frozen=True)
 class Rule:
     """holds: whether a value will do. words: which values do. read: a value from what is typed;
-    raises ValueError. shown: what stands for it in a line of help."""
+    raises ValueError. shown: what stands for it in a line of help. values: all of them, where they
+    are a few words."""
 
     holds: Callable[[Any], bool]
     words: str
     read: Callable[[str], Any] = str
     shown: str = "TEXT"
+    values: tuple[str, ...] = ()
 
 
 def is_number(value: object, low: float, high: float) -> bool:
@@ -58,7 +60,8 @@ def several(rule: Rule, words: str, shown: str = "") -> Rule:
 
 def one_of(*allowed: str) -> Rule:
     shown = f"{{{','.join(allowed)}}}"
-    return Rule(lambda value: value in allowed, f"one of {', '.join(allowed)}", shown=shown)
+    words = f"one of {', '.join(allowed)}"
+    return Rule(lambda value: value in allowed, words, shown=shown, values=allowed)
 
 
 def is_text(value: object) -> bool:
@@ -88,7 +91,7 @@ def path(words: str, shown: str) -> Rule:
 
 def optional(rule: Rule, words: str) -> Rule:
     """The same, or None."""
-    return Rule(lambda value: value is None or rule.holds(value), words, rule.read, rule.shown)
+    return replace(rule, holds=lambda value: value is None or rule.holds(value), words=words)
 
 
 SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")

@@ -14,10 +14,20 @@ class ReaderGone(Exception):
     """Whoever read our output has seen enough."""
 
 
+def escaped(text: str) -> str:
+    """Lines with what characters could do to a terminal shown and not done."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def tell(text: str) -> None:
-    """Print lines, at once. What characters could do to a terminal is shown and not done."""
+    """Print lines, at once, whatever they hold."""
+    put(escaped(text))
+
+
+def put(text: str) -> None:
+    """Print, at once, what is escaped already."""
     try:
-        print("\n".join(map(printable, text.split("\n"))), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
         mute()
         raise ReaderGone from None

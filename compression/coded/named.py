@@ -1,0 +1,42 @@
+"""What the tensors of `coded` and of its calibration hold, in words."""
+
+from collections.abc import Sequence
+
+from compression.base import CacheShape
+from compression.coded.transform import Group
+from compression.parts import BOTH, PLAIN, Part
+
+# By the first word of their names
+OF_ALL_LAYERS = {
+    "codes": "magnitudes of columns",
+    "words": "integers",
+    "state": "states of the entropy coder",
+    "escapes": "integers too large for the tables",
+    "widths": "bits of each block",
+    "bits": "integers",
+}
+OF_NO_LAYER = {
+    "levels": "precision of tokens",
+    "scales": "scales of the roots",
+    "weights": "precision of tokens",
+    "watched": "precision of tokens",
+    "tables": "tables of the entropy coder",
+}
+OF_A_GROUP = {"means": "means", "basis": "basis", "layers": "layers of each group"}
+OF_A_PLACE = {"ends": PLAIN, "roots": "roots of the Fisher information"}
+SEGMENT = "segments"  # then its number, before the names of what is coded together
+
+
+def part(name: str, groups: Sequence[Group], shape: CacheShape) -> Part:
+    """What the tensor of this name is of, among what is stored or was learned of a model."""
+    first, *rest = name.split(".")
+    if first == SEGMENT:
+        return part(".".join(rest[1:]), groups, shape)
+    if first in OF_A_PLACE:
+        return Part(OF_A_PLACE[first], (shape.layers[int(rest[0])].index,), rest[1])
+    if first in OF_A_GROUP:
+        layers = sorted(shape.layers[i].index for i in groups[int(rest[0])].layers)
+        return Part(OF_A_GROUP[first], tuple(layers), BOTH)
+    if first in OF_ALL_LAYERS:
+        return Part(OF_ALL_LAYERS[first], tuple(layer.index for layer in shape.layers), BOTH)
+    return Part(OF_NO_LAYER[first])
