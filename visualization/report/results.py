@@ -60,7 +60,8 @@ class Results:
                 run = _run(file) if file.name not in found else None
                 if run is not None:
                     kept = tuple(name for name in run.files if name not in taken)
-                    found[file.name] = replace(run, files=kept)
+                    told = {**run.told, "files": list(kept)}
+                    found[file.name] = replace(run, told=told, files=kept)
         return sorted(found.values(), key=lambda run: (_place(run.mode), run.mode))
 
     def run(self, mode: str) -> Run | None:
