@@ -86,6 +86,11 @@ def test_limits_keep_what_fits_and_an_engine_setting_is_copied(opened, folder):
     page = opened(folder / "report.html")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     assert fitting(page) == list(reported.SETTINGS)
+    points = page.locator("#frontier .chart svg [aria-roledescription=point]")
+    points.nth(list(reported.SETTINGS).index("kivi-2")).hover(force=True)
+    told = page.locator("#vg-tooltip-element.visible")
+    told.wait_for()
+    assert "kivi-2" in told.text_content() and "0 of 1 needles" in told.text_content()
     slide(page, "#frontier [name=kl]", 600)
     limit = float(page.locator("#frontier [name=kl] + output").text_content().split()[0])
     expected = [label for label, (_, kl, _, _) in reported.SETTINGS.items() if kl <= limit]

@@ -125,7 +125,7 @@ def _run(file: Path) -> Run | None:
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
         mode, files = told["mode"], told["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if not isinstance(mode, str) or not isinstance(files, list):
         return None

@@ -507,7 +507,8 @@ function openTable(details) {
   part(details, ".scroll").append(element("table", {}, element("caption", {}, id && part(details, "summary").firstChild.textContent.trim()), element("thead", {}, element("tr", {}, ...heads)), body));
 }
 
-const cell = (value) => (typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : digits(value, 4)) : value ?? "");
+const cell = (value) => (typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : aligned(value)) : value ?? "");
+const aligned = (x) => (Math.abs(x) < 1e-4 || Math.abs(x) >= 1e6 ? x.toExponential(3) : x.toPrecision(4));
 const compared = (a, b) => {
   if (a === null || b === null) return (a === null) - (b === null);
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
