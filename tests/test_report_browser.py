@@ -78,16 +78,19 @@ def fitting(page) -> list[str]:
 
 
 def slide(page, selector: str, value: int) -> None:
-    page.locator(selector).evaluate(
-        "(slider, to) => { slider.value = to; slider.dispatchEvent(new Event('input', {bubbles: true})); }",
-        value,
-    )
+    moved = "(slider, to) => { slider.value = to; slider.dispatchEvent(new Event('input')); }"
+    page.locator(selector).evaluate(moved, value)
 
 
 def test_limits_keep_what_fits_and_an_engine_setting_is_copied(opened, folder):
     page = opened(folder / "report.html")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     assert fitting(page) == list(reported.SETTINGS)
+    points = page.locator("#frontier .chart svg [aria-roledescription=point]")
+    points.nth(list(reported.SETTINGS).index("kivi-2")).hover(force=True)
+    told = page.locator("#vg-tooltip-element.visible")
+    told.wait_for()
+    assert "kivi-2" in told.text_content() and "0 of 1 needles" in told.text_content()
     slide(page, "#frontier [name=kl]", 600)
     limit = float(page.locator("#frontier [name=kl] + output").text_content().split()[0])
     expected = [label for label, (_, kl, _, _) in reported.SETTINGS.items() if kl <= limit]
@@ -148,10 +151,7 @@ def test_a_token_is_text_whatever_it_looks_like_and_shows_its_figures(opened, fo
     assert tokens.nth(5).get_attribute("aria-selected") == "true"
     assert EVIL in page.locator("#ribbon .figures h3").text_content()
     cells = page.locator("#ribbon .chart svg [aria-roledescription='rect mark']")
-    page.wait_for_function(
-        "n => document.querySelectorAll(\"#ribbon .chart svg [aria-roledescription='rect mark']\").length === n",
-        arg=4 * 3,
-    )
+    assert cells.count() == 4 * 3
     assert "attention received" in cells.first.get_attribute("aria-label").lower()
     before = tokens.nth(9).evaluate("one => one.style.getPropertyValue('--w')")
     page.locator("#ribbon [name=measure]").select_option("importance")
@@ -204,13 +204,12 @@ def test_it_fits_and_follows_the_theme(width, opened, folder):
 
 def test_it_prints_light_with_its_charts(opened, folder):
     page = opened(folder / "report.html", scheme="dark")
-    page.evaluate(
-        "addEventListener('beforeprint', () => { window.printed = document.documentElement.dataset.theme; })"
-    )
+    theme = "document.documentElement.dataset.theme"
+    page.evaluate(f"addEventListener('beforeprint', () => {{ window.printed = {theme}; }})")
     pdf = page.pdf()
     assert pdf.startswith(b"%PDF") and len(pdf) > 50_000
     assert page.evaluate("window.printed") == "light"
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.evaluate(theme) == "dark"
 
 
 def test_two_folders_stand_side_by_side(opened, folder, tmp_path):

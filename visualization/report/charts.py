@@ -128,15 +128,12 @@ def _in_time() -> Drawn:
     """Layers by positions, each bin as wide as its tokens; a line where generation begins."""
     cells = (
         alt.Chart(alt.NamedData("rows"))
-        .mark_rect(strokeWidth=0.7)  # in its own colour: cells leave no seams
+        .mark_rect()
         .encode(
             x=alt.X("position:Q", title="Position of the token").scale(nice=False, zero=False),
             x2="until:Q",
             y=alt.Y("layer:O", title="Layer").axis(labelOverlap=True),
             color=alt.Color("norm:Q", title="Norm (mean over heads)")
-            .scale(scheme="viridis", zero=False)
-            .legend(orient="top", gradientLength=220),
-            stroke=alt.Stroke("norm:Q", title="Norm (mean over heads)")
             .scale(scheme="viridis", zero=False)
             .legend(orient="top", gradientLength=220),
             tooltip=[

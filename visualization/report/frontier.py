@@ -31,7 +31,7 @@ def frontier(results: Results) -> dict[str, Any] | None:
         kl_said=[_with_error(k, e) for k, e in zip(kl, error, strict=True)],
         perplexity_said=[f"{p:+.2f} %" for p in _given(table, "delta_perplexity_percent", 0.0)],
         per_model_said=[nbytes(n) if n else "nothing" for n in table["per_model_bytes"]],
-        tasks_said=_tasks(results, table["label"]),
+        tasks_said=[_tasks(results, label) for label in table["label"]],
         engine=engine,
         engine_said=engine.where(engine != "", "none"),
         named=_names(table["frontier"] | (engine != ""), table["bytes_per_token"]),
@@ -62,18 +62,19 @@ def _names(named: pd.Series, sizes: pd.Series) -> list[str]:
     return [side if name else "" for side, name in zip(sides, named, strict=True)]
 
 
-def _tasks(results: Results, labels: pd.Series) -> list[str]:
-    """Which share of the facts that were hidden each setting still finds, where that was tried."""
-    needles = results.table("compare/needle")
-    if needles is None or not {"label", "right"} <= set(needles):
-        return ["not tried"] * len(labels)
-    found = needles.groupby("label")["right"].agg(["sum", "count"])
-    return [
-        f"{found['sum'][label]:.0f} of {found['count'][label]} needles"
-        if label in found.index
-        else "not tried"
-        for label in labels
-    ]
+def _tasks(results: Results, label: str) -> str:
+    """What was asked of the model on this setting's cache, and how much of it was right."""
+    said = []
+    needles, exams = results.table("compare/needle"), results.table("tasks/accuracy")
+    if needles is not None and {"label", "right"} <= set(needles):
+        right = needles.loc[needles["label"] == label, "right"]
+        said += [f"{right.sum()} of {len(right)} needles"] if len(right) else []
+    if exams is not None and {"label", "accuracy", "accuracy_full", "counted"} <= set(exams):
+        own = exams[(exams["label"] == label) & exams["counted"].astype(bool)]
+        means = own[["accuracy", "accuracy_full"]].mean()
+        tasks = f"{means['accuracy']:.0%} of tasks right, {means['accuracy_full']:.0%} untouched"
+        said += [tasks] if len(own) else []
+    return "; ".join(said) or "not tried"
 
 
 def _given(table: pd.DataFrame, name: str, otherwise: Any) -> pd.Series:

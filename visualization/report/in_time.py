@@ -33,6 +33,7 @@ def in_time(results: Results) -> dict[str, Any] | None:
         },
         "rotation_keeps_norms": _same(kinds),
         "n_layers": int(table["layer"].nunique()),
+        "n_tokens": int((table["position"] + table["tokens"]).max()),
     }
 
 

@@ -17,8 +17,8 @@ BYTES = 7_000_000  # of pictures in one page; larger ones are left beside it, an
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 WHERE = ("choice", "label", "method", "settings", "heuristic", "damage", "stage", "part", "pattern",
          "layer", "layer_a", "layer_b", "head", "head_a", "head_b", "position", "position_a",
-         "position_b", "token", "dim", "dim_a", "dim_b", "depth", "bin_right", "token_rank", "embedding_rank",
-         "kind")  # fmt: skip
+         "position_b", "token", "dim", "dim_a", "dim_b", "depth", "bin_right", "token_rank",
+         "embedding_rank", "kind")  # fmt: skip
 SHARES = ("sparsity", "sparsity_mean", "mean_received", "share_of_dim", "energy_share",
           "probability")  # fmt: skip
 KINDS = {"key": "keys", "value": "values", "unrotated key": "unrotated keys"}

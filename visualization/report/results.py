@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,17 @@ class Results:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """Of every mode that left a manifest, the main ones first."""
+        """Of every mode that left a manifest, the main ones first; a file is of one run alone, of
+        the staged one where two name it."""
         found: dict[str, Run] = {}
         for place in self._places:
+            taken = {file for run in found.values() for file in run.files}
             for file in sorted(place.glob("*.json")):
-                run = self._run(file) if file.name not in found else None
+                run = _run(file) if file.name not in found else None
                 if run is not None:
-                    found[file.name] = run
+                    kept = tuple(name for name in run.files if name not in taken)
+                    told = {**run.told, "files": list(kept)}
+                    found[file.name] = replace(run, told=told, files=kept)
         return sorted(found.values(), key=lambda run: (_place(run.mode), run.mode))
 
     def run(self, mode: str) -> Run | None:
@@ -94,17 +98,6 @@ class Results:
         named = (f"{stem}{ending}" for ending in PICTURE_ENDINGS)
         return next((file for file in named if file in self.files), None)
 
-    def _run(self, file: Path) -> Run | None:
-        """None for what is no manifest."""
-        try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            mode, files = told["mode"], told["files"]
-        except (ValueError, KeyError, TypeError):
-            return None
-        if not isinstance(mode, str) or not isinstance(files, list):
-            return None
-        return Run(mode, told, tuple(name for name in files if isinstance(name, str)))
-
     def _read(self, file: str) -> pd.DataFrame | None:
         path = self.path(file) if file in self.files else None
         if path is None:
@@ -125,6 +118,18 @@ def of_folder(folder: str | Path, staged: str | Path | None = None) -> Results:
             "give the `output_dir` of a run that draws, such as --mode analyze",
         )
     return results
+
+
+def _run(file: Path) -> Run | None:
+    """None for what is no manifest."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        mode, files = told["mode"], told["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(mode, str) or not isinstance(files, list):
+        return None
+    return Run(mode, told, tuple(name for name in files if isinstance(name, str)))
 
 
 def _place(mode: str) -> int:

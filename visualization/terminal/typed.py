@@ -22,7 +22,7 @@ def _differs(name: str, value: Any) -> bool:
 
 
 def _words(name: str, value: Any, settings: Mapping[str, Any]) -> list[str]:
-    if name == "sequence_length" and settings.get("context_tokens") is not None:
+    if name == "context_tokens" and settings.get("sequence_length") is not None:
         return []  # two names of one length, and only one may be typed
     if name == "model" and settings.get("models") is not None:
         return []  # one of several, each of which has results of its own

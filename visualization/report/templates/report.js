@@ -333,7 +333,9 @@ function partLines(rows, off, changedParts) {
 
 async function in_time(widget, data) {
   const made = {};
-  const rowsNow = (kind) => (made[kind] ??= rowsOf(data.kinds[kind]).map((row) => ({ ...row, until: row.position + row.tokens, stage: row.generated ? "generated" : "prefill" })));
+  // a cell reaches a little under the next, which is drawn over it, so that no seams are left
+  const cellOf = (row) => ({ ...row, until: Math.min(data.n_tokens, row.position + 1.3 * row.tokens), stage: row.generated ? "generated" : "prefill" });
+  const rowsNow = (kind) => (made[kind] ??= rowsOf(data.kinds[kind]).map(cellOf));
   const kinds = Object.keys(data.kinds);
   const height = Math.min(560, Math.max(180, 9 * data.n_layers));
   const generated = data.generated_from === null ? [] : [{ position: data.generated_from }];
@@ -505,7 +507,8 @@ function openTable(details) {
   part(details, ".scroll").append(element("table", {}, element("caption", {}, id && part(details, "summary").firstChild.textContent.trim()), element("thead", {}, element("tr", {}, ...heads)), body));
 }
 
-const cell = (value) => (typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : digits(value, 4)) : value ?? "");
+const cell = (value) => (typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : aligned(value)) : value ?? "");
+const aligned = (x) => (Math.abs(x) < 1e-4 || Math.abs(x) >= 1e6 ? x.toExponential(3) : x.toPrecision(4));
 const compared = (a, b) => {
   if (a === null || b === null) return (a === null) - (b === null);
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
