@@ -4,7 +4,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto",)
 OFFLOADS = ("none", "memory", "disk")
-FOCUSES = ("all", "layers", "heads", "tokens", "embeddings", "spectrum")
+FOCUSES = ("all", "layers", "heads", "tokens", "embeddings", "cache", "spectrum")
 PRUNE_METHODS = ("layer", "head", "dimension", "threshold", "token")
 EVICTIONS = (
     "key_norm",

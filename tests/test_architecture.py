@@ -103,7 +103,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "data.inventory": ({"data.cache"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
-    "analysis": ({"config", "data.cache", "data.inventory"}, MODELS | PICTURES),
+    "analysis.sinks": (set(), HEAVY - {"pandas"}),
+    "analysis": ({"config", "analysis.sinks", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.base": ({"config", "compression.stored", *PARTS}, HEAVY - {"torch"}),
     "compression.costs": ({"config", "compression.base", *PARTS}, MODELS | PICTURES),
@@ -221,7 +222,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", *MODELS},
     ),
     "visualization": (
-        {"config", "visualization.style", "visualization.lettering"},
+        {"config", "analysis.sinks", "visualization.style", "visualization.lettering"},
         {"torch", *MODELS},
     ),
     "main": (OURS - {"main", "benchmarks", "tests"}, HEAVY),

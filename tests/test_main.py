@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import config
 from compression.studies.analyze import Analysis
+from config import UsageError
+from data import extraction
 from data.texts import Sample, visible
 from tests import families
 from tests.commands import PROMPT, ROOT, done, files_below, in_a_process, of_mode, run
@@ -27,11 +30,13 @@ PICTURES = {
         "tokens/token_position_importance",
         "tokens/attention_sinks",
         "tokens/generation_stages_comparison",
+        "tokens/attended_text",
     ],
     "embeddings": [
         "embeddings/embedding_consistency",
         "embeddings/sparse_dense_embedding_patterns",
     ],
+    "cache": ["cache/keys", "cache/values"],
 }
 PICTURES["layers"].append("weight_magnitude_distribution")
 PICTURES["all"] = [stem for stems in PICTURES.values() for stem in stems]
@@ -46,6 +51,9 @@ COLUMNS = {
     "tokens/token_position_importance": "position token_id token key_norm value_norm "
     "attention_received attention_energy importance",
     "tokens/attention_sinks": "layer position token attention_received mean_received",
+    "tokens/attended_text": "position token mean_received even_share seen_by well_seen",
+    "cache/keys": "layer head kind rotary position token tokens dim_0",
+    "cache/values": "layer head kind position token tokens dim_0",
     "tokens/generation_stages_comparison": "stage kind n_tokens sparsity sparsity_new_tokens",
     "embeddings/embedding_consistency": "dim kind sparsity",
     "embeddings/sparse_dense_embedding_patterns": "kind dim position mean_abs variance",
@@ -99,7 +107,7 @@ def test_every_focus_tells_the_same_numbers_as_all():
     loaded = families.loaded("llama_gqa")
     both = {"context_tokens": 60, "new_tokens": 5}
     together = Analysis(**both).run(loaded, [SAMPLE])
-    for focus in ("layers", "heads", "tokens", "embeddings"):
+    for focus in ("layers", "heads", "tokens", "embeddings", "cache"):
         alone = Analysis(analysis_focus=focus, **both).run(loaded, [SAMPLE])
         assert {f"{stem}.csv" for stem in alone.tables} == {
             file for file in written(PICTURES[focus]) if file.endswith(".csv")
@@ -108,6 +116,31 @@ def test_every_focus_tells_the_same_numbers_as_all():
         assert (alone.texts, alone.measured) == ((SAMPLE.read(60),), [])
         for stem, table in alone.tables.items():
             pd.testing.assert_frame_equal(table, together.tables[stem])
+
+
+def test_the_cache_itself_is_shown_of_the_layer_and_head_that_are_asked_for(flags, tmp_path):
+    asked = ["--analysis_focus", "cache", "--layer", "0", "--head", "1"]
+    assert run(*flags, *asked) == 0
+    assert files_below(tmp_path / "out") == written(PICTURES["cache"])
+    loaded = families.loaded("llama_gqa")
+    start = extraction.prefill(loaded, extraction.tokenise(loaded, SAMPLE, 60))
+    values = pd.read_csv(tmp_path / "out/cache/values.csv").filter(regex=r"^dim_\d+$")
+    np.testing.assert_allclose(values, start.cache.layers[0].values[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [["--layer", "2"], ["--layer", "1", "--head", "2"]])
+def test_a_layer_or_head_that_is_not_there_is_refused_in_one_sentence(
+    flags, tmp_path, capsys, asked
+):
+    assert run(*flags, "--analysis_focus", "cache", *asked) == 2
+    said = capsys.readouterr().err
+    assert said.strip().splitlines()[-1].endswith("it takes 0 to 1.") and asked[-2] in said
+    assert not files_below(tmp_path / "out")
+
+
+def test_the_cache_itself_is_of_one_text():
+    with pytest.raises(UsageError, match="it shows the entries of one"):
+        Analysis(analysis_focus="cache", num_samples=2)
 
 
 def test_the_manifest_says_what_made_the_files(whole):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-POOLED = "spectrum/"  # tables of all tokens of all texts, of which there is no mean
+# Tables of all tokens of all texts, of which there is no mean
+POOLED = ("spectrum/", "weight_magnitude_distribution")
 
 
 class Model(Protocol):

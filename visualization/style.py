@@ -1,11 +1,11 @@
 """One look for all pictures: colours, sizes, titles, and how many things fit on an axis."""
 
 import textwrap
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Container, Iterable
+from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, TypedDict, Unpack, overload
+from typing import IO, Any, Literal, TypedDict, Unpack, overload
 
 import matplotlib
 import numpy as np
@@ -61,7 +61,7 @@ class Spaces(TypedDict, total=False):
     left: float
     head: float
     sharex: bool
-    sharey: bool
+    sharey: bool | Literal["col"]
     squeeze: bool
 
 
@@ -115,7 +115,7 @@ def figure(
     left: float = 0.95,
     head: float = 0.4,
     sharex: bool = False,
-    sharey: bool = False,
+    sharey: bool | Literal["col"] = False,
     squeeze: bool = True,
 ) -> tuple[Figure, Axes | np.ndarray]:
     """A figure with a title, the model and text it shows, and its axes: one panel, or an array
@@ -155,6 +155,13 @@ def save(fig: Figure, path: str | Path | IO[bytes]) -> None:
     fig.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
 
 
+def below(fig: Figure, ax: Axes, gap: float, height: float) -> Axes:
+    """A panel in the bottom margin below `ax`, as wide and on the same horizontal axis; inches."""
+    box, inch = ax.get_position(), 1 / fig.get_figheight()
+    place = (box.x0, box.y0 - (gap + height) * inch, box.width, height * inch)
+    return fig.add_axes(place, sharex=ax)
+
+
 def beside(fig: Figure, ax: Axes, image: ScalarMappable) -> Colorbar:
     """A colour bar in the right margin next to `ax`."""
     box = ax.get_position()
@@ -163,12 +170,19 @@ def beside(fig: Figure, ax: Axes, image: ScalarMappable) -> Colorbar:
     return fig.colorbar(image, cax=fig.add_axes(place))
 
 
-def shown(text: str) -> str:
-    """`text` with the characters that the font cannot draw written as escapes."""
-    drawable = get_font(findfont(FontProperties())).get_charmap()
+def shown(text: str, family: str | None = None) -> str:
+    """`text` with the characters that the font cannot draw written as escapes. family: of the
+    font; the usual one where it is not given."""
+    drawable = _drawable(family)
     return "".join(
         c if ord(c) in drawable else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+@cache
+def _drawable(family: str | None) -> Container[int]:
+    """Code points that a font has letters for."""
+    return get_font(findfont(FontProperties(family=family))).get_charmap()
 
 
 def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -214,6 +228,12 @@ def whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
 
 
+def ticks_at(axis: Axis, numbers: Iterable[int], most: int = 16) -> None:
+    """Ticks at numbers that there are, such as those of layers: at most so many, evenly apart."""
+    there = sorted(set(numbers))
+    axis.set_ticks(there[:: bin_width(len(there), most)])
+
+
 def kind_bars(ax: Axes, table: pd.DataFrame, x: str, y: str, spread: str | None = None) -> None:
     """Keys and values side by side in one bar pair for each value of column `x`."""
     for shift, (kind, rows) in zip((-0.2, 0.2), by_kind(table), strict=True):
@@ -222,7 +242,7 @@ def kind_bars(ax: Axes, table: pd.DataFrame, x: str, y: str, spread: str | None 
             bars |= {"yerr": rows[spread], "capsize": 3, "ecolor": "#444444"}
         ax.bar(rows[x] + shift, rows[y], **bars)
     ax.set_xlim(table[x].min() - 0.6, table[x].max() + 0.6)
-    whole_numbers(ax.xaxis)
+    ticks_at(ax.xaxis, table[x], most=32)
 
 
 def filled_steps(ax: Axes, values: np.ndarray, color: str) -> None:

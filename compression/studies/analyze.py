@@ -10,6 +10,7 @@ import numpy as np
 import config
 from analysis import over_texts
 from analysis.advice import recommendations
+from analysis.cached_entries import Shown
 from analysis.findings import key_findings
 from analysis.inventory import kept, what_it_is
 from compression.studies.base import Tables, refuse_counts
@@ -26,7 +27,11 @@ from data.vocabulary import FOCUSES
 
 __all__ = ["Analysis", "Findings", "look"]
 
-PRUNES_NOTHING = {"generation": "the stages of generation", "spectrum": "energy spectra"}
+PRUNES_NOTHING = {
+    "generation": "the stages of generation",
+    "spectrum": "energy spectra",
+    "cache": "entries of one KV head",
+}
 Made = Callable[[Tables, Sequence[TextRead]], None]  # tables, and the texts that they are of
 
 
@@ -85,11 +90,12 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """analysis_focus: layers, heads, tokens, embeddings, spectrum, generation, or all but spectrum.
+    """analysis_focus: layers, heads, tokens, embeddings, cache, spectrum, generation, or all but
+    spectrum.
     context_tokens: of a text that are read; where not given as config.py says, for generation all.
     new_tokens: generated after it. num_samples: texts; of several, means. measure: measure what is
     recommended, on `score_tokens` after the text. save_cache: the file to keep the cache of a
-    single text in."""
+    single text in. layer, head: whose entries are shown, see `Shown`; of the first text."""
 
     analysis_focus: str = "all"
     context_tokens: int | None = None
@@ -98,6 +104,8 @@ class Analysis:
     measure: bool = False
     score_tokens: int | None = None
     save_cache: str | None = None
+    layer: int | None = None
+    head: int | None = None
 
     def __post_init__(self) -> None:
         refuse_counts(
@@ -123,6 +131,12 @@ class Analysis:
             raise UsageError(
                 f"`measure` was given for {self.n_texts} texts, and it measures on one",
                 "`--mode prune --trial` takes several; leave `measure` out, or `num_samples`",
+            )
+        if self.analysis_focus == "cache" and self.n_texts > 1:
+            raise UsageError(
+                f"The focus cache was given for {self.n_texts} texts, and it shows the entries of "
+                "one",
+                "leave out `num_samples`, or take another `analysis_focus`",
             )
         if self.save_cache is not None and self.n_texts > 1:
             raise UsageError(
@@ -171,6 +185,7 @@ class Analysis:
         texts = tuple(sample.read(len(ids[: self.n_read])) for sample, ids in chosen)
         at_once = isinstance(work, Here) and not several
         tasks = [self._task(text, several) for text in chosen]
+        tasks[0] = replace(tasks[0], shown=Shown(self.layer, self.head))
         if at_once:
             tasks = [replace(tasks[0], made=lambda tables: made(tables, texts))]
         each, sums = _gathered(work, tasks)
