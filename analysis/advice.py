@@ -18,7 +18,7 @@ from analysis.findings import (
     steady_head,
 )
 from analysis.margins import first_of, not_apart, tied
-from analysis.tokens import sinks
+from analysis.sinks import sinks
 from data.cache import KINDS
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import config
 from analysis import spectrum_findings
 from analysis.margins import error, first_of, not_apart, runner_up, span, spread, tied, told_apart
-from analysis.tokens import SINK, sinks
+from analysis.sinks import SINK, are_too_few, sinks
 from data.cache import KINDS
 
 Tables = dict[str, pd.DataFrame]
@@ -190,7 +190,7 @@ def _sink_finding(table: pd.DataFrame, top: int) -> str:
             f"Attention sinks, which receive {SINK} times the even share of attention or more: "
             f"{count}, position {named}{as_much}."
         )
-    if SINK * first["even_share"] >= 1:
+    if are_too_few(first["even_share"]):
         return (
             f"Too few tokens to tell attention sinks: {SINK} times the even share would be more "
             f"than all attention. Position {_attended(first)} receives most{as_much}."

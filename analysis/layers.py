@@ -7,7 +7,8 @@ from data.cache import KINDS
 
 
 def layer_statistics(sweep: Sweep) -> pd.DataFrame:
-    """layer, kind, sparsity, std, mean_abs, kv_correlation, hoyer_sparsity, kurtosis."""
+    """layer, kind, sparsity, std, mean_abs, kv_correlation, hoyer_sparsity, kurtosis, threshold:
+    the magnitude below which an entry counts as sparse."""
     return pd.DataFrame(
         {
             "layer": layer.index,
@@ -18,6 +19,7 @@ def layer_statistics(sweep: Sweep) -> pd.DataFrame:
             "kv_correlation": correlation,
             "hoyer_sparsity": sums.hoyer_sparsity,
             "kurtosis": sums.kurtosis,
+            "threshold": sweep.thresholds[kind],
         }
         for kind in KINDS
         for layer, sums, correlation in zip(

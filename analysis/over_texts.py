@@ -44,8 +44,13 @@ RULES = {
     "heads/head_sparsity": Rule(("kind", "layer", "head")),
     "heads/head_pruning_potential": Rule(("head", "kind")),
     "heads/pruning_heatmap_by_layer_head": Rule(("layer", "head")),
-    "tokens/token_position_importance": Rule(("position",), ("token_id", "token", *SEEN)),
+    "tokens/token_position_importance": Rule(
+        ("position",), ("token_id", "token", "even_share", *SEEN)
+    ),
     "tokens/attention_sinks": Rule(("layer", "position"), ("token", "even_share", *SEEN)),
+    "tokens/attended_text": OF_FIRST,  # each has words of its own
+    "cache/keys": OF_FIRST,
+    "cache/values": OF_FIRST,
     "tokens/generation_stages_comparison": Rule(("kind", "stage")),
     "embeddings/embedding_consistency": Rule(("kind", "dim")),
     VARIANCE: Rule(("kind", "dim")),
@@ -82,7 +87,9 @@ def combined(texts: Sequence[Tables], by_position: ByPosition | None = None) -> 
     where position patterns are among the tables."""
     if len(texts) == 1:
         return dict(texts[0])
-    tables = {stem: _combined(stem, [each[stem] for each in texts]) for stem in texts[0]}
+    tables = {
+        stem: _combined(stem, [each[stem] for each in texts if stem in each]) for stem in texts[0]
+    }
     if PATTERNS in tables and by_position is not None:
         tables[PATTERNS] = _patterns(tables[VARIANCE], by_position, len(texts))
     if HEADS in tables:

@@ -10,6 +10,7 @@ import pandas as pd
 
 import config
 from analysis import embeddings, heads, layers, magnitudes, tokens
+from analysis.cached_entries import USUAL, Shown, cached_entries
 from analysis.measures import Sweep
 
 Tables = dict[str, pd.DataFrame]
@@ -17,10 +18,12 @@ Tables = dict[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: a cache's sums, and its tokens as text on one line."""
+    """What is looked at: a cache's sums, and its tokens as text on one line. shown: the layer and
+    head whose entries are shown, None for none."""
 
     sweep: Sweep
     tokens: Sequence[str]
+    shown: Shown | None = USUAL
 
 
 def _layers(subject: Subject) -> Tables:
@@ -52,6 +55,9 @@ def _tokens(subject: Subject) -> Tables:
         "tokens/attention_sinks": tokens.attention_sinks(
             subject.sweep, subject.tokens, config.MIN_QUERIES
         ),
+        "tokens/attended_text": tokens.attended_text(
+            subject.sweep, subject.tokens, config.MIN_QUERIES
+        ),
     }
 
 
@@ -65,7 +71,19 @@ def _embeddings(subject: Subject) -> Tables:
     }
 
 
-FOCUSES = {"layers": _layers, "heads": _heads, "tokens": _tokens, "embeddings": _embeddings}
+def _cache(subject: Subject) -> Tables:
+    if subject.shown is None:
+        return {}
+    return cached_entries(subject.sweep.cache, subject.tokens, subject.shown)
+
+
+FOCUSES = {
+    "layers": _layers,
+    "heads": _heads,
+    "tokens": _tokens,
+    "embeddings": _embeddings,
+    "cache": _cache,
+}
 
 
 def tables(subject: Subject, focus: str) -> Tables:

@@ -8,12 +8,12 @@ import torch
 
 from analysis.blocks import norms
 from analysis.measures import Sweep, spanning
-from analysis.over_layers import TokenMeans, group_size
+from analysis.over_layers import MOST_POSITIONS, TokenMeans, group_size
+from analysis.sinks import SINK
 from config import UsageError
 from data.cache import KINDS, KVCache
 
 TERMS = {"key": "key_norm", "value": "value_norm", "energy": "attention_energy"}
-SINK = 10  # times the even share of attention that make a token a sink
 COLUMNS = ("key_norm", "value_norm", "attention_received", "attention_energy")
 
 
@@ -34,13 +34,15 @@ def token_importance(
     min_queries: int,
 ) -> pd.DataFrame:
     """position, token_id, token, key_norm, value_norm, attention_received, attention_energy,
-    importance, seen_by, well_seen; one row for each token that the layers holding most tokens have,
-    and means over these layers (see `measures.spanning`).
+    importance, and its parts importance_key, importance_value and importance_energy, even_share,
+    seen_by, well_seen; one row for each token that the layers holding most tokens have, and means
+    over these layers (see `measures.spanning`).
 
     Norms are L2 over heads and dims. Where attention was not measured its columns stay empty.
     attention_energy: the mean over KV heads of `blocks.attention_energy`.
     importance: the terms, each divided by its maximum, in the given weights; the weights of terms
-    that were not measured are spread over the others. seen_by, well_seen: see `_seen`.
+    that were not measured are spread over the others. even_share: see `attention_sinks`. seen_by,
+    well_seen: see `_seen`.
     """
     terms = sweep.of_tokens.columns
     positions = sweep.cache.layers[sweep.spanning[0]].positions
@@ -51,6 +53,8 @@ def token_importance(
             "token": [tokens[i] for i in positions.tolist()],
             **{name: terms[name].numpy() if name in terms else np.nan for name in COLUMNS},
             "importance": _importance(terms, weights).numpy(),
+            **_parts(terms, weights),
+            "even_share": _even_share(sweep)[positions.numpy()],
         }
     )
     return table.assign(**_seen(table["position"], sweep.cache.n_tokens, min_queries))
@@ -58,6 +62,26 @@ def token_importance(
 
 def _importance(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
     """(tokens,)"""
+    weighed, shares = _weighed(terms, weights)
+    return torch.stack([*weighed.values()]) @ torch.stack([*shares.values()])
+
+
+def _parts(
+    terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]
+) -> dict[str, np.ndarray | float]:
+    """What each term adds to the importance, by the name of its column."""
+    weighed, shares = _weighed(terms, weights)
+    return {
+        f"importance_{term}": (weighed[term] * shares[term]).numpy() if term in shares else np.nan
+        for term in TERMS
+    }
+
+
+def _weighed(
+    terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """By the names of the terms that were measured, their weights, which sum to 1, and (tokens,)
+    shares of their maxima."""
     measured = {term: terms[name] for term, name in TERMS.items() if name in terms}
     total = sum(weights[term] for term in measured)
     if not total:
@@ -67,9 +91,9 @@ def _importance(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float])
             "give the norms a weight",
         )
     tiny = torch.finfo(torch.float64).tiny  # of zeros no token has a share
-    shares = torch.stack([x / x.max().clamp(min=tiny) for x in measured.values()])
-    weighed = torch.tensor([weights[term] for term in measured], dtype=torch.float64) / total
-    return weighed @ shares
+    shares = {term: x / x.max().clamp(min=tiny) for term, x in measured.items()}
+    of_each = torch.tensor([weights[term] for term in measured], dtype=torch.float64) / total
+    return dict(zip(measured, of_each, strict=True)), shares
 
 
 def _seen(positions: pd.Series, n_tokens: int, min_queries: int) -> dict[str, pd.Series]:
@@ -92,12 +116,10 @@ def attention_sinks(sweep: Sweep, tokens: Sequence[str], min_queries: int) -> pd
     receive most among their neighbours, in the layer or on average, and of all sinks.
     """
     cache, first = sweep.cache, sweep.cache.layers[sweep.spanning[0]]
-    per_token, even = np.full((2, cache.n_tokens), np.nan)
+    per_token, even = np.full(cache.n_tokens, np.nan), _even_share(sweep)
     columns = sweep.of_tokens.columns
     if "attention_received" in columns:
         per_token[first.positions.numpy()] = columns["attention_received"].numpy()
-    if first.kind != "sliding":
-        even = _even_share(cache.n_tokens)
     parts = []
     for layer in cache.layers:
         if layer.attention is None:
@@ -120,12 +142,23 @@ def attention_sinks(sweep: Sweep, tokens: Sequence[str], min_queries: int) -> pd
     return table.assign(**_seen(table["position"], cache.n_tokens, min_queries))
 
 
-def sinks(table: pd.DataFrame) -> pd.DataFrame:
-    """The tokens of `attention_sinks` that receive SINK times the even share or more, most first;
-    a row for each."""
-    tokens = table[table["well_seen"]].drop_duplicates("position")
-    many = tokens[tokens["mean_received"] >= SINK * tokens["even_share"]]
-    return many.sort_values("mean_received", ascending=False, kind="stable")
+def attended_text(sweep: Sweep, tokens: Sequence[str], min_queries: int) -> pd.DataFrame:
+    """position, token, mean_received, even_share, seen_by, well_seen, as in `attention_sinks`: the
+    first `over_layers.MOST_POSITIONS` tokens in the order of the text, which is all that a picture
+    of words can hold. Without measured attention the table is empty."""
+    columns = sweep.of_tokens.columns
+    if "attention_received" not in columns:
+        return pd.DataFrame()
+    positions = sweep.cache.layers[sweep.spanning[0]].positions[:MOST_POSITIONS]
+    table = pd.DataFrame(
+        {
+            "position": positions.numpy(),
+            "token": [tokens[i] for i in positions.tolist()],
+            "mean_received": columns["attention_received"][:MOST_POSITIONS].numpy(),
+            "even_share": _even_share(sweep)[positions.numpy()],
+        }
+    )
+    return table.assign(**_seen(table["position"], sweep.cache.n_tokens, min_queries))
 
 
 def _told_apart(positions: np.ndarray, group: int, *measures: np.ndarray) -> np.ndarray:
@@ -138,7 +171,11 @@ def _told_apart(positions: np.ndarray, group: int, *measures: np.ndarray) -> np.
     return told
 
 
-def _even_share(n_tokens: int) -> np.ndarray:
-    """(tokens,): mean over the queries i >= j of 1 / (i + 1), for each token j."""
+def _even_share(sweep: Sweep) -> np.ndarray:
+    """(tokens,): mean over the queries i >= j of 1 / (i + 1), for each token j; NaN where a window
+    hides some from them."""
+    n_tokens = sweep.cache.n_tokens
+    if sweep.cache.layers[sweep.spanning[0]].kind == "sliding":
+        return np.full(n_tokens, np.nan)
     shares = 1 / np.arange(1, n_tokens + 1)
     return np.cumsum(shares[::-1])[::-1] / np.arange(n_tokens, 0, -1)

@@ -33,7 +33,10 @@ def test_layer_statistics_has_a_row_for_each_layer_and_kind_under_the_models_own
         "kv_correlation",
         "hoyer_sparsity",
         "kurtosis",
+        "threshold",
     ]
+    limits = sweep(cache, PERCENTAGE).thresholds
+    assert table.groupby("kind")["threshold"].unique().str[0].to_dict() == limits
     assert list(table["layer"]) == [0, 2, 3, 5] * 2
     for kind in KINDS:
         shares = [b.mean() for b in below(cache, kind)]

@@ -105,7 +105,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "data.inventory": ({"data.cache"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
-    "analysis": ({"config", "data.cache", "data.inventory"}, MODELS | PICTURES),
+    "analysis.sinks": (set(), HEAVY - {"pandas"}),
+    "analysis": ({"config", "analysis.sinks", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.parts": (set(), HEAVY),
     "compression.base": (
@@ -243,7 +244,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", *MODELS},
     ),
     "visualization": (
-        {"config", "visualization.style", "visualization.lettering"},
+        {"config", "analysis.sinks", "visualization.style", "visualization.lettering"},
         {"torch", *MODELS},
     ),
     "main": (OURS - {"main", "benchmarks", "tests"}, HEAVY),

@@ -89,7 +89,7 @@ def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     arguments = {name for each in called for name in inspect.signature(each).parameters}
     arguments -= {"loaded", "sample", "needles", "asked", "phase"}  # of the library alone
     if mode == "analyze_generation":
-        arguments -= {"analysis_focus", "measure", "score_tokens", "save_cache"}
+        arguments -= {"analysis_focus", "measure", "score_tokens", "save_cache", "layer", "head"}
     # main.py reads these
     own = {"debug", "quiet", "json", "sequence_length", "output_dir", "format", "continuation"}
     own |= {"models"}

@@ -123,6 +123,22 @@ def test_analyze_shows_what_it_shows_with_the_model(saved, name):
     assert [*found.facts["recommendations_not_measured"]] == beside.recommendations[:-1]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_cache_itself_is_that_of_the_run_with_the_model(saved, name):
+    asked = {"analysis_focus": "cache", "layer": None, "head": 0}
+    beside = Analysis(context_tokens=72, **asked).run(families.loaded(name), reference_samples())
+    found = run(Sight(**asked), saved(name).plain)
+    for stem in ("cache/keys", "cache/values"):
+        assert_frame_equal(found.tables[stem], beside.tables[stem], check_exact=True)
+    assert found.facts["thresholds"] == beside.facts["thresholds"]
+
+
+def test_a_layer_that_a_saved_cache_lacks_is_refused(file):
+    with pytest.raises(UsageError, match=r"`layer` is 4, .*: it takes 0, 2, 3 or 5"):
+        run(Sight(analysis_focus="cache", layer=4), file)
+    assert set(run(Sight("cache", 5), file).tables["cache/values"]["layer"]) == {5}
+
+
 @pytest.fixture
 def file(tmp_path):
     """A small cache of every kind of layer, with attention."""

@@ -15,7 +15,8 @@ from safetensors import safe_open
 import config
 from compression.studies.analyze import ATTENTION_FILE, Analysis
 from compression.studies.one_text import NORMS
-from data.extraction import prefill
+from config import UsageError
+from data import extraction
 from data.texts import Sample, visible
 from tests import families
 from tests.commands import PROMPT, ROOT, done, files_below, in_a_process, of_mode, run
@@ -31,11 +32,13 @@ PICTURES = {
         "tokens/token_position_importance",
         "tokens/attention_sinks",
         "tokens/generation_stages_comparison",
+        "tokens/attended_text",
     ],
     "embeddings": [
         "embeddings/embedding_consistency",
         "embeddings/sparse_dense_embedding_patterns",
     ],
+    "cache": ["cache/keys", "cache/values"],
 }
 PICTURES["layers"].append("weight_magnitude_distribution")
 PICTURES["all"] = [stem for stems in PICTURES.values() for stem in stems]
@@ -50,6 +53,9 @@ COLUMNS = {
     "tokens/token_position_importance": "position token_id token key_norm value_norm "
     "attention_received attention_energy importance",
     "tokens/attention_sinks": "layer position token attention_received mean_received",
+    "tokens/attended_text": "position token mean_received even_share seen_by well_seen",
+    "cache/keys": "layer head kind rotary position token tokens dim_0",
+    "cache/values": "layer head kind position token tokens dim_0",
     "tokens/generation_stages_comparison": "stage kind n_tokens sparsity sparsity_new_tokens",
     "embeddings/embedding_consistency": "dim kind sparsity",
     "embeddings/sparse_dense_embedding_patterns": "kind dim position mean_abs variance",
@@ -100,7 +106,7 @@ def test_analyze_writes_every_picture_with_its_table(whole):
 
 def test_who_looks_at_which_token_is_written_as_it_was_measured(whole):
     loaded = families.loaded("llama_gqa")
-    attention = prefill(loaded, loaded.ids_of(PROMPT, 60), probe=True).attention
+    attention = extraction.prefill(loaded, loaded.ids_of(PROMPT, 60), probe=True).attention
     with safe_open(whole.out / ATTENTION_FILE, "pt") as file:
         assert json.loads(file.metadata()["layers"]) == list(attention.layers)
         assert set(file.keys()) == {"received", "watcher", "watcher_weight"}
@@ -120,7 +126,7 @@ def test_every_focus_tells_the_same_numbers_as_all():
     loaded = families.loaded("llama_gqa")
     both = {"context_tokens": 60, "new_tokens": 5}
     together = Analysis(**both).run(loaded, [SAMPLE])
-    for focus in ("layers", "heads", "tokens", "embeddings"):
+    for focus in ("layers", "heads", "tokens", "embeddings", "cache"):
         alone = Analysis(analysis_focus=focus, **both).run(loaded, [SAMPLE])
         assert {f"{stem}.csv" for stem in alone.tables} == {
             file for file in written(PICTURES[focus]) if file.endswith(".csv")
@@ -134,6 +140,31 @@ def test_every_focus_tells_the_same_numbers_as_all():
                 pd.testing.assert_frame_equal(table, prefill[list(table)])
                 continue
             pd.testing.assert_frame_equal(table, together.tables[stem])
+
+
+def test_the_cache_itself_is_shown_of_the_layer_and_head_that_are_asked_for(flags, tmp_path):
+    asked = ["--analysis_focus", "cache", "--layer", "0", "--head", "1"]
+    assert run(*flags, *asked) == 0
+    assert files_below(tmp_path / "out") == written(PICTURES["cache"])
+    loaded = families.loaded("llama_gqa")
+    start = extraction.prefill(loaded, extraction.tokenise(loaded, SAMPLE, 60))
+    values = pd.read_csv(tmp_path / "out/cache/values.csv").filter(regex=r"^dim_\d+$")
+    np.testing.assert_allclose(values, start.cache.layers[0].values[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [["--layer", "2"], ["--layer", "1", "--head", "2"]])
+def test_a_layer_or_head_that_is_not_there_is_refused_in_one_sentence(
+    flags, tmp_path, capsys, asked
+):
+    assert run(*flags, "--analysis_focus", "cache", *asked) == 2
+    said = capsys.readouterr().err
+    assert said.strip().splitlines()[-1].endswith("it takes 0 to 1.") and asked[-2] in said
+    assert not files_below(tmp_path / "out")
+
+
+def test_the_cache_itself_is_of_one_text():
+    with pytest.raises(UsageError, match="it shows the entries of one"):
+        Analysis(analysis_focus="cache", num_samples=2)
 
 
 def test_the_manifest_says_what_made_the_files(whole):

@@ -19,7 +19,7 @@ def measured(stem: str, table: pd.DataFrame) -> list[str]:
     return [name for name in table if name not in (*rule.keys, *rule.same, *rule.sums)]
 
 
-STEMS = sorted(one(0)[0])
+STEMS = sorted(stem for stem in one(0)[0] if RULES[stem] is not OF_FIRST)
 
 
 def test_one_text_is_left_as_it_is():
@@ -154,12 +154,20 @@ def test_of_the_first_text_alone_are_only_tables_that_cannot_be_averaged():
     assert {s for s, rule in RULES.items() if rule is OF_FIRST} == {
         "cache_inventory",
         "cache/norms_in_time",
+        "cache/keys",
+        "cache/values",
+        "tokens/attended_text",
         "tucker/tucker_components",
     }
     first = pd.DataFrame({"value": [1.0]})
     texts = [{"tucker/tucker_components": first}, {"tucker/tucker_components": first + 1}]
     assert over_texts.combined(texts)["tucker/tucker_components"] is first
     assert over_texts.of_each(texts, [0, 1]) == {}
+
+
+def test_a_table_that_only_the_first_text_has_stays_as_it_is():
+    table = pd.DataFrame({"dim_0": [1.0]})
+    assert over_texts.combined([{"cache/keys": table}, {}])["cache/keys"] is table
 
 
 def test_adding_up_places_is_the_same_in_any_grouping():

@@ -10,6 +10,7 @@ import torch
 from analysis import tokens
 from analysis.embeddings import position_variance
 from analysis.measures import sweep
+from analysis.sinks import sinks
 from analysis.tokens import attention_sinks, token_importance
 from config import UsageError
 from data.cache import KINDS
@@ -144,3 +145,38 @@ def test_a_text_of_one_token_gives_it_all_attention():
     alone = with_attention(cache, [torch.ones(2, 1)])
     (row,) = attention_sinks(sweep(alone, 1.0), words(cache), 1).to_dict("records")
     assert row["attention_received"] == row["mean_received"] == row["even_share"] == 1
+
+
+def test_the_words_of_a_text_carry_the_attention_that_the_sinks_are_told_by():
+    cache = caches.mixed()
+    swept = sweep(with_attention(cache, random_attention(cache)), PERCENTAGE)
+    text = tokens.attended_text(swept, words(cache), 3)
+    first = attention_sinks(swept, words(cache), 3).drop_duplicates("position")
+    pd.testing.assert_frame_equal(
+        text, first.sort_values("position")[list(text)].reset_index(drop=True)
+    )
+    assert list(text["token"]) == words(cache)
+    assert tokens.attended_text(sweep(cache, 1.0), words(cache), 1).empty
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_importance_is_the_sum_of_its_parts(measured):
+    cache = caches.alike()
+    table = table_of(cache, random_attention(cache) if measured else [None] * 4)
+    parts = table[[f"importance_{term}" for term in ("key", "value", "energy")]]
+    np.testing.assert_allclose(parts.sum(axis=1), table["importance"])
+    assert parts["importance_energy"].isna().all() != measured
+
+
+@pytest.mark.parametrize("times", [9.9, 10.1])
+def test_a_sink_receives_ten_times_the_even_share(times):
+    cache = caches.cache(caches.layer(0, 1, 200, (4, 4)))
+    probe = with_attention(cache, [torch.full((1, 200), 1e-4)])
+    even = attention_sinks(sweep(probe, 1.0), words(cache), 64)["even_share"]
+    attention = torch.full((1, 200), 1e-4)
+    attention[0, 90], attention[0, 199] = times * even[90], 0.9  # the last is seen by itself alone
+    swept = sweep(with_attention(cache, [attention]), 1.0)
+    table = attention_sinks(swept, words(cache), 64)
+    importance = token_importance(swept, words(cache), WEIGHTS, 64)
+    for found in (sinks(table), sinks(importance, "attention_received")):
+        assert list(found["position"]) == ([90] if times > 10 else [])

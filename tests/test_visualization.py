@@ -11,8 +11,10 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
+from analysis.findings import key_findings
 from analysis.magnitudes import magnitude_distribution
 from analysis.measures import sweep
+from analysis.sinks import sinks
 from config import UsageError
 from data.cache import KVCache
 from tests import caches
@@ -43,6 +45,7 @@ AWKWARD = {
     "layers/": ("deep",),
     "heads/": ("deep", "many heads"),
     "tokens/": ("long",),
+    "cache/": ("long", "wide"),
     "tokens/attention_sinks": ("deep",),
     "embeddings/": ("wide", "long"),
     "weight": ("wide",),
@@ -149,14 +152,56 @@ def test_the_red_line_is_the_threshold_and_its_label_the_sparse_share(usual):
 
 def test_the_highest_tokens_are_marked_at_their_height_and_named(usual):
     table = usual["tokens/token_position_importance"]
-    (ax,) = PICTURES["tokens/token_position_importance"](table, ABOUT).axes
-    top = table[table["well_seen"]].nlargest(5, "importance")
-    marks = next(line for line in ax.lines if line.get_marker() == "v")
-    np.testing.assert_allclose(marks.get_ydata(), top["importance"])
-    assert (
-        ax.texts[0].get_text().splitlines()[1]
-        == f"{top['position'].iloc[0]}: " + (top["token"].iloc[0])
-    )
+    figure = PICTURES["tokens/token_position_importance"](table, ABOUT)
+    over_positions, _, ranking = figure.axes
+    top = table[table["well_seen"]].nlargest(10, "importance")
+    marks = next(line for line in over_positions.lines if line.get_marker() == "v")
+    np.testing.assert_allclose(marks.get_ydata(), top["importance"][:5])
+    labels = [text.get_text() for text in ranking.get_yticklabels()]
+    rows = enumerate(zip(top["position"], top["token"], strict=True), 1)
+    assert labels == [f"{position}: {token}  #{rank}" for rank, (position, token) in rows]
+    ends = [sum(bar.get_width() for bar in ranking.patches[i::10]) for i in range(10)]
+    assert ends == pytest.approx(list(top["importance"]))  # of key, value and energy
+
+
+def test_importance_is_drawn_from_its_median_to_the_highest_and_the_lowest(usual):
+    table = usual["tokens/token_position_importance"]
+    ax = PICTURES["tokens/token_position_importance"](table, ABOUT).axes[0]
+    (high, _, base), (low, _, other) = (patch.get_data() for patch in ax.patches[:2])
+    assert base == other == pytest.approx(table["importance"].median())
+    values = table["importance"].to_numpy()
+    np.testing.assert_allclose(high, values.clip(min=base))
+    np.testing.assert_allclose(low, values.clip(max=base))
+
+
+def with_sinks(*positions: int) -> dict[str, pd.DataFrame]:
+    """Of a text of 200 tokens, of which these receive 20 times the even share."""
+    held = big(2, 1, 200, 4)
+    attention = torch.full((1, 200), 1e-3)
+    even = made(held)["tokens/attention_sinks"].drop_duplicates("position")["even_share"]
+    attention[0, list(positions)] = 20 * torch.tensor(even.to_numpy()[list(positions)]).float()
+    attention[0, -1] = 0.99  # by itself alone
+    return made(held, [attention] * 2)
+
+
+@pytest.mark.parametrize("positions", [(), (9,), (20, 90, 30)])
+def test_the_marks_of_sinks_are_those_that_sentences_name(positions):
+    tables = with_sinks(*positions)
+    named = sinks(tables["tokens/attention_sinks"])
+    assert set(named["position"]) == set(positions)
+    places = {"tokens/attention_sinks": "v", "tokens/token_position_importance": "D"}
+    for stem, marker in places.items():
+        ax = PICTURES[stem](tables[stem], ABOUT).axes[0]
+        marked = [line.get_xdata() for line in ax.lines if line.get_marker() == marker]
+        assert [set(x) for x in marked] == ([set(positions)] if positions else [])
+    written = texts_of(PICTURES["tokens/attention_sinks"](tables["tokens/attention_sinks"], ABOUT))
+    (listed,) = [text for text in written if "even" in text and "\n" in text]
+    for position in positions:
+        share = 20 * named.set_index("position").loc[position, "even_share"]
+        assert f"{position}: ${position}\n    {share:.1%} = 20 × even" in listed
+    assert listed.startswith("Sinks" if positions else "No sinks")
+    (finding,) = [s for s in key_findings(tables, 0.8, 0.2, 5) if "ttention sinks" in s]
+    assert finding.startswith("Attention sinks" if positions else "No attention sinks")
 
 
 def test_a_lone_sink_is_visible_in_the_map_of_a_long_text():
@@ -176,8 +221,7 @@ def test_tokens_from_the_right_turn_no_line_around(usual):
     table["token"] = "\u05e9\u05dc\u05d5\u05dd"
     about = "\u05e9\u05dc\u05d5\u05dd · a text · 10 tokens"
     figure = PICTURES["tokens/token_position_importance"](table, about)
-    (ax,) = figure.axes
-    lines = ax.texts[-1].get_text().split("\n")[1:]
+    lines = [text.get_text().split("  #")[0] for text in figure.axes[2].get_yticklabels()]
     assert lines and all(line.endswith(": \u2068\u05e9\u05dc\u05d5\u05dd\u2069") for line in lines)
     assert "\u200e" + about in [text.get_text() for text in figure.texts]
 
@@ -198,6 +242,81 @@ def test_the_sparse_and_the_dense_line_are_labelled(usual):
     for ax in PICTURES["embeddings/embedding_consistency"](table, ABOUT).axes:
         assert [line.get_ydata()[0] for line in ax.lines] == [0.8, 0.2]
         assert [t.get_text()[:3] for t in ax.get_legend().get_texts()] == ["80%", "20%"]
+
+
+@pytest.mark.parametrize("generated", [0, 5])
+def test_each_stage_names_the_tokens_that_its_bar_is_of(generated):
+    held = caches.cache(
+        *(caches.layer(i, 1, 30, (4, 4)) for i in range(2)), n_prompt=30 - generated
+    )
+    table = made(held)["tokens/generation_stages_comparison"]
+    ax = PICTURES["tokens/generation_stages_comparison"](table, ABOUT).axes[0]
+    labels = [" ".join(text.get_text().split()) for text in ax.get_xticklabels()]
+    read = f"{30 - generated} of the text"
+    more = [f" + {n} generated" for n in (1, 3, 5)] if generated else ["", "", ""]
+    assert labels == [
+        f"{stage} {read}{new}"
+        for stage, new in zip(("prefill", "early", "mid", "late"), ["", *more], strict=True)
+    ]
+    legend = {text.get_text() for text in ax.get_legend().get_texts()}
+    assert ("its generated tokens alone" in legend) == bool(generated)
+
+
+def test_layers_have_ticks_where_there_are_layers_and_nowhere_else():
+    for size in ("unequal layers", "deep"):
+        tables = tables_of(size)
+        for stem in ("layers/layer_statistics", "layers/layer_pruning_potential"):
+            there = set(tables[stem]["layer"])
+            for ax in PICTURES[stem](tables[stem], ABOUT).axes:
+                ticks = {*ax.get_xticks()}
+                assert ticks <= there and len(ticks) >= min(len(there), 10)
+                assert (ax.get_xlim()[0], ax.get_xlim()[1]) > (min(there) - 1, max(there))
+
+
+def test_the_threshold_of_sparsity_is_told_in_numbers(usual):
+    table = usual["layers/layer_statistics"]
+    ax = PICTURES["layers/layer_statistics"](table, ABOUT).axes[0]
+    assert "below 1 % of the largest" in ax.get_title()
+    limits = table.groupby("kind")["threshold"].first()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == [f"Keys: below {limits['key']:.3g}", f"Values: below {limits['value']:.3g}"]
+
+
+def test_mean_lines_stand_out_from_the_bars_that_they_cross(usual):
+    stem = "layers/layer_pruning_potential"
+    (ax,) = PICTURES[stem](usual[stem], ABOUT).axes
+    bars = {to_hex(bar.get_facecolor()) for bar in ax.patches}
+    for line in ax.lines:
+        assert to_hex(line.get_color()) not in bars and line.get_path_effects()
+        assert line.get_zorder() > max(bar.get_zorder() for bar in ax.patches)
+
+
+@pytest.mark.parametrize("stem", ["heads/head_sparsity", "heads/pruning_heatmap_by_layer_head"])
+def test_heat_maps_say_what_their_darkest_colour_stands_for(usual, stem):
+    figure = PICTURES[stem](usual[stem], ABOUT)
+    assert f"the largest: {usual[stem]['sparsity'].max():.1%}" in figure.axes[-1].get_ylabel()
+
+
+def test_bars_of_magnitudes_are_all_as_wide_and_what_is_smaller_is_told():
+    layer = caches.layer(0, 2, 9, (8, 8))
+    layer.keys[0, 1, :3] = 0
+    table = magnitude_distribution(sweep(caches.cache(layer), 1.0))
+    figure = PICTURES["weight_magnitude_distribution"](table, ABOUT)
+    values, edges, _ = figure.axes[0].patches[0].get_data()
+    rows = table[table["kind"] == "key"]
+    assert list(values) == list(rows["count"][1:]) and list(edges) == list(rows["bin_right"])
+    assert np.ptp(np.diff(np.log2(edges))) < 0.05
+    n = rows["count"].iloc[0]
+    assert n >= 3 and f"← {n} ({n / rows['count'].sum():.2%}) are smaller" in texts_of(figure)
+
+
+def test_dimensions_of_a_kind_share_one_scale(usual):
+    stem = "embeddings/sparse_dense_embedding_patterns"
+    figure = PICTURES[stem](usual[stem], ABOUT)
+    for kind, column in (("key", figure.axes[0::2]), ("value", figure.axes[1::2])):
+        limits = {ax.get_ylim() for ax in column}
+        highest = usual[stem].loc[usual[stem]["kind"] == kind, "mean_abs"].max()
+        assert len(limits) == 1 and limits.pop() == pytest.approx((0, 1.3 * highest))
 
 
 def test_sensitive_dimensions_stand_above_invariant_ones(usual):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from visualization.main_tables import MainTable
 
 REPORT = "report.html"
-POOLED = "spectrum/"  # tables of all tokens of all texts, of which there is no mean
+# Tables of all tokens of all texts, of which there is no mean
+POOLED = ("spectrum/", "weight_magnitude_distribution")
 
 
 class Model(Protocol):

@@ -61,7 +61,7 @@ def sparse_dense_embedding_patterns(table: pd.DataFrame, about: str) -> Figure:
     """Mean |entry| over token positions of the most sensitive dimensions above and of the most
     invariant ones below."""
     title = "Embedding dimensions over token positions"
-    fig, axes = figure(title, about, (14, 8.5), 2, 2, sharex=True)
+    fig, axes = figure(title, about, (14, 8.5), 2, 2, sharex=True, sharey="col")
     words = {"sensitive": "most position-sensitive", "invariant": "most position-invariant"}
     for row, (pattern, word) in zip(axes, words.items(), strict=True):
         for ax, kind in zip(row, KINDS, strict=True):
@@ -69,6 +69,9 @@ def sparse_dense_embedding_patterns(table: pd.DataFrame, about: str) -> Figure:
             _pattern_lines(ax, chosen)
             ax.set_title(f"{NAMES[kind]}: {word} dimensions")
             ax.set_ylabel("Mean |entry|" + note(table, "bands: "))
+            ax.tick_params(labelleft=True)
+    for column in axes.T:  # one scale, so that the calm look calmer; with room for the legends
+        column[0].set_ylim(0, 1.3 * max(ax.dataLim.y1 for ax in column) or 1)
     return fig
 
 
@@ -82,7 +85,8 @@ def _pattern_lines(ax: Axes, table: pd.DataFrame) -> None:
         label = f"dim {dim} (variance {rows['variance'].iloc[0]:.2g})"
         marker = "o" if len(middles) == 1 else None  # a line needs two points
         ax.plot(middles, line, lw=1.3, marker=marker, color=LINES[i], label=label)
-    ax.set_ylim(0, 1.3 * ax.dataLim.y1 or 1)  # room for the legend
+    ends = table["position"].min(), table["position"].max()
+    ax.set_xlim(ends[0] - 0.5, ends[1] + 0.5)
     ax.set_xlabel("Token position" + per_bin(width, "mean"))
     whole_numbers(ax.xaxis)
     ax.tick_params(labelbottom=True)

@@ -42,7 +42,7 @@ def head_sparsity(table: pd.DataFrame, about: str) -> Figure:
         ax.set_title(NAMES[kind])
         ax.set_xlabel("KV head")
         ax.set_ylabel("Layer" if kind == "key" else "")
-    _colour_bar(fig, axes)
+    _colour_bar(fig, axes, f"one scale for both, its end the largest: {top:.1%}")
     return fig
 
 
@@ -77,14 +77,15 @@ def _errors_over_texts(ax: Axes, table: pd.DataFrame) -> None:
 def pruning_heatmap_by_layer_head(table: pd.DataFrame, about: str) -> Figure:
     """Sparsity of keys: one column per layer, one row per head."""
     n_layers, n_heads = table["layer"].nunique(), table["head"].nunique()
-    size = (min(22, max(8, 2.5 + 0.42 * n_layers)), min(16, max(4, 2.2 + 0.35 * n_heads)))
+    size = (min(22, max(8, 2.5 + 0.42 * n_layers)), min(16, max(5, 2.2 + 0.35 * n_heads)))
     title = "Key sparsity by KV head and layer: a heuristic"
     fig, ax = figure(title, about, size, right=1.2, head=0.15)
     grid = table.pivot(index="head", columns="layer", values="sparsity")
-    _heat_map(ax, grid, _scale_top(table))
+    top = _scale_top(table)
+    _heat_map(ax, grid, top)
     ax.set_xlabel("Layer")
     ax.set_ylabel("KV head")
-    _colour_bar(fig, [ax])
+    _colour_bar(fig, [ax], f"of keys alone, the scale's end the largest: {top:.1%}")
     return fig
 
 
@@ -111,6 +112,7 @@ def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
     ax.tick_params(rotation=0)
 
 
-def _colour_bar(fig: Figure, axes: Sequence[Axes] | np.ndarray) -> None:
+def _colour_bar(fig: Figure, axes: Sequence[Axes] | np.ndarray, scale: str) -> None:
+    """scale: what the darkest colour stands for, which differs from picture to picture."""
     bar = beside(fig, axes[-1], axes[0].collections[0])
-    bar.set_label("Sparsity (% of entries below the threshold)")
+    bar.set_label(f"Sparsity (% of entries below the threshold)\n{scale}")

@@ -1,9 +1,13 @@
 """Pictures of the layers."""
 
+from collections.abc import Mapping
+
 import pandas as pd
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import config
 from visualization.bands import band, band_entry, bars_entry, errors, highest, n_texts
 from visualization.style import (
     COLOURS,
@@ -14,30 +18,39 @@ from visualization.style import (
     kind_bars,
     percent,
     styled,
-    whole_numbers,
+    ticks_at,
 )
 
 SHARED = 0.5  # correlation above which keys and values might share a representation
+DARKER = {"key": "#12355f", "value": "#7a4008"}  # of lines that cross bars of the usual colours
 
 
 @styled
 def layer_statistics(table: pd.DataFrame, about: str) -> Figure:
     """Four panels over layers: sparsity, key-value correlation, spread, mean magnitude."""
     fig, axes = figure("Layer-wise statistics of the KV cache", about, (12, 8), 2, 2)
-    _lines(axes[0, 0], table, "sparsity", "Sparsity (share of entries below the threshold)")
+    below = f"|entry| below {config.SPARSITY_THRESHOLD_PERCENTAGE:g} % of the largest"
+    names = {
+        kind: f"{NAMES[kind]}: below {rows['threshold'].iloc[0]:.3g}"
+        for kind, rows in by_kind(table)
+    }
+    _lines(axes[0, 0], table, "sparsity", f"Sparsity ({below})", names)
     percent(axes[0, 0].yaxis)
     _correlation(axes[0, 1], table[table["kind"] == "key"])
     _lines(axes[1, 0], table, "std", "Standard deviation of entries")
     _lines(axes[1, 1], table, "mean_abs", "Mean |entry|")
     for ax in axes.flat:
         ax.set_xlabel("Layer")
-        whole_numbers(ax.xaxis)
+        ticks_at(ax.xaxis, table["layer"])
+        ax.set_xlim(table["layer"].min() - 0.5, table["layer"].max() + 0.5)
     return fig
 
 
-def _lines(ax: Axes, table: pd.DataFrame, column: str, title: str) -> None:
+def _lines(
+    ax: Axes, table: pd.DataFrame, column: str, title: str, names: Mapping[str, str] = NAMES
+) -> None:
     for kind, rows in by_kind(table):
-        ax.plot(rows["layer"], rows[column], "o-", ms=4, color=COLOURS[kind], label=NAMES[kind])
+        ax.plot(rows["layer"], rows[column], "o-", ms=4, color=COLOURS[kind], label=names[kind])
         _band(ax, rows, column, COLOURS[kind])
     ax.set_title(title)
     ax.set_ylabel(title.split(" (")[0])
@@ -57,7 +70,6 @@ def _correlation(ax: Axes, rows: pd.DataFrame) -> None:
         note = "Keys and values differ in shape:\nthere is no correlation of entries."
         ax.text(0.5, 0.5, note, ha="center", transform=ax.transAxes)
         ax.set_title("Key-value correlation")
-        ax.set_xlim(rows["layer"].min() - 0.5, rows["layer"].max() + 0.5)
         return
     largest = rows["kv_correlation"].abs().max()
     ax.set_title(f"Key-value correlation (largest |r| {largest:.2f}; {SHARED} hints at sharing)")
@@ -82,7 +94,8 @@ def layer_pruning_potential(table: pd.DataFrame, about: str) -> Figure:
         mean = rows["mean_sparsity"].iloc[0]
         more = f" ± {rows['mean_sparsity_se'].iloc[0]:.1%}" if several else ""
         label = f"{NAMES[kind]}: mean of layers {mean:.1%}{more}"
-        ax.axhline(mean, color=COLOURS[kind], ls="--", lw=1.5, label=label)
+        line = ax.axhline(mean, color=DARKER[kind], ls="--", lw=1.8, label=label, zorder=3)
+        line.set_path_effects([patheffects.withStroke(linewidth=4, foreground="white")])
     from_zero(ax, highest(table, "sparsity"))
     ax.set_xlabel("Layer")
     ax.set_ylabel("Sparsity")

@@ -19,9 +19,10 @@ def weight_magnitude_distribution(table: pd.DataFrame, about: str) -> Figure:
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
         threshold = rows["threshold"].iloc[0]
         _histogram(ax, rows["bin_right"], rows["count"], kind)
+        _smaller(ax, rows)
         label = f"threshold {threshold:.3g}: {_share_left(rows, threshold):.1%} lie to its left"
         ax.axvline(threshold, color=ACCENT, lw=1.5, label=label)
-        ax.set_xlabel(f"|{kind}| (4 bins to each factor of 2; the leftmost holds all smaller ones)")
+        ax.set_xlabel(f"|{kind}| (4 bins to each factor of 2)")
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1))
     axes[0].set_ylabel("Entries per bin")
     return fig
@@ -34,6 +35,7 @@ def _of_several(table: pd.DataFrame, about: str) -> Figure:
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
         threshold, error = rows["threshold"].iloc[0], rows["threshold_se"].iloc[0]
         _histogram(ax, rows["bin_right"] / threshold, rows["count"], kind)
+        _smaller(ax, rows)
         label = (
             f"threshold, mean {threshold:.3g} ± {error:.2g}: "
             f"{_share_left(rows, threshold):.1%} lie to its left"
@@ -46,13 +48,22 @@ def _of_several(table: pd.DataFrame, about: str) -> Figure:
 
 
 def _histogram(ax: Axes, right_edges: pd.Series, counts: pd.Series, kind: str) -> None:
-    edges = [right_edges.iloc[0] / 2, *right_edges]  # a log axis has no 0
-    ax.stairs(counts, edges, fill=True, color=COLOURS[kind])
+    """Without the first bin, which reaches down to 0 and would stand out as none of the others."""
+    ax.stairs(counts.iloc[1:], right_edges.to_numpy(), fill=True, color=COLOURS[kind])
     ax.set_xscale("log")
     ax.set_yscale("log")
     plain_log(ax.xaxis)
     plain_log(ax.yaxis)
     ax.set_title(NAMES[kind], loc="left")
+
+
+def _smaller(ax: Axes, rows: pd.DataFrame) -> None:
+    """How many entries lie left of the bars, down to 0."""
+    n = int(rows["count"].iloc[0])
+    if not n:
+        return
+    note = f"\u2190 {n:,} ({n / rows['count'].sum():.2%}) are smaller"
+    ax.text(0.01, 0.98, note, transform=ax.transAxes, va="top", fontsize=9, color="#555555")
 
 
 def _share_left(rows: pd.DataFrame, threshold: float) -> float:

@@ -1,8 +1,8 @@
 """One look for all pictures: colours, sizes, titles, and how many things fit on an axis."""
 
 import textwrap
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Container, Iterable
+from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal, TypedDict, Unpack, overload
@@ -70,7 +70,7 @@ class Spaces(TypedDict, total=False):
     left: float
     head: float
     sharex: bool | Literal["col"]
-    sharey: bool
+    sharey: bool | Literal["col"]
     squeeze: bool
 
 
@@ -124,7 +124,7 @@ def figure(
     left: float = 0.95,
     head: float = 0.4,
     sharex: bool | Literal["col"] = False,
-    sharey: bool = False,
+    sharey: bool | Literal["col"] = False,
     squeeze: bool = True,
 ) -> tuple[Figure, Axes | np.ndarray]:
     """A figure with a title, the model and text it shows, and its axes: one panel, or an array
@@ -179,6 +179,13 @@ def _n_parts(artist: Collection) -> int:
     return max(0 if values is None else values.size, len(np.asarray(artist.get_offsets())))
 
 
+def below(fig: Figure, ax: Axes, gap: float, height: float) -> Axes:
+    """A panel in the bottom margin below `ax`, as wide and on the same horizontal axis; inches."""
+    box, inch = ax.get_position(), 1 / fig.get_figheight()
+    place = (box.x0, box.y0 - (gap + height) * inch, box.width, height * inch)
+    return fig.add_axes(place, sharex=ax)
+
+
 def beside(fig: Figure, ax: Axes, image: ScalarMappable, extend: str = "neither") -> Colorbar:
     """A colour bar in the right margin next to `ax`. extend: `min`, `max` or `both`, the ends
     beyond which there are values."""
@@ -188,12 +195,19 @@ def beside(fig: Figure, ax: Axes, image: ScalarMappable, extend: str = "neither"
     return fig.colorbar(image, cax=fig.add_axes(place), extend=extend)
 
 
-def shown(text: str) -> str:
-    """`text` with the characters that the font cannot draw written as escapes."""
-    drawable = get_font(findfont(FontProperties())).get_charmap()
+def shown(text: str, family: str | None = None) -> str:
+    """`text` with the characters that the font cannot draw written as escapes. family: of the
+    font; the usual one where it is not given."""
+    drawable = _drawable(family)
     return "".join(
         c if ord(c) in drawable else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+@cache
+def _drawable(family: str | None) -> Container[int]:
+    """Code points that a font has letters for."""
+    return get_font(findfont(FontProperties(family=family))).get_charmap()
 
 
 def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -240,6 +254,12 @@ def whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
 
 
+def ticks_at(axis: Axis, numbers: Iterable[int], most: int = 16) -> None:
+    """Ticks at numbers that there are, such as those of layers: at most so many, evenly apart."""
+    there = sorted(set(numbers))
+    axis.set_ticks(there[:: bin_width(len(there), most)])
+
+
 def kind_bars(ax: Axes, table: pd.DataFrame, x: str, y: str, spread: str | None = None) -> None:
     """Keys and values side by side in one bar pair for each value of column `x`."""
     for shift, (kind, rows) in zip((-0.2, 0.2), by_kind(table), strict=True):
@@ -248,7 +268,7 @@ def kind_bars(ax: Axes, table: pd.DataFrame, x: str, y: str, spread: str | None 
             bars |= {"yerr": rows[spread], "capsize": 3, "ecolor": "#444444"}
         ax.bar(rows[x] + shift, rows[y], **bars)
     ax.set_xlim(table[x].min() - 0.6, table[x].max() + 0.6)
-    whole_numbers(ax.xaxis)
+    ticks_at(ax.xaxis, table[x], most=32)
 
 
 def filled_steps(ax: Axes, values: np.ndarray, color: str) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save as serialised
 import config
 from analysis import over_texts
 from analysis.advice import recommendations
+from analysis.cached_entries import Shown
 from analysis.findings import key_findings
 from analysis.inventory import kept, what_it_is
 from compression.studies.base import Tables, refuse_counts
@@ -30,7 +31,11 @@ from data.watchers import TokenAttention
 __all__ = ["Analysis", "Findings", "look"]
 
 ATTENTION_FILE = "tokens/attention.safetensors"
-PRUNES_NOTHING = {"generation": "the stages of generation", "spectrum": "energy spectra"}
+PRUNES_NOTHING = {
+    "generation": "the stages of generation",
+    "spectrum": "energy spectra",
+    "cache": "entries of one KV head",
+}
 Made = Callable[[Tables, Sequence[TextRead]], None]  # tables, and the texts that they are of
 
 
@@ -99,11 +104,12 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """analysis_focus: layers, heads, tokens, embeddings, spectrum, generation, or all but spectrum.
+    """analysis_focus: layers, heads, tokens, embeddings, cache, spectrum, generation, or all but
+    spectrum.
     context_tokens: of a text that are read; where not given as config.py says, for generation all.
     new_tokens: generated after it. num_samples: texts; of several, means. measure: measure what is
     recommended, on `score_tokens` after the text. save_cache: the file to keep the cache of a
-    single text in."""
+    single text in. layer, head: whose entries are shown, see `Shown`; of the first text."""
 
     analysis_focus: str = "all"
     context_tokens: int | None = None
@@ -112,6 +118,8 @@ class Analysis:
     measure: bool = False
     score_tokens: int | None = None
     save_cache: str | None = None
+    layer: int | None = None
+    head: int | None = None
 
     def __post_init__(self) -> None:
         refuse_counts(
@@ -137,6 +145,12 @@ class Analysis:
             raise UsageError(
                 f"`measure` was given for {self.n_texts} texts, and it measures on one",
                 "`--mode prune --trial` takes several; leave `measure` out, or `num_samples`",
+            )
+        if self.analysis_focus == "cache" and self.n_texts > 1:
+            raise UsageError(
+                f"The focus cache was given for {self.n_texts} texts, and it shows the entries of "
+                "one",
+                "leave out `num_samples`, or take another `analysis_focus`",
             )
         if self.save_cache is not None and self.n_texts > 1:
             raise UsageError(
@@ -186,7 +200,8 @@ class Analysis:
         at_once = isinstance(work, Here) and not several
         tasks = [self._task(text, several) for text in chosen]
         by_token = self.analysis_focus in ("all", "tokens")
-        tasks[0] = replace(tasks[0], told_by_token=by_token)
+        shown = Shown(self.layer, self.head)
+        tasks[0] = replace(tasks[0], told_by_token=by_token, shown=shown)
         if at_once:
             tasks = [replace(tasks[0], made=lambda tables: made(tables, texts))]
         each, sums = _gathered(work, tasks)

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 import config
 from analysis.advice import recommendations
+from analysis.cached_entries import Shown, cached_entries
 from analysis.findings import key_findings
 from analysis.inventory import inventory_table, size, what_it_is
-from analysis.measures import sweep
+from analysis.measures import sweep, thresholds
 from analysis.spectrum import Spectrum
 from analysis.tables import Subject, tables
 from compression.base import Calibration
@@ -46,9 +47,12 @@ Phase = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Sight:
-    """`--mode analyze` of a cache alone. analysis_focus: one of FOCUSES."""
+    """`--mode analyze` of a cache alone. analysis_focus: one of FOCUSES. layer, head: whose entries
+    are shown, see `Shown`."""
 
     analysis_focus: str = "all"
+    layer: int | None = None
+    head: int | None = None
 
     def __post_init__(self) -> None:
         if self.analysis_focus not in FOCUSES:
@@ -117,12 +121,8 @@ def _refuse_another_model(saved: SavedCache, model: str | None) -> None:
 
 
 def _looked_at(asked: Sight, saved: SavedCache, text: SavedText) -> Found:
-    model, cache = SavedModel(saved.model), saved.cache
-    swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE, saved.largest)
-    if asked.analysis_focus == "spectrum":
-        made = Spectrum.of(cache).tables(config.SUBSPACE_RANK)
-    else:
-        made = tables(Subject(swept, tokens(saved)), asked.analysis_focus)
+    model = SavedModel(saved.model)
+    made, limits = _seen_of(asked, saved)
     sparse, dense = config.SPARSE_DIM_SHARE, config.DENSE_DIM_SHARE
     inventory, kept = _kept(saved)
     findings = [*kept, *key_findings(made, sparse, dense, config.TOP_TOKENS)]
@@ -133,12 +133,25 @@ def _looked_at(asked: Sight, saved: SavedCache, text: SavedText) -> Found:
     }
     facts = {
         "cache": inventory.facts,
-        "thresholds": dict(swept.thresholds),
+        "thresholds": limits,
         "findings": findings,
         "recommendations_not_measured": advice,
     }
     made |= {INVENTORY: inventory_table(inventory)}
     return Found(model, text, made, said, facts)
+
+
+def _seen_of(asked: Sight, saved: SavedCache) -> tuple[Tables, dict[str, float]]:
+    """Tables, and the thresholds of sparsity; only the one layer is read where no more is shown."""
+    cache, percentage = saved.cache, config.SPARSITY_THRESHOLD_PERCENTAGE
+    shown = Shown(asked.layer, asked.head)
+    if asked.analysis_focus == "cache":
+        limits = thresholds(cache, percentage, saved.largest)
+        return cached_entries(cache, tokens(saved), shown), limits
+    swept = sweep(cache, percentage, saved.largest)
+    if asked.analysis_focus == "spectrum":
+        return Spectrum.of(cache).tables(config.SUBSPACE_RANK), dict(swept.thresholds)
+    return tables(Subject(swept, tokens(saved), shown), asked.analysis_focus), swept.thresholds
 
 
 def _studied(study: Study, saved: SavedCache, text: SavedText, phase: Phase) -> Found:

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 import config
+from analysis.cached_entries import USUAL, Shown, cached_entries
 from analysis.embeddings import ByPosition, by_position
 from analysis.generation import generation_stages
 from analysis.inventory import inventory_table
@@ -134,7 +135,8 @@ class ReadText(Keepable[OneText]):
     """ids: (tokens,) of which the first `n_read` are read; the others are scored, if `measure`.
     n_new: tokens generated after them. kept: the text, and the file to keep its cache in. made: is
     given tables as soon as there are some. text: the hash of the text, whose words tables hold.
-    told_by_token: whether the attention of its tokens is told one by one."""
+    told_by_token: whether the attention of its tokens is told one by one. shown: whose entries are
+    shown, None for nobody's."""
 
     focus: str
     ids: torch.Tensor
@@ -146,6 +148,7 @@ class ReadText(Keepable[OneText]):
     made: Callable[[Tables], None] | None = None
     text: str = ""
     told_by_token: bool = False
+    shown: Shown | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -191,7 +194,8 @@ class ReadText(Keepable[OneText]):
 
     @property
     def asked(self) -> list[str | int]:
-        return ["read", self.focus, self.n_new, self.of_several, self.text, self.told_by_token]
+        told = (self.told_by_token, repr(self.shown))
+        return ["read", self.focus, self.n_new, self.of_several, self.text, *told]
 
     def to_kept(self, result: OneText) -> Kept | None:
         return result.to_kept()
@@ -203,14 +207,18 @@ class ReadText(Keepable[OneText]):
         self, loaded: LoadedModel, cache: KVCache
     ) -> tuple[Tables, dict[str, Any], dict[str, float]]:
         """Tables, what adds up over texts, and the thresholds of sparsity."""
-        if self.focus in ("generation", "spectrum"):
+        if self.focus in ("generation", "spectrum", "cache"):
             spectrum = self.focus == "spectrum"
             sums: dict[str, Any] = {SPECTRUM: Spectrum.of(cache)} if spectrum else {}
-            return {}, sums, thresholds(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
+            limits = thresholds(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
+            if self.focus == "cache" and self.shown is not None:
+                return cached_entries(cache, saving.words_of(loaded, cache), self.shown), {}, limits
+            return {}, sums, limits
         swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
         adds_up = self.of_several and self.focus in ("all", "embeddings")
         sums = {PLACES: by_position(swept)} if adds_up else {}
-        return _tables(loaded, swept, self.focus), sums, swept.thresholds
+        found = tables(_subject(loaded, swept, self.shown), self.focus)
+        return found, sums, swept.thresholds
 
     def _stages(
         self, worker: Worker, start: Prefill, limits: dict[str, float]
@@ -230,11 +238,12 @@ def look(loaded: LoadedModel, cache: KVCache, focus: str = "all") -> Tables:
     """The tables of a focus, by the names of the pictures that they feed."""
     if focus == "spectrum":
         return Spectrum.of(cache).tables(config.SUBSPACE_RANK)
-    return _tables(loaded, sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE), focus)
+    swept = sweep(cache, config.SPARSITY_THRESHOLD_PERCENTAGE)
+    return tables(_subject(loaded, swept, USUAL), focus)
 
 
-def _tables(loaded: LoadedModel, swept: Sweep, focus: str) -> Tables:
-    return tables(Subject(swept, saving.words_of(loaded, swept.cache)), focus)
+def _subject(loaded: LoadedModel, swept: Sweep, shown: Shown | None) -> Subject:
+    return Subject(swept, saving.words_of(loaded, swept.cache), shown)
 
 
 def _measured(

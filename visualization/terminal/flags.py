@@ -43,6 +43,7 @@ TEXTS = {
 }
 FEWER = {"compare": "fewer with --quick"}
 MEASURED = {"analyze": ("measure", (True,))}
+SHOWN = {"analyze": ("analysis_focus", ("all", "cache"))}
 ON_CLUSTER = dict.fromkeys(DRAW, ("ray", ()))
 STORED_TEXT = ("load_compressed",)  # is of the file
 ALONE = ("analyze", *STUDIES)  # with a saved cache as well, beside which these have no use:
@@ -110,6 +111,10 @@ TOKENS = count(1, "tokens")
 _DECLARED = (
     Flag("analysis_focus", WHAT, ("analyze",), "which pictures are made; all leaves out spectrum",
          one_of(*FOCUSES), "all"),
+    Flag("layer", WHAT, ("analyze",), "whose entries the pictures of the cache show; the middle "
+         "one where it is not given", count(0), only_with=SHOWN),
+    Flag("head", WHAT, ("analyze",), "and which KV head of it; the first where it is not given",
+         count(0), only_with=SHOWN),
     Flag("measure", WHAT, ("analyze",), "measure what its recommendations cost", SWITCH, False),
     Flag("model", MODEL, (*LOAD, "list_samples"), "the default model's name, a hub id, a folder, "
          "or a .gguf file", RULES["DEFAULT_MODEL"], "DEFAULT_MODEL"),

@@ -19,6 +19,7 @@ MODES = {
             "--mode analyze",
             "--mode analyze --analysis_focus heads --text_file README.md --sequence_length 512",
             "--mode analyze --measure --no-use_wikitext --wikitext_index 3",
+            "--mode analyze --analysis_focus cache --layer 20 --head 1",
             "--mode analyze --analysis_focus spectrum",
         ),
     ),
