@@ -145,6 +145,7 @@ class Compressor(ABC):
     name: ClassVar[str]
     # Those that cannot do without one have a field of this name.
     calibration: ClassVar[Calibration | None] = None
+    learns: ClassVar[str] = ""  # which one of a model it takes
 
     @abstractmethod
     def encode(self, cache: KVCache) -> Tensors:

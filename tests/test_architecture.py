@@ -125,6 +125,21 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         MODELS | PICTURES | {"pandas"},
     ),
+    "compression.kvtc_calibration": (
+        {
+            "config",
+            "compression.base",
+            "compression.coded",
+            "compression.methods",
+            "compression.sealed",
+            "data.cache",
+            "data.extraction",
+            "data.models",
+            "data.sensitivity",
+            "data.texts",
+        },
+        MODELS | PICTURES | {"pandas"},
+    ),
     "compression.registry": (
         {
             "config",
@@ -159,6 +174,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.evaluate",
             "compression.methods",
             "compression.registry",
+            "compression.kvtc_calibration",
             "data.headers",
             "compression.sealed",
             "compression.stored",

@@ -192,6 +192,7 @@ class CalibratedPCA(Projection):
     """The same with a basis fitted once for the model, on other texts."""
 
     name: ClassVar[str] = "calibrated_pca"
+    learns: ClassVar[str] = "pca"
     # A field here, of the class elsewhere: which it is tells who is calibrated.
     calibration: Calibration = field(kw_only=True, compare=False, repr=False)  # type: ignore[misc]
 

@@ -44,14 +44,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned on texts that are not scored: the model's calibration, and the caches of
-    some of them by name; where the study asks for them.
+    """What was learned on texts that are not scored: the model's calibrations, each by what it is
+    called (see `registry.learns`), and the caches of some of them by name; where the study asks
+    for them.
 
-    uncalibrated: why there is no calibration, where the model cannot be calibrated."""
+    uncalibrated: why there is none of those, where the model cannot be calibrated."""
 
-    calibration: Calibration | None = None
+    calibrations: Mapping[str, Calibration] = MappingProxyType({})
     caches: tuple[tuple[str, KVCache], ...] = ()
-    uncalibrated: UsageError | None = None
+    uncalibrated: Mapping[str, UsageError] = MappingProxyType({})
 
 
 class Plan(ABC):
@@ -113,9 +114,14 @@ class Study(ABC):
         return 0
 
     @property
+    def learns(self) -> frozenset[str]:
+        """Which calibrations of the model it needs."""
+        return frozenset()
+
+    @property
     def calibrates(self) -> bool:
-        """Whether it needs the model's calibration."""
-        return False
+        """Whether it needs any."""
+        return bool(self.learns)
 
     @property
     def seeks(self) -> bool:

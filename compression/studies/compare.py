@@ -9,7 +9,7 @@ import pandas as pd
 import config
 from compression.base import Compressor
 from compression.methods.evictions import Recent
-from compression.registry import make, needs_calibration
+from compression.registry import learns, make, needs_calibration
 from compression.studies import comparison_words as words
 from compression.studies import presets
 from compression.studies.base import Learned, Plan, Report, Study
@@ -82,9 +82,9 @@ class CompareStudy(Study):
         return self.show_generation
 
     @property
-    def calibrates(self) -> bool:
+    def learns(self) -> frozenset[str]:
         settings = [one for each in self.settings.values() for one in each.values()]
-        return any(needs_calibration(*setting) for setting in settings)
+        return frozenset(learns(*setting) for setting in settings) - {""}
 
     @property
     def seeks(self) -> bool:
@@ -107,7 +107,7 @@ class CompareStudy(Study):
         """Goes on without the settings that can do nothing with such a cache."""
         left_out = self._uncalibrated(learned)
         labels = {
-            make(*setting, learned.calibration): (family, label)
+            make(*setting, learned.calibrations.get(learns(*setting))): (family, label)
             for family, settings in self.settings.items()
             for label, setting in settings.items()
             if label not in left_out
@@ -126,14 +126,16 @@ class CompareStudy(Study):
     def _uncalibrated(self, learned: Learned) -> dict[str, str]:
         """label -> why, of the settings that cannot do without a calibration that there is not;
         where they are all that was asked for, that is the end."""
-        refusal = learned.uncalibrated
-        if refusal is None:
-            return {}
         named = {label: one for each in self.settings.values() for label, one in each.items()}
-        lacking = [label for label, setting in named.items() if needs_calibration(*setting)]
-        if named.keys() == {"none", *lacking}:
-            raise refusal
-        return dict.fromkeys(lacking, refusal.reason)
+        refused = learned.uncalibrated
+        lacking = {
+            label: refused[learns(*setting)]
+            for label, setting in named.items()
+            if learns(*setting) in refused
+        }
+        if lacking and named.keys() == {"none", *lacking}:
+            raise next(iter(lacking.values()))
+        return {label: refusal.reason for label, refusal in lacking.items()}
 
 
 def _unfit(judge: "Judge", methods: Iterable[Compressor]) -> dict[Compressor, str]:

@@ -8,6 +8,7 @@ import torch
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of
 from compression.evaluate import Judge
+from compression.kvtc_calibration import kvtc_calibration_of
 from compression.stored import refuse_left
 from compression.studies.base import Learned, Plan, Study, Tables
 from compression.studies.kept_tables import Keepable, Kept
@@ -21,6 +22,8 @@ from data.models import LoadedModel
 from data.resume import side_by_side
 from data.scored_texts import Text
 from data.texts import Sample
+
+CALIBRATIONS = {"coded": calibration_of, "kvtc": kvtc_calibration_of}  # by `registry.learns`
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +113,13 @@ def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
     caches = (
         (sample.name, extraction.prefill(loaded, ids).cache.in_16_bits()) for sample, ids in others
     )
-    try:
-        calibration = calibration_of(loaded) if study.calibrates else None
-    except UsageError as refusal:  # of methods that need it alone, which the study leaves out
-        return Learned(None, tuple(caches), refusal)
-    return Learned(calibration, tuple(caches))
+    calibrations, uncalibrated = {}, {}
+    for which in sorted(study.learns):
+        try:
+            calibrations[which] = CALIBRATIONS[which](loaded)
+        except UsageError as refusal:  # of methods that need it alone, which the study leaves out
+            uncalibrated[which] = refusal
+    return Learned(calibrations, tuple(caches), uncalibrated)
 
 
 @dataclass(frozen=True, eq=False)
