@@ -161,6 +161,7 @@ MODES: dict[str, Callable[[Given, int], None]] = {
     "compress": partial(study, "compress.CompressStudy"),
     "prune": partial(study, "prune.PruneStudy"),
     "compare": partial(study, "compare.CompareStudy"),
+    "tasks": partial(study, "task_study.TaskStudy"),
     "calibrate": calibrate,
     "store": store,
     "list_samples": list_samples,

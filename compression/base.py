@@ -145,7 +145,7 @@ class Compressor(ABC):
     name: ClassVar[str]
     # Those that cannot do without one have a field of this name.
     calibration: ClassVar[Calibration | None] = None
-    learns: ClassVar[str] = ""  # which one of a model it takes
+    learns: ClassVar[str] = "coded"  # which one of a model they take
 
     @abstractmethod
     def encode(self, cache: KVCache) -> Tensors:

@@ -123,6 +123,8 @@ def needs_calibration(name: str, settings: Mapping[str, Any] | None = None) -> b
 def learns(name: str, settings: Mapping[str, Any] | None = None) -> str:
     """Which calibration of a model a method, or one that it is made of, cannot do without; empty
     for one that takes none, or that there is not."""
-    own = METHODS[name].learns if isinstance(name, str) and name in METHODS else ""
+    method = METHODS.get(name) if isinstance(name, str) else None
+    takes = method is not None and any(f.name == "calibration" for f in fields(method))
+    own = method.learns if method is not None and takes else ""
     inner = [v for v in (settings or {}).values() if isinstance(v, Mapping)]
     return own or "".join(learns(each.get("name", ""), each) for each in inner)

@@ -44,7 +44,6 @@ class Coded(Compressor):
     sink_tokens: the first tokens of each layer, which are stored in 16 bits."""
 
     name: ClassVar[str] = "coded"
-    learns: ClassVar[str] = "coded"
     step: float = MIDDLE
     sink_tokens: int = 1
     # A field here, of the class elsewhere: which it is tells who is calibrated.

@@ -21,6 +21,7 @@ from data.cache import KVCache
 
 if TYPE_CHECKING:  # it brings in transformers, and not every run has a model
     from compression.evaluate import Judge
+    from compression.studies.examined import Examined
     from compression.studies.work import Model
 
 Tables = dict[str, pd.DataFrame]
@@ -50,17 +51,19 @@ class Learned:
 
     uncalibrated: why there is none of those, where the model cannot be calibrated."""
 
-    calibrations: Mapping[str, Calibration] = MappingProxyType({})
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     caches: tuple[tuple[str, KVCache], ...] = ()
-    uncalibrated: Mapping[str, UsageError] = MappingProxyType({})
+    uncalibrated: Mapping[str, UsageError] = field(default_factory=dict)
 
 
 class Plan(ABC):
     """What a study has decided to do with its texts. methods: scored on each of them. looked: the
     tables of what was seen in the first text and is looked at in the others as well (see
-    `Study.see`), before `report` those over all texts."""
+    `Study.see`), before `report` those over all texts. examined: before `report` what came of the
+    tasks, where the study has any."""
 
     methods: list[Compressor]
+    examined: "Examined | None" = None
     looked: Mapping[str, pd.DataFrame] = MappingProxyType({})
 
     @abstractmethod
@@ -122,6 +125,16 @@ class Study(ABC):
     def calibrates(self) -> bool:
         """Whether it needs any."""
         return bool(self.learns)
+
+    @property
+    def examines(self) -> bool:
+        """Whether methods sit exams, tasks made by rule, as well."""
+        return False
+
+    @property
+    def n_papers(self) -> int:
+        """Contexts of each task."""
+        return self.n_texts
 
     @property
     def seeks(self) -> bool:

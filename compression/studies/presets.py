@@ -107,6 +107,15 @@ QUICK = {
     "key_diff": (),
     "composed": (),
 }
+# What `tasks` sets beside each other where nothing is named: a task takes many passes.
+EXAMINED = {
+    "none": ("none",),
+    "coded": ("coded 5.0e-05", "coded 1.0e-04", "coded 2.0e-04"),
+    "kvtc": ("kvtc 8", "kvtc 16", "kvtc 16 bare", "kvtc 32 bare"),
+    "fp8": ("fp8",),
+    "kivi": ("kivi-4", "kivi-2"),
+    "snapkv": ("snapkv 0.5", "snapkv 0.25"),
+}
 # Label -> the setting of a serving engine that stores alike
 ENGINES = {
     "fp8": "vLLM --kv-cache-dtype fp8_e4m3",

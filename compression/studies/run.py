@@ -15,8 +15,10 @@ from compression.base import Compressor
 from compression.coded.learned_text import leak
 from compression.evaluate import as_records, summary
 from compression.studies.base import INVENTORY, Plan, Report, Study, Tables
+from compression.studies.examined import examined
+from compression.studies.kept_rows import kept_or_measured
 from compression.studies.kept_tables import kept_or_done
-from compression.studies.rows import Row, Rows
+from compression.studies.rows import Row
 from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, See, SideBySide
 from compression.studies.work import Here, Model, Phase, Work, untimed
 from data.inventory import Inventory
@@ -89,6 +91,8 @@ def carry_out(
     sought = _sought(study, work, texts[0], methods)
     means = summary(rows)
     apart = _seen(study, work, texts, plan)
+    if study.examines:
+        plan.examined = examined(study, work, candidates, texts, methods)
     report = plan.report(rows, means, sought, work.model)
     shown = plan.shown(means)
     if shown is not None:
@@ -141,7 +145,7 @@ def _scored(study: Study, work: Work, texts: list[Text], methods: list[Compresso
         for sample, _ in texts
         for _ in methods
     ]
-    rows = _kept_or_measured(work, tasks, "scores")
+    rows = kept_or_measured(work, tasks)
     return [source | row for source, row in zip(sources, rows, strict=True)]
 
 
@@ -155,16 +159,4 @@ def _sought(study: Study, work: Work, text: Text, methods: list[Compressor]) -> 
         for each in hidden
         for method in methods
     ]
-    return pd.DataFrame(_kept_or_measured(work, tasks, "needle"), columns=columns)
-
-
-def _kept_or_measured(work: Work, tasks: Sequence[Score | Recall], what: str) -> list[Row]:
-    """The row of each task: those kept from an earlier run, wherever that was done, are taken; new
-    ones are kept as soon as they are there."""
-    kept = [Rows(work, task.ids, task.study.context, what) for task in tasks]
-    rows = [each.get(task.method) for each, task in zip(kept, tasks, strict=True)]
-    missing = [i for i, row in enumerate(rows) if row is None]
-    for i, row in work.as_done([tasks[i] for i in missing], "score"):
-        kept[missing[i]].put(tasks[missing[i]].method, row)
-        rows[missing[i]] = row
-    return [row for row in rows if row is not None]
+    return pd.DataFrame(kept_or_measured(work, tasks), columns=columns)

@@ -1,5 +1,6 @@
 """What a study's run consists of: tasks that stand alone, each on one text."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,11 +63,15 @@ class OfText(Task[T]):
         return self.study.context + self.study.n_scored
 
     @property
+    def context(self) -> int:
+        return self.study.context
+
+    @property
     def place(self) -> object:
         return tuple(self.ids.tolist())
 
     def judge(self, worker: Worker) -> Judge:
-        return worker.judge(self.ids, self.study.context, self.study.probes)
+        return worker.judge(self.ids, self.context, self.study.probes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +96,6 @@ class See(OfText[Tables], Keepable[Tables]):
     def asked(self) -> list[str | int]:
         alone = replace(self.study, num_samples=None)  # the same, however many texts there are
         return ["see", type(alone).__name__, repr(alone)]
-
-    @property
-    def context(self) -> int:
-        return self.study.context
 
     def run(self, worker: Worker) -> Tables:
         judge = self.judge(worker)
@@ -123,10 +124,24 @@ def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
 
 
 @dataclass(frozen=True, eq=False)
-class Score(OfText[Row]):
-    """The row of one method on one text."""
+class OfMethod(OfText[Row]):
+    """Gives the row of one method on one text."""
 
     method: Compressor
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """Tells apart rows that measure something else on the same text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Score(OfMethod):
+    """What a method stores and costs."""
+
+    @property
+    def what(self) -> str:
+        return "scores"
 
     def run(self, worker: Worker) -> Row:
         judge = self.judge(worker)
@@ -135,13 +150,16 @@ class Score(OfText[Row]):
 
 
 @dataclass(frozen=True, eq=False)
-class Recall(OfText[Row]):
+class Recall(OfMethod):
     """method, settings, depth, right, probability: whether a fact hidden in the text is still found
     through a method."""
 
-    method: Compressor
     depth: float
     n_answer: int
+
+    @property
+    def what(self) -> str:
+        return "needle"
 
     def run(self, worker: Worker) -> Row:
         judge = self.judge(worker)
