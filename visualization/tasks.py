@@ -43,7 +43,7 @@ def accuracy(table: pd.DataFrame, about: str) -> Figure:
         ax.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
         _bits(ax)
     for ax in panels[len(tasks) :]:
-        ax.set_visible(False)
+        ax.remove()
     for row in grid:
         row[0].set_ylabel("Accuracy")
     for ax in panels[max(0, len(tasks) - columns) : len(tasks)]:
@@ -57,33 +57,35 @@ def accuracy(table: pd.DataFrame, about: str) -> Figure:
 def going_on(table: pd.DataFrame, about: str) -> Figure:
     """How long the model says the same, and how far its predictions are off on the way."""
     lengths = sorted(table["tokens"].unique())
-    size = (4.6 * len(lengths) + 3.6, 7.2)
+    size = (max(4.6 * len(lengths), 6.0) + 3.6, 7.2)
     fig, grid = figure(
-        "What the model goes on to say, from a compressed cache and from the untouched one", about,
+        "How the model goes on from a compressed cache", about,
         size, 2, len(lengths), right=2.4, squeeze=False, gap=(0.95, 0.8),
     )  # fmt: skip
     looks = _looks(table)
     for column, n in enumerate(lengths):
         above, below = grid[0][column], grid[1][column]
         rows = table[(table["tokens"] == n) & (table["label"] != "none")].set_index("label")
+        shown = rows[["kl_p50_nats", "kl_p99_nats", "kl_max_nats"]].stack()
+        floor = log_from(below, shown, axis="y")
         for label, row in rows.iterrows():
             bits, look = row["bits_per_value"], looks[label]
             above.plot(bits, row["equal_share"], **look)
-            low, middle, high = (row[f"kl_{each}_nats"] for each in ("p50", "p99", "max"))
+            low, middle, high = (
+                max(row[f"kl_{each}_nats"], floor) for each in ("p50", "p99", "max")
+            )
             below.plot([bits] * 2, [middle, high], color=look["color"], lw=1.2)
             below.plot(bits, middle, **look)
             below.plot(bits, low, **look | {"mfc": "none"})
         above.set_title(f"{n} tokens")
         above.set_ylim(-0.03, 1.03)
         above.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-        log_from(below, rows["kl_p99_nats"], axis="y")
+        below.set_title("hollow: median, full: 99th percentile, line: to the largest", fontsize=9)
         for ax in (above, below):
             _bits(ax)
             ax.set_xlabel("Stored bits per value")
     grid[0][0].set_ylabel("Share of tokens that stay the same")
-    grid[1][0].set_ylabel(
-        "KL along its own words (nats):\nhollow median, full 99th percentile,\nline to the largest"
-    )
+    grid[1][0].set_ylabel("KL along its own words (nats)")
     _legend(grid[0][-1], looks, None)
     return fig
 

@@ -181,8 +181,8 @@ _DECLARED = (
          "also compress keys as they were before rotary embedding", SWITCH, False),
     Flag("no_sensitivity", COMPRESSION, ("tucker",), "skip the measured cost of each layer",
          SWITCH, False),
-    Flag("levels", COMPRESSION, ("compress", "prune", "compare"), "shares that are kept: of "
-         "dimensions by compress and prune, of tokens by compare", RULES["LEVELS"],
+    Flag("levels", COMPRESSION, ("compress", "prune", "compare", "tasks"), "shares that are kept: "
+         "of dimensions by compress and prune, of tokens by compare and tasks", RULES["LEVELS"],
          usual=dict.fromkeys(("compress", "prune", "compare"), "LEVELS"),
          only_with={"prune": ("prune_method", ("dimension",))}),
     Flag("prune_layers", PRUNING, ("prune",), "layers to prune: 0,1,2", LAYERS),
