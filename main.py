@@ -171,6 +171,7 @@ MODES: dict[str, Callable[[Given, Session], None]] = {
     "compress": partial(study, "compress.CompressStudy"),
     "prune": partial(study, "prune.PruneStudy"),
     "compare": partial(study, "compare.CompareStudy"),
+    "tasks": partial(study, "task_study.TaskStudy"),
     "calibrate": calibrate,
     "store": store,
     "report": report,

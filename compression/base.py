@@ -149,6 +149,7 @@ class Compressor(ABC):
     calibration: ClassVar[Calibration | None] = None
     # What its tensors hold, by what follows `<layer>.<kind>.`, or `<layer>.`, in their names
     called: ClassVar[Words] = {}
+    learns: ClassVar[str] = "coded"  # which one of a model they take
 
     @abstractmethod
     def encode(self, cache: KVCache) -> Tensors:

@@ -9,7 +9,7 @@ in 16 bits, as it is served.
 import json
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -38,16 +38,16 @@ MEASURES = (
     "kl_max_nats",
     "top1_agreement",
 )
+Row: TypeAlias = dict[str, Any]  # numbers and words by the names of their columns
 TOKENS, LEDGER = "tokens", "ledger"  # of `Scored.tables`
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a method costs on one text. row: numbers and words by the names of their columns.
-    tables: what the row sums up, by name: TOKENS, see `ScoredTokens.table`, and
-    LEDGER, see `ledger`."""
+    """What a method costs on one text. tables: what the row sums up, by name: TOKENS, see
+    `ScoredTokens.table`, and LEDGER, see `ledger`."""
 
-    row: dict[str, Any]
+    row: Row
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 

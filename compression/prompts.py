@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from compression import files, prompt_file
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
-from compression.registry import make, needs_calibration
+from compression.registry import learns, make, needs_calibration
 from compression.stored import Tensors, nbytes
 from compression.studies import presets
 from config import UsageError
@@ -31,6 +31,11 @@ def chosen(methods: Sequence[str] | None) -> presets.Setting:
             "keep one of them",
         )
     name, settings = presets.one(wanted, USUAL)
+    if learns(name) == "kvtc":
+        raise UsageError(
+            f"`methods`: {wanted} is there to be compared with, and stores no prompts",
+            "take another such as coded or kivi-4",
+        )
     if presets.evicts(name):
         raise UsageError(
             f"`methods`: {wanted} evicts tokens, which a model that goes on cannot be told of",

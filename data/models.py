@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -14,11 +15,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 import config
 from config import UsageError
-from data import downloads, hub, model_files, placement, refusals
+from data import downloads, gguf_models, hub, model_files, placement, refusals
 from data.downloads import Listing
 from data.model_classes import auto_class
 from data.refusals import said, strangers_code
-from data.sources import resolve
+from data.sources import Arguments, Source, resolve
 from data.texts import printable
 from data.token_ids import Reader, Tokenizer
 
@@ -284,6 +285,9 @@ def load(
         with in_one_sentence():
             settings = AutoConfig.from_pretrained(**source.arguments)
         _refuse_settings(name, settings)
+        if source.gguf is not None and source.folder is not None:
+            with in_one_sentence():
+                source = _converted(source, source.folder / source.gguf)
     downloads.fetch(name, listing.files, trust)
     with hub.offline(), in_one_sentence():
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
@@ -306,6 +310,16 @@ def load(
         prefill_chunk or config.PREFILL_CHUNK,
         cache_offload or config.CACHE_OFFLOAD,
     )
+
+
+def _converted(source: Source, file: Path) -> Source:
+    """A .gguf file as the folder that it was converted into, under its own name; the file itself
+    where that cannot be kept."""
+    made = gguf_models.kept(file)
+    if made is None:
+        return source
+    folder: Arguments = {"pretrained_model_name_or_path": str(made), "local_files_only": True}
+    return replace(source, arguments=folder)
 
 
 def _refuse_settings(name: str, settings: "PretrainedConfig") -> None:

@@ -1,6 +1,6 @@
 """Going on from a restored cache: what `model.generate` takes, and plain greedy continuation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -52,13 +52,20 @@ def side_by_side(
     return [("From the untouched cache", text(full)), (f"From {name}, {ends}", text(other))]
 
 
-@torch.no_grad()
 def greedy(loaded: LoadedModel, past: Past, n_past: int, token: int, n_tokens: int) -> list[int]:
     """The `n_tokens` most likely tokens after `token`, which follows the `n_past` in `past`."""
-    fed = torch.tensor([token])
+    return list(likeliest_after(loaded, past, n_past, torch.tensor([token]), n_tokens))
+
+
+@torch.no_grad()
+def likeliest_after(
+    loaded: LoadedModel, past: Past, n_past: int, fed: torch.Tensor, n_tokens: int
+) -> Iterator[int]:
+    """The most likely tokens after (tokens,) token ids `fed` that follow the `n_past` in `past`,
+    each by all before it."""
     loaded.refuse_unknown(fed)
-    continued = []
-    for i in range(n_tokens):
-        fed = loaded.likeliest(forward(loaded, fed, past, n_past + i).logits)[0]
-        continued.append(int(fed))
-    return continued
+    for _ in range(n_tokens):
+        token = loaded.likeliest(forward(loaded, fed, past, n_past, last_only=True).logits)[0]
+        n_past += len(fed)
+        fed = token
+        yield int(token)

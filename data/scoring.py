@@ -1,7 +1,7 @@
 """What the model makes of a cache: its predictions of the text that follows, teacher-forced."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from data.attention import AttentionCall, Output, wrapped_attention
 from data.cache import KVCache, LayerKV, Past
 from data.forward import forward
 from data.models import LoadedModel
-from data.resume import greedy
+from data.resume import greedy, likeliest_after
 from data.sparse_index import hidden_from_index
 
 
@@ -52,6 +52,22 @@ class Continuation:
         past = filled(self.past, cache, self.loaded.torch_dtype)
         with _evicted_hidden(self.loaded, cache, past):
             return greedy(self.loaded, past, cache.n_tokens, int(self.token_ids[0]), n_tokens)
+
+    @torch.no_grad()
+    def said(
+        self, cache: KVCache, n_tokens: int, is_enough: Callable[[list[int]], bool] | None = None
+    ) -> list[int]:
+        """The most likely `n_tokens` after all of `token_ids`, which are fed on top of `cache`;
+        fewer where those so far are enough."""
+        past = filled(self.past, cache, self.loaded.torch_dtype)
+        tokens: list[int] = []
+        with _evicted_hidden(self.loaded, cache, past):
+            each = likeliest_after(self.loaded, past, cache.n_tokens, self.token_ids, n_tokens)
+            for token in each:
+                tokens.append(token)
+                if is_enough is not None and is_enough(tokens):
+                    break
+        return tokens
 
     def nats(self, log_probabilities: torch.Tensor) -> torch.Tensor:
         """(scored,) nats that the true next tokens cost."""

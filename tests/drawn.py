@@ -11,7 +11,7 @@ from data.cache import KVCache
 from tests import caches
 from visualization.catalogue import PICTURES
 
-MEASURED = ("tucker/", "pruning/", "similarity/", "spectrum/", "compare/", "models/",
+MEASURED = ("tucker/", "pruning/", "similarity/", "spectrum/", "compare/", "tasks/", "models/",
             "embeddings/dimension_compression", "embeddings/bits_and_errors")  # fmt: skip
 OF_THE_ANALYSIS = [stem for stem in PICTURES if not stem.startswith(MEASURED)]
 ABOUT = "tiny (random) · test text #0: $a_b$ · 10 tokens"

@@ -15,6 +15,7 @@ from compression.studies.compress import CompressStudy
 from compression.studies.places import place
 from compression.studies.prune import PruneStudy
 from compression.studies.similarity import SimilarityStudy
+from compression.studies.task_study import TaskStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data import models, texts
@@ -52,6 +53,7 @@ def test_what_the_help_calls_the_default_is_what_a_study_takes():
         "compress": CompressStudy(),
         "prune": PruneStudy(),
         "compare": CompareStudy(),
+        "tasks": TaskStudy(),
     }
     for mode, study in studies.items():
         assert flags.BY_NAME["sequence_length"].usually(mode) == study.context
@@ -70,6 +72,7 @@ TAKERS = {
     "compress": [CompressStudy],
     "prune": [PruneStudy],
     "compare": [CompareStudy],
+    "tasks": [TaskStudy],
     "calibrate": [],
     "store": [refuse, save, go_on],
     "report": [remade.remake],

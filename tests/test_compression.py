@@ -13,6 +13,7 @@ from compression import files
 from compression.base import Compressor
 from compression.coded.calibration import calibrate
 from compression.ledger import HEADER, ledger
+from compression.methods import kvtc_fit
 from compression.methods.dimensions import fitted_bases
 from compression.registry import METHODS, make, needs_calibration
 from compression.stored import digest, nbytes
@@ -29,6 +30,11 @@ SETTINGS = {
     "none": [{}],
     "coded": [{"step": 0.03}, {"step": 0.3, "sink_tokens": 4}, {"step": 1e-3, "sink_tokens": 0}],
     "coded_fixed": [{"step": 0.03}, {"step": 1e-4, "sink_tokens": 0}],
+    "kvtc": [
+        {"ratio": 4, "sink_tokens": 1, "recent_tokens": 2},
+        {"ratio": 8, "sink_tokens": 0, "recent_tokens": 0},
+        {"ratio": 64},
+    ],
     "fp8": [{}, {"sink_tokens": 1, "recent_tokens": 2}],
     "int8": [{}],
     "kivi": [{"bits": 4, "recent_tokens": 0}, {"bits": 3, "group": 4, "recent_tokens": 2}],
@@ -93,6 +99,8 @@ def learned(which, cache_of, unrotated=False):
     """What a method would have learned of a model on another text with caches of these shapes."""
     if which == "bases":
         return fitted_bases([cache_of()], unrotated, "another text")
+    if which == "kvtc":
+        return kvtc_fit.fitted([cache_of()], "another text")
     return calibrate([random_gradients(cache_of())], "random gradients")
 
 
@@ -102,6 +110,8 @@ def calibration_for(name, number, cache_of):
         return None
     if name.startswith("coded"):
         return learned("gradients", cache_of)
+    if name == "kvtc":
+        return learned("kvtc", cache_of)
     return learned("bases", cache_of, settings.get("then", settings).get("unrotated_keys", False))
 
 
@@ -163,8 +173,8 @@ def test_the_original_is_left_alone_and_not_needed_again(name, number, shape):
     assert equal(small.restore(), restored(name, number, shape))
 
 
-TOGETHER = {"coded", "coded_fixed", "tucker", "tucker_quantised", "cross_layer_svd", "dropped_dims",
-         "calibrated_pca", "importance", "zero_small", "merged_heads"}  # fmt: skip
+TOGETHER = {"coded", "coded_fixed", "kvtc", "tucker", "tucker_quantised", "cross_layer_svd",
+         "dropped_dims", "calibrated_pca", "importance", "zero_small", "merged_heads"}  # fmt: skip
 
 
 @every_case

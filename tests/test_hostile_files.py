@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from compression import files, sealed
 from compression.base import CacheShape, LayerShape
 from compression.coded.calibration import calibrate
+from compression.methods import kvtc_fit
 from compression.methods.dimensions import fitted_bases
 from compression.methods.evictions import EVICTIONS
 from compression.registry import METHODS, make, needs_calibration
@@ -61,6 +62,8 @@ def learned(name):
         return None
     if name.startswith("coded"):
         return calibrate([caches.random_gradients(original())], "random gradients")
+    if name == "kvtc":
+        return kvtc_fit.fitted([original()], "another text")
     return fitted_bases([original()], False, "another text")
 
 

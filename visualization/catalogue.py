@@ -48,6 +48,8 @@ MODULES = {
     "compare/pareto": "compare",
     "compare/perplexity": "compare",
     "compare/needle": "compare",
+    "tasks/accuracy": "tasks",
+    "tasks/going_on": "tasks",
     "tucker/tucker_components": "tucker",
     "tucker/layer_sensitivity": "tucker",
     "tucker/rank_sensitivity": "tucker",

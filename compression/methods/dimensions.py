@@ -202,6 +202,7 @@ class CalibratedPCA(Projection):
 
     name: ClassVar[str] = "calibrated_pca"
     called: ClassVar[Words] = {"scores": "coordinates"}
+    learns: ClassVar[str] = "pca"
     # A field here, of the class elsewhere: which it is tells who is calibrated.
     calibration: Calibration = field(kw_only=True, compare=False, repr=False)  # type: ignore[misc]
 

@@ -21,6 +21,7 @@ from data.cache import KVCache
 
 if TYPE_CHECKING:  # it brings in transformers, and not every run has a model
     from compression.evaluate import Judge
+    from compression.studies.examined import Examined
     from compression.studies.work import Model
 
 Tables = dict[str, pd.DataFrame]
@@ -44,24 +45,27 @@ class Report:
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned on texts that are not scored: the model's calibration, and the caches of
-    some of them by name; where the study asks for them.
+    """What was learned on texts that are not scored: the model's calibrations, each by what it is
+    called (see `registry.learns`), and the caches of some of them by name; where the study asks
+    for them.
 
-    uncalibrated: why there is no calibration, where the model cannot be calibrated."""
+    uncalibrated: why there is none of those, where the model cannot be calibrated."""
 
-    calibration: Calibration | None = None
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     caches: tuple[tuple[str, KVCache], ...] = ()
-    uncalibrated: UsageError | None = None
+    uncalibrated: Mapping[str, UsageError] = field(default_factory=dict)
 
 
 class Plan(ABC):
     """What a study has decided to do with its texts. methods: scored on each of them. looked: the
     tables of what was seen in the first text and is looked at in the others as well (see
     `Study.see`), before `report` those over all texts. named: what the tables of tokens and of
-    bytes call each method, see details.py; empty where there are to be none."""
+    bytes call each method, see details.py; empty where there are to be none. examined: before
+    `report` what came of the tasks, where the study has any."""
 
     methods: list[Compressor]
     named: Mapping[Compressor, str] = MappingProxyType({})
+    examined: "Examined | None" = None
     looked: Mapping[str, pd.DataFrame] = MappingProxyType({})
 
     @abstractmethod
@@ -115,9 +119,24 @@ class Study(ABC):
         return 0
 
     @property
+    def learns(self) -> frozenset[str]:
+        """Which calibrations of the model it needs."""
+        return frozenset()
+
+    @property
     def calibrates(self) -> bool:
-        """Whether it needs the model's calibration."""
+        """Whether it needs any."""
+        return bool(self.learns)
+
+    @property
+    def examines(self) -> bool:
+        """Whether methods sit exams, tasks made by rule, as well."""
         return False
+
+    @property
+    def n_papers(self) -> int:
+        """Contexts of each task."""
+        return self.n_texts
 
     @property
     def seeks(self) -> bool:

@@ -9,10 +9,10 @@ import pandas as pd
 import config
 from compression.base import Compressor
 from compression.methods.evictions import Recent
-from compression.registry import make, needs_calibration
+from compression.registry import learns, make, needs_calibration
 from compression.studies import comparison_words as words
-from compression.studies import presets
-from compression.studies.base import Learned, Plan, Report, Study
+from compression.studies import exam_tables, exam_words, presets
+from compression.studies.base import Learned, Plan, Report, Study, Tables
 from compression.studies.frontier import closest, fitting, labelled
 from config import UsageError
 
@@ -29,7 +29,8 @@ class CompareStudy(Study):
     and scored tokens. levels: shares of the tokens that evictions keep. max_bits (per value),
     max_bytes_per_token, max_kl (nats per token): the budget. memory_gib: of a card, on which a
     context has to fit. show_generation: tokens to generate from the full and the best cache.
-    needles: whether hidden facts are sought, which is not done with quick."""
+    needles: whether hidden facts are sought, which is not done with quick. tasks: whether tasks
+    made by rule are set as well."""
 
     title: ClassVar[str] = "Comparison"
     probes: ClassVar[bool] = True
@@ -42,6 +43,7 @@ class CompareStudy(Study):
     memory_gib: float | None = None
     show_generation: int = 0
     needles: bool = True
+    tasks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,13 +84,17 @@ class CompareStudy(Study):
         return self.show_generation
 
     @property
-    def calibrates(self) -> bool:
+    def learns(self) -> frozenset[str]:
         settings = [one for each in self.settings.values() for one in each.values()]
-        return any(needs_calibration(*setting) for setting in settings)
+        return frozenset(learns(*setting) for setting in settings) - {""}
 
     @property
     def seeks(self) -> bool:
         return self.needles and not self.quick
+
+    @property
+    def examines(self) -> bool:
+        return self.tasks
 
     @property
     def settings(self) -> presets.Families:
@@ -107,7 +113,7 @@ class CompareStudy(Study):
         """Goes on without the settings that can do nothing with such a cache."""
         left_out = self._uncalibrated(learned)
         labels = {
-            make(*setting, learned.calibration): (family, label)
+            make(*setting, learned.calibrations.get(learns(*setting))): (family, label)
             for family, settings in self.settings.items()
             for label, setting in settings.items()
             if label not in left_out
@@ -126,14 +132,16 @@ class CompareStudy(Study):
     def _uncalibrated(self, learned: Learned) -> dict[str, str]:
         """label -> why, of the settings that cannot do without a calibration that there is not;
         where they are all that was asked for, that is the end."""
-        refusal = learned.uncalibrated
-        if refusal is None:
-            return {}
         named = {label: one for each in self.settings.values() for label, one in each.items()}
-        lacking = [label for label, setting in named.items() if needs_calibration(*setting)]
-        if named.keys() == {"none", *lacking}:
-            raise refusal
-        return dict.fromkeys(lacking, refusal.reason)
+        refused = learned.uncalibrated
+        lacking = {
+            label: refused[learns(*setting)]
+            for label, setting in named.items()
+            if learns(*setting) in refused
+        }
+        if lacking and named.keys() == {"none", *lacking}:
+            raise next(iter(lacking.values()))
+        return {label: refusal.reason for label, refusal in lacking.items()}
 
 
 def _unfit(judge: "Judge", methods: Iterable[Compressor]) -> dict[Compressor, str]:
@@ -174,7 +182,7 @@ class ComparePlan(Plan):
         best = self._best(table)
         lines = words.taken(table, best, self.study.budget)
         lines += [words.frontier(table), words.dominated(table)]
-        lines += [f"Left out: {words.by_reason(self.left_out)}."] if self.left_out else []
+        lines += self.told_left_out()
         lines += [*words.checked(table), *words.ahead(table)]
         learned = {m.calibration.learned_from for m in self.labels if m.calibration is not None}
         lines += [words.learned_from(said, rows) for said in learned]
@@ -183,11 +191,31 @@ class ComparePlan(Plan):
             has_budget = bool(self.study.budget)
             lines.append(words.on_a_card(table, best, model.weight_nbytes, *card, has_budget))
         lines += [words.lost_needles(needles)] if len(needles) else []
+        of_tasks, said = self.of_tasks()
+        tables, lines = tables | of_tasks, lines + said
         lines += [words.QUICK] if self.study.quick else []
         lines += words.engines(table)
         if self.study.show_generation and best is None:
             lines.append(words.nothing_to_show(bool(self.study.budget)))
         return Report(tables, lines, refused=self._refused(table, best))
+
+    def told_left_out(self) -> list[str]:
+        return [f"Left out: {words.by_reason(self.left_out)}."] if self.left_out else []
+
+    def of_tasks(self) -> tuple[Tables, list[str]]:
+        """Tables and sentences of the tasks; none where none were set."""
+        if self.examined is None:
+            return {}, []
+        answers = self._with_labels(self.examined.answers)
+        by_task = exam_tables.by_task(answers)
+        overall = exam_tables.over_tasks(answers, by_task)
+        tables = {"tasks/accuracy": by_task, "tasks/answers": answers}
+        tables |= {"tasks/over_tasks": overall} if len(overall) else {}
+        continued = self.examined.continued
+        if len(continued):
+            continued = exam_tables.going_on(self._with_labels(continued))
+            tables["tasks/going_on"] = continued
+        return tables, exam_words.said(by_task, overall, continued, self.examined.filler)
 
     def labelled(self, summary: pd.DataFrame) -> pd.DataFrame:
         """The summary with family, label, bytes_per_token, pays_from_tokens (the context from which
@@ -202,10 +230,15 @@ class ComparePlan(Plan):
 
     def _named(self, needles: pd.DataFrame) -> pd.DataFrame:
         """label, depth, settings, right, probability."""
-        labels = {(m.name, m.words()): label for m, (_, label) in self.labels.items()}
-        keys = zip(needles["method"], needles["settings"], strict=True)
-        named = needles.assign(label=[labels[key] for key in keys])
+        named = self._with_labels(needles)
         return named[["label", "depth", "settings", "right", "probability"]]
+
+    def _with_labels(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of methods with their label and family."""
+        names = {(m.name, m.words()): names for m, names in self.labels.items()}
+        keys = list(zip(rows["method"], rows["settings"], strict=True))
+        families, labels = ([names[key][i] for key in keys] for i in range(2))
+        return rows.assign(label=labels, family=families)
 
     def _best(self, table: pd.DataFrame) -> pd.Series | None:
         """The setting that fits the budget; without one the smallest that is called cheap."""

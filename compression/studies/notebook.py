@@ -6,10 +6,10 @@ from typing import Any
 import config
 from compression import registry
 from compression.base import Compressor
-from compression.coded.kept_calibrations import calibration_of
 from compression.evaluate import Judge
 from compression.studies import analyze
 from compression.studies.base import Tables, refuse_counts
+from compression.studies.tasks import CALIBRATIONS
 from compression.studies.work import judge_of
 from data import scored_texts
 from data.models import LoadedModel, load
@@ -45,5 +45,6 @@ def look(judge: Judge, focus: str = "all") -> Tables:
 def make(loaded: LoadedModel, name: str, **settings: Any) -> Compressor:
     """A method by name, others of its settings at their defaults; its calibration for this model,
     where it needs one, is taken from the cache folder, or learned and kept there."""
-    needs = registry.needs_calibration(name, settings)
-    return registry.make(name, settings, calibration_of(loaded) if needs else None)
+    which = registry.learns(name, settings)
+    learned = CALIBRATIONS[which](loaded) if which in CALIBRATIONS else None
+    return registry.make(name, settings, learned)

@@ -30,6 +30,7 @@ def families(levels: Sequence[float] | None = None) -> Families:
         "none": {"none": ("none", {})},
         "coded": _coded("coded", CODED_STEPS),
         "coded_fixed": _coded("coded_fixed", CODED_STEPS[2:5]),
+        "kvtc": _kvtc(),
         "fp8": {"fp8": ("fp8", {})},
         "int8": {"int8": ("int8", {})},
         "kivi": _bits("kivi", recent_tokens=config.RECENT_TOKENS),
@@ -67,6 +68,15 @@ def _coded(method: str, steps: Sequence[float]) -> dict[str, Setting]:
     return {f"{method} {step:.1e}": (method, {"step": step}) for step in steps}
 
 
+def _kvtc() -> dict[str, Setting]:
+    """Budgets of KVTC with the plain tokens of its paper, and two with as few as `coded` has, for
+    short contexts, of which 132 tokens are much."""
+    as_published = {f"kvtc {ratio}": ("kvtc", {"ratio": ratio}) for ratio in (4, 8, 16, 32, 64)}
+    few: dict[str, Any] = {"sink_tokens": 1, "recent_tokens": 0}
+    bare = {f"kvtc {ratio} bare": ("kvtc", {"ratio": ratio, **few}) for ratio in (8, 16, 32)}
+    return as_published | bare
+
+
 def _kept(method: str, shares: Sequence[float], **settings: Any) -> dict[str, Setting]:
     return {f"{method} {keep:g}": (method, {"keep": keep, **settings}) for keep in shares}
 
@@ -82,6 +92,7 @@ def _bits(method: str, **settings: Any) -> dict[str, Setting]:
 QUICK = {
     "coded": ("coded 5.0e-05", "coded 1.4e-04"),
     "coded_fixed": (),
+    "kvtc": ("kvtc 16",),
     "kivi": ("kivi-4", "kivi-2"),
     "rotated": ("rotated-4",),
     "svd": ("svd 0.5",),
@@ -95,6 +106,15 @@ QUICK = {
     "snapkv": ("snapkv 0.5",),
     "key_diff": (),
     "composed": (),
+}
+# What `tasks` sets beside each other where nothing is named: a task takes many passes.
+EXAMINED = {
+    "none": ("none",),
+    "coded": ("coded 5.0e-05", "coded 1.0e-04", "coded 2.0e-04"),
+    "kvtc": ("kvtc 8", "kvtc 16", "kvtc 16 bare", "kvtc 32 bare"),
+    "fp8": ("fp8",),
+    "kivi": ("kivi-4", "kivi-2"),
+    "snapkv": ("snapkv 0.5", "snapkv 0.25"),
 }
 # Label -> the setting of a serving engine that stores alike
 ENGINES = {

@@ -16,8 +16,9 @@ from compression.coded.learned_text import leak
 from compression.evaluate import Scored, as_records, summary
 from compression.studies.base import INVENTORY, Plan, Report, Study, Tables
 from compression.studies.details import details
+from compression.studies.examined import examined
+from compression.studies.kept_rows import kept_or_measured
 from compression.studies.kept_tables import kept_or_done
-from compression.studies.rows import Rows
 from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, See, SideBySide
 from compression.studies.work import Here, Model, Phase, Work, untimed
 from data.inventory import Inventory
@@ -91,6 +92,8 @@ def carry_out(
     sought = _sought(study, work, texts[0], methods)
     means = summary(rows)
     apart = _seen(study, work, texts, plan)
+    if study.examines:
+        plan.examined = examined(study, work, candidates, texts, methods)
     report = plan.report(rows, means, sought, work.model)
     if plan.named:
         apart |= details(plan.named, [sample.index for sample in samples], scored)
@@ -140,7 +143,7 @@ def _of_all_kept(summary: pd.DataFrame, inventory: Inventory) -> list[str]:
 def _scored(study: Study, work: Work, texts: list[Text], methods: list[Compressor]) -> list[Scored]:
     """What each method costs on each text, in this order: those of a text after each other."""
     tasks = [Score(study, ids, method) for _, ids in texts for method in methods]
-    return _kept_or_measured(work, tasks, "scores")
+    return kept_or_measured(work, tasks)
 
 
 def _rows(
@@ -165,17 +168,5 @@ def _sought(study: Study, work: Work, text: Text, methods: list[Compressor]) -> 
         for each in hidden
         for method in methods
     ]
-    rows = [each.row for each in _kept_or_measured(work, tasks, "needle")]
+    rows = [each.row for each in kept_or_measured(work, tasks)]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _kept_or_measured(work: Work, tasks: Sequence[Score | Recall], what: str) -> list[Scored]:
-    """The row of each task: those kept from an earlier run, wherever that was done, are taken; new
-    ones are kept as soon as they are there."""
-    kept = [Rows(work, task.ids, task.study.context, what) for task in tasks]
-    rows = [each.get(task.method) for each, task in zip(kept, tasks, strict=True)]
-    missing = [i for i, row in enumerate(rows) if row is None]
-    for i, row in work.as_done([tasks[i] for i in missing], "score"):
-        kept[missing[i]].put(tasks[missing[i]].method, row)
-        rows[missing[i]] = row
-    return [row for row in rows if row is not None]

@@ -10,7 +10,7 @@ import config
 from analysis.measures import sweep
 from compression.base import Calibration, Compressor, Uncompressed
 from compression.costs import relative_errors, tried
-from compression.registry import make, needs_calibration
+from compression.registry import learns, make
 from compression.studies import error_words as words
 from compression.studies import presets
 from compression.studies.base import Learned, Study, Tables
@@ -128,7 +128,8 @@ def _(study: CompareStudy, cache: KVCache, calibration: Calibration | None) -> S
         for family, settings in study.settings.items()
         for label, setting in settings.items()
     }
-    left_out = {} if calibration else _uncalibrated(named, cache.model)
+    known = {"", "coded"} if calibration else {""}
+    left_out = _uncalibrated(named, known, cache.model)
     labels = {
         make(*setting, calibration): (family, label)
         for label, (family, setting) in named.items()
@@ -146,6 +147,14 @@ def _(study: CompareStudy, cache: KVCache, calibration: Calibration | None) -> S
     return Seen("compare", fit, {}, partial(words.of_budget, study.budget), left_out)
 
 
-def _uncalibrated(named: dict[str, tuple[str, presets.Setting]], model: str) -> dict[str, str]:
-    why = f"no calibration of {model or 'its model'} is kept on this machine"
-    return {label: why for label, (_, setting) in named.items() if needs_calibration(*setting)}
+def _uncalibrated(
+    named: dict[str, tuple[str, presets.Setting]], known: set[str], model: str
+) -> dict[str, str]:
+    """label -> why, of those that need another calibration than the `known` ones."""
+    of = model or "its model"
+    why = {
+        "coded": f"no calibration of {of} is kept on this machine",
+        "kvtc": f"what it has learned of {of} is not looked for without the model",
+    }
+    needed = {label: learns(*setting) for label, (_, setting) in named.items()}
+    return {label: why[which] for label, which in needed.items() if which not in known}

@@ -1,5 +1,6 @@
 """What a study's run consists of: tasks that stand alone, each on one text."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,7 @@ import torch
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of
 from compression.evaluate import Judge, Scored
+from compression.kvtc_calibration import kvtc_calibration_of
 from compression.stored import refuse_left
 from compression.studies.base import Learned, Plan, Study, Tables
 from compression.studies.kept_tables import Keepable, Kept
@@ -20,6 +22,8 @@ from data.models import LoadedModel
 from data.resume import side_by_side
 from data.scored_texts import Text
 from data.texts import Sample
+
+CALIBRATIONS = {"coded": calibration_of, "kvtc": kvtc_calibration_of}  # by `registry.learns`
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +62,15 @@ class OfText(Task[T]):
         return self.study.context + self.study.n_scored
 
     @property
+    def context(self) -> int:
+        return self.study.context
+
+    @property
     def place(self) -> object:
         return tuple(self.ids.tolist())
 
     def judge(self, worker: Worker) -> Judge:
-        return worker.judge(self.ids, self.study.context, self.study.probes)
+        return worker.judge(self.ids, self.context, self.study.probes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +96,6 @@ class See(OfText[Tables], Keepable[Tables]):
         alone = replace(self.study, num_samples=None)  # the same, however many texts there are
         return ["see", type(alone).__name__, repr(alone)]
 
-    @property
-    def context(self) -> int:
-        return self.study.context
-
     def run(self, worker: Worker) -> Tables:
         judge = self.judge(worker)
         with worker.phase("scoring"):
@@ -109,18 +113,34 @@ def _learned(study: Study, loaded: LoadedModel, others: list[Text]) -> Learned:
     caches = (
         (sample.name, extraction.prefill(loaded, ids).cache.in_16_bits()) for sample, ids in others
     )
-    try:
-        calibration = calibration_of(loaded) if study.calibrates else None
-    except UsageError as refusal:  # of methods that need it alone, which the study leaves out
-        return Learned(None, tuple(caches), refusal)
-    return Learned(calibration, tuple(caches))
+    calibrations, uncalibrated = {}, {}
+    for which in sorted(study.learns):
+        try:
+            calibrations[which] = CALIBRATIONS[which](loaded)
+        except UsageError as refusal:  # of methods that need it alone, which the study leaves out
+            uncalibrated[which] = refusal
+    return Learned(calibrations, tuple(caches), uncalibrated)
 
 
 @dataclass(frozen=True, eq=False)
-class Score(OfText[Scored]):
-    """What one method costs on one text."""
+class OfMethod(OfText[Scored]):
+    """What comes of one method on one text."""
 
     method: Compressor
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """Tells apart rows that measure something else on the same text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Score(OfMethod):
+    """What a method stores and costs."""
+
+    @property
+    def what(self) -> str:
+        return "scores"
 
     def run(self, worker: Worker) -> Scored:
         judge = self.judge(worker)
@@ -129,13 +149,16 @@ class Score(OfText[Scored]):
 
 
 @dataclass(frozen=True, eq=False)
-class Recall(OfText[Scored]):
+class Recall(OfMethod):
     """method, settings, depth, right, probability: whether a fact hidden in the text is still found
     through a method."""
 
-    method: Compressor
     depth: float
     n_answer: int
+
+    @property
+    def what(self) -> str:
+        return "needle"
 
     def run(self, worker: Worker) -> Scored:
         judge = self.judge(worker)

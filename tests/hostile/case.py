@@ -25,6 +25,7 @@ USUAL: dict[str, dict[str, str | None]] = {
     "compress": {**STUDY, "levels": "0.5"},
     "prune": STUDY,
     "compare": {**STUDY, "methods": "kivi"},
+    "tasks": {**STUDY, "methods": "kivi"},
     "calibrate": MODEL,
     "store": MODEL,
     "list_samples": {"model": "./model", TEXT: None},

@@ -20,7 +20,8 @@ TAKES = {
     "prune": f"{STUDIES} prune_layers prune_heads prune_method levels keep_tokens token_score "
     "trial",
     "compare": f"{STUDIES} methods quick levels max_bits max_bytes_per_token max_kl memory_gib "
-    "show_generation",
+    "show_generation tasks",
+    "tasks": f"{STUDIES} methods quick levels",
     "calibrate": f"{LOADS} quiet",
     "store": f"{LOADS} {READS} save_compressed save_cache load_compressed methods new_tokens quiet",
     "list_samples": "model use_wikitext",
@@ -56,6 +57,7 @@ VALUES: dict[str, tuple[str | None, str | None]] = {
     "trial": (None, None),
     "methods": ("int8", "zip"),
     "quick": (None, None),
+    "tasks": (None, None),
     "max_bits": ("4", "-4"),
     "max_bytes_per_token": ("100", "0"),
     "max_kl": ("0.1", "nan"),

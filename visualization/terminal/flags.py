@@ -27,7 +27,7 @@ COMPRESSION, PRUNING, BUDGET, OUTPUT = "compression", "pruning", "methods and bu
 CLUSTER = "many models, many machines"
 
 ALL = tuple(MODES)
-STUDIES = ("analyze_similarity", "tucker", "compress", "prune", "compare")
+STUDIES = ("analyze_similarity", "tucker", "compress", "prune", "compare", "tasks")
 DRAW = ("analyze", "analyze_generation", *STUDIES)
 PLAIN_ENDS = ("analyze_similarity", "tucker", "compress")
 READ = (*DRAW, "store")
@@ -35,23 +35,28 @@ LOAD = (*READ, "calibrate")
 CONTEXTS = {
     "analyze": "SEQUENCE_LENGTH",
     "tucker": "TUCKER_SEQUENCE_LENGTH",
-    **dict.fromkeys(("analyze_similarity", "compress", "prune", "compare"), "CONTEXT_TOKENS"),
+    **dict.fromkeys(
+        ("analyze_similarity", "compress", "prune", "compare", "tasks"), "CONTEXT_TOKENS"
+    ),
 }
 TEXTS = {
     **dict.fromkeys(("analyze", "analyze_generation"), "ANALYZED_TEXTS"),
     **dict.fromkeys(STUDIES, "NUM_SAMPLES"),
 }
-FEWER = {"compare": "fewer with --quick"}
+FEWER = dict.fromkeys(("compare", "tasks"), "fewer with --quick")
 MEASURED = {"analyze": ("measure", (True,))}
 SHOWN = {"analyze": ("analysis_focus", ("all", "cache"))}
 ON_CLUSTER = dict.fromkeys(DRAW, ("ray", ()))
 STORED_TEXT = ("load_compressed",)  # is of the file
-ALONE = ("analyze", *STUDIES)  # with a saved cache as well, beside which these have no use:
+ALONE = (
+    "analyze",
+    *(mode for mode in STUDIES if mode != "tasks"),
+)  # with a saved cache as well, beside which these have no use:
 NEED_A_MODEL = (
     *("measure", "device", "dtype", "trust_remote_code", "no_sensitivity", "trial"),
     *("prompt", "text_file", "use_wikitext", "wikitext_index", "sequence_length"),
     *("context_tokens", "new_tokens", "score_tokens", "num_samples", "continuation"),
-    *("max_kl", "memory_gib", "show_generation", "save_cache"),
+    *("tasks", "max_kl", "memory_gib", "show_generation", "save_cache"),
 )
 
 
@@ -181,8 +186,8 @@ _DECLARED = (
          "also compress keys as they were before rotary embedding", SWITCH, False),
     Flag("no_sensitivity", COMPRESSION, ("tucker",), "skip the measured cost of each layer",
          SWITCH, False),
-    Flag("levels", COMPRESSION, ("compress", "prune", "compare"), "shares that are kept: of "
-         "dimensions by compress and prune, of tokens by compare", RULES["LEVELS"],
+    Flag("levels", COMPRESSION, ("compress", "prune", "compare", "tasks"), "shares that are kept: "
+         "of dimensions by compress and prune, of tokens by compare and tasks", RULES["LEVELS"],
          usual=dict.fromkeys(("compress", "prune", "compare"), "LEVELS"),
          only_with={"prune": ("prune_method", ("dimension",))}),
     Flag("prune_layers", PRUNING, ("prune",), "layers to prune: 0,1,2", LAYERS),
@@ -195,11 +200,17 @@ _DECLARED = (
          "tried where none is given", one_of(*EVICTIONS), usual={"prune": "TOKEN_SCORES"}),
     Flag("trial", PRUNING, ("prune",),
          "put the heuristics on trial: measure each layer and KV head", SWITCH, False),
-    Flag("methods", BUDGET, ("compare", "store"), f"families of methods: {', '.join(FAMILIES)}",
-         NAMES, more={"compare": "several, with commas; all where it is not given",
-                      "store": "one that keeps all tokens, or a setting such as kivi-4"},
+    Flag("methods", BUDGET, ("compare", "tasks", "store"),
+         f"families of methods: {', '.join(FAMILIES)}", NAMES,
+         more={"compare": "several, with commas; all where it is not given",
+               "tasks": "several, with commas; some settings of coded, kvtc, fp8, kivi and snapkv "
+               "where it is not given",
+               "store": "one that keeps all tokens, or a setting such as kivi-4"},
          not_beside=(*STORED_TEXT, "save_cache")),
-    Flag("quick", BUDGET, ("compare",), "fewer settings, texts and scored tokens", SWITCH, False),
+    Flag("quick", BUDGET, ("compare", "tasks"), "fewer settings, texts and scored tokens",
+         SWITCH, False),
+    Flag("tasks", BUDGET, ("compare",), "set tasks made by rule as well, as `--mode tasks` does",
+         SWITCH, False),
     Flag("max_bits", BUDGET, ("compare",), "budget: bits per value",
          above_zero("a number above 0", "BITS")),
     Flag("max_bytes_per_token", BUDGET, ("compare",), "budget: stored bytes per token of context",

@@ -68,7 +68,17 @@ MODES = {
         (
             "--mode compare --quick",
             "--mode compare --methods coded,kivi --max_kl 0.01 --memory_gib 24",
+            "--mode compare --quick --tasks",
             "--mode compare --methods kivi,snapkv --levels 0.5,0.25 --show_generation 40",
+        ),
+    ),
+    "tasks": Mode(
+        "sets tasks made by rule (needles, chains, word counts, instructions) to the model on a "
+        "compressed cache, several questions on each, and looks at how it goes on",
+        (
+            "--mode tasks",
+            "--mode tasks --context_tokens 4096 --num_samples 8 --methods coded,kvtc,kivi",
+            "--mode tasks --quick",
         ),
     ),
     "calibrate": Mode(

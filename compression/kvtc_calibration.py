@@ -1,0 +1,70 @@
+"""What `kvtc` learns of a model at hand, kept in the user's cache folder: on the same stretches of
+the same text as `coded`, so that neither has seen more of the world than the other."""
+
+import hashlib
+import logging
+from functools import cache
+from pathlib import Path
+
+from compression import sealed
+from compression.base import Calibration
+from compression.coded.calibration_files import SOURCES, folder_of
+from compression.coded.learned_text import FIRST_SAMPLE, calibration_text
+from compression.methods.kvtc_fit import fitted
+from data import sensitivity
+from data.extraction import prefill
+from data.models import LoadedModel
+from data.texts import reference_samples
+
+FORMAT = "calibration of kvtc 1"
+MODULES = ("compression/methods/kvtc_fit.py", "compression/methods/kvtc_plan.py")
+
+log = logging.getLogger(__name__)
+
+
+def kvtc_calibration_of(loaded: LoadedModel) -> Calibration:
+    """The kept one of a model, by this code on this text; a new one where there is none, or a
+    damaged one. Raises UsageError for a model of which it is not known what rotates its keys."""
+    file = folder_of(loaded.identity) / f"kvtc-{_recipe()[:16]}.safetensors"
+    try:
+        return _read(file, loaded.identity)
+    except FileNotFoundError:
+        log.warning("Learning the basis of kvtc of %s: once per model, some minutes.", loaded.name)
+    except (ValueError, OSError) as error:
+        log.warning("The calibration %s cannot be used (%s): learning anew.", file, error)
+    learned = _learned(loaded)
+    header = {"format": FORMAT, "learned_from": learned.learned_from, "model": loaded.identity}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sealed.write(file, learned.tensors, header)
+    except OSError as error:
+        log.warning("The calibration is not kept: %s.", error)
+    return learned
+
+
+@cache
+def _recipe() -> str:
+    """A hash of all that it follows from, beside the model."""
+    digest = hashlib.sha256(calibration_text().encode())
+    for module in MODULES:
+        digest.update((SOURCES / module).read_bytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path, identity: str) -> Calibration:
+    if not file.exists():
+        raise FileNotFoundError(file)
+    tensors, header = sealed.read(file)
+    if header.get("format") != FORMAT or header.get("model") != identity:
+        raise ValueError("it is of another model or version")
+    if not all(x.isfinite().all() for x in tensors.values()):
+        raise ValueError("its numbers are not finite")
+    return Calibration(tensors, header.get("learned_from", ""))
+
+
+def _learned(loaded: LoadedModel) -> Calibration:
+    chosen = sensitivity.windows(loaded, calibration_text(), sensitivity.CONTEXTS)
+    longest = max(n_context for _, n_context in chosen)
+    said = f"{len(chosen)} stretches of up to {longest} tokens from #{FIRST_SAMPLE} on of the "
+    caches = (prefill(loaded, ids[:n_context]).cache for ids, n_context in chosen)
+    return fitted(caches, said + reference_samples()[0].source)
