@@ -179,7 +179,7 @@ def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
     for cache in caches:
         levels = transform.levels(cache)
         for group in transform.groups:
-            positions = cache.layers[group.layers[0]].positions[1:].cpu().numpy()
+            positions = cache.layers[group.layers[0]].positions[1:].cpu()
             if not len(positions):
                 continue
             coefficients = transformed(cache, group, slice(1, None))[1]

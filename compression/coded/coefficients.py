@@ -23,39 +23,42 @@ def transformed(cache: KVCache, group: Group, tokens: slice) -> tuple[torch.Tens
 
 
 def quantised(
-    coefficients: torch.Tensor, levels: np.ndarray, step: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    coefficients: torch.Tensor, levels: torch.Tensor, step: float
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """Codes of magnitude (columns,) uint8 of (columns, tokens) coefficients, and of those that are
     stored the integers (n,) int32 and their classes (n,) uint8, column by column."""
-    codes = magnitudes(coefficients, step).numpy()
-    codes[~is_stored(classes(codes, levels.max(keepdims=True)))[:, 0]] = 0
-    live = int(codes.nonzero()[0].max(initial=-1)) + 1
+    codes = magnitudes(coefficients, step)
+    codes[~is_stored(classes(codes, levels.max()[None]))[:, 0]] = 0
+    live = _live(codes != 0)
     entry_classes = classes(codes[:live], levels)
-    coded = is_stored(entry_classes)
-    scaled = coefficients[:live].mul_(torch.from_numpy(scales(levels, step))).round_()
+    coded = is_stored(entry_classes).numpy()
+    scaled = coefficients[:live].mul_(scales(levels, step)).round_()
     symbols = scaled.numpy()[coded]
     if symbols.size and max(symbols.max(), -symbols.min()) >= LARGEST:
         raise UsageError(f"A step of {step:g} is too small for this cache", "give a larger one")
-    return codes, symbols.astype(np.int32), entry_classes[coded]
+    return codes, symbols.astype(np.int32), entry_classes.numpy()[coded]
 
 
 def restored_places(
     coefficients: torch.Tensor,
-    codes: np.ndarray,
-    levels: np.ndarray,
+    codes: torch.Tensor,
+    levels: torch.Tensor,
     mean: torch.Tensor,
     group: Group,
     shape: CacheShape,
 ) -> Middles:
     """(heads, tokens, dim) of each place of a group from its (columns, tokens) coefficients. They
     are zero beyond the last column that is stored: early for tokens that weigh little."""
-    coefficients = coefficients.to(mean.device)
     synthesis = group.synthesis.to(mean.device)
     x = mean.expand(len(levels), -1).contiguous()
-    order = torch.from_numpy(np.argsort(levels, kind="stable"))
-    for tokens in order.to(mean.device).split(BLOCK):
-        live = is_stored(classes(codes, levels[tokens.cpu()].max(keepdims=True)))[:, 0]
-        n = int(live.nonzero()[0].max(initial=-1)) + 1
+    for tokens in levels.argsort(stable=True).split(BLOCK):
+        n = _live(is_stored(classes(codes, levels[tokens].max()[None]))[:, 0])
         x.index_add_(0, tokens, coefficients[:n].index_select(1, tokens).T @ synthesis[:n])
     parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
     return {(i, kind): by_head(part, shape.layers[i].n_heads) for (i, kind), part in parts}
+
+
+def _live(kept: torch.Tensor) -> int:
+    """How many of the (columns,) there are up to the last that is kept."""
+    places = kept.nonzero()
+    return int(places[-1]) + 1 if len(places) else 0

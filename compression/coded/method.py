@@ -69,13 +69,13 @@ class Coded(Compressor):
             if self.sink_tokens
         }
         for prefix, groups in self._segments(transform, shape):
-            stored["levels"] = torch.from_numpy(levels.astype(np.int8))
+            stored["levels"] = levels.to(torch.int8)
             part = self._encoded(cache, groups, levels, transform)
             stored |= {f"{prefix}{name}": tensor for name, tensor in part.items()}
         return stored
 
     def _encoded(
-        self, cache: KVCache, groups: Groups, levels: np.ndarray, transform: Transform
+        self, cache: KVCache, groups: Groups, levels: torch.Tensor, transform: Transform
     ) -> Tensors:
         """What is stored of these tokens of some groups."""
         stored: Tensors = {}
@@ -89,7 +89,7 @@ class Coded(Compressor):
             codes.append(code)
             integers.append(q)
             symbol_classes.append(of_q)
-        stored["codes"] = torch.from_numpy(np.concatenate(codes))
+        stored["codes"] = torch.cat(codes)
         return stored | self.written(
             np.concatenate(integers), np.concatenate(symbol_classes), transform
         )
@@ -99,8 +99,8 @@ class Coded(Compressor):
         restored: Middles = {}  # in the layers' own dtype, filled as it is decoded
         segments = self._segments(transform, shape)
         if segments:
-            n_tokens = len(shape.token_ids)
-            levels = taken(stored, "levels", (torch.int8,), n_tokens).numpy().astype(np.int16)
+            n_tokens, device = len(shape.token_ids), _device(stored)
+            levels = taken(stored, "levels", (torch.int8,), n_tokens).to(device, torch.int16)
             for prefix, groups in segments:
                 part = under(stored, prefix) if prefix else stored
                 for tokens, middles in self._decoded(part, groups, levels, transform, shape):
@@ -117,18 +117,19 @@ class Coded(Compressor):
         self,
         stored: Tensors,
         groups: Groups,
-        levels: np.ndarray,
+        levels: torch.Tensor,
         transform: Transform,
         shape: CacheShape,
     ) -> Iterator[tuple[slice, Middles]]:
         """Of each group its tokens in the text, and what its places hold of them."""
-        ends = np.cumsum([len(group.analysis) for _, group, _ in groups])
-        codes = np.split(taken(stored, "codes", (torch.uint8,), ends[-1]).numpy(), ends[:-1])
+        columns = [len(group.analysis) for _, group, _ in groups]
+        codes = taken(stored, "codes", (torch.uint8,), sum(columns)).to(levels.device)
+        codes = codes.split(columns)
         pairs = zip(groups, codes, strict=True)
         entry_classes = [classes(code, levels[tokens]) for (*_, tokens), code in pairs]
         integers = self._spread(stored, entry_classes, transform)
         for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
-            q /= torch.from_numpy(scales(levels[tokens], self.step))
+            q /= scales(levels[tokens], self.step)
             mean = taken(stored, f"means.{g}", FLOATS, sum(group.widths)).float()
             yield tokens, restored_places(q, code, levels[tokens], mean, group, shape)
 
@@ -147,7 +148,7 @@ class Coded(Compressor):
         whole[:, :n_sinks] = sinks
         return whole
 
-    def _levels(self, cache: KVCache, transform: Transform) -> np.ndarray:
+    def _levels(self, cache: KVCache, transform: Transform) -> torch.Tensor:
         if transform.watched and not is_watched(cache):
             raise UsageError(
                 f"The attention in the cache of {cache.model} was not measured, and `coded` is as "
@@ -162,23 +163,25 @@ class Coded(Compressor):
         """What is stored of (n,) integers whose (n,) classes both encoder and decoder know."""
         return rans.encode(integers, symbol_classes, transform.tables)
 
-    def read(self, stored: Tensors, symbol_classes: np.ndarray, transform: Transform) -> np.ndarray:
-        """The (n,) integers of these classes."""
-        return rans.decode(stored, symbol_classes, transform.tables)
+    def read(
+        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
+    ) -> torch.Tensor:
+        """The (n,) integers of these classes, where those are."""
+        integers = rans.decode(stored, symbol_classes.cpu().numpy(), transform.tables)
+        return torch.from_numpy(integers).to(symbol_classes.device)
 
     def _spread(
-        self, stored: Tensors, entry_classes: list[np.ndarray], transform: Transform
+        self, stored: Tensors, entry_classes: list[torch.Tensor], transform: Transform
     ) -> Iterator[torch.Tensor]:
         """(columns, tokens) float32 of each group whose entries have these classes: the integers,
         0 where there is no symbol."""
         coded = [is_stored(each) for each in entry_classes]
         symbols = [each[is_coded] for each, is_coded in zip(entry_classes, coded, strict=True)]
-        integers = self.read(stored, np.concatenate(symbols), transform)
-        parts = np.split(integers, np.cumsum([len(each) for each in symbols])[:-1])
+        integers = self.read(stored, torch.cat(symbols), transform)
+        parts = integers.split([len(each) for each in symbols])
         for is_coded, part in zip(coded, parts, strict=True):
-            whole = np.zeros(is_coded.shape, np.float32)
-            whole[is_coded] = part
-            yield torch.from_numpy(whole)
+            whole = torch.zeros(is_coded.shape, device=part.device)
+            yield whole.masked_scatter_(is_coded, part.float())
 
     def _transform(self, shape: CacheShape) -> Transform:
         """What was learned of this model; raises UsageError where it was of another."""
@@ -236,6 +239,11 @@ def _span(layer: LayerShape) -> tuple[int, int]:
     return layer.start, layer.start + layer.n_tokens
 
 
+def _device(stored: Tensors) -> torch.device:
+    """Where the means are, which a cache leaves where it is itself."""
+    return next((x.device for name, x in stored.items() if "means." in name), torch.device("cpu"))
+
+
 def _kept(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -256,7 +264,8 @@ def _fill(restored: Middles, middles: Middles, tokens: slice, shape: CacheShape)
 @dataclass(frozen=True)
 class CodedFixed(Coded):
     """The same integers in blocks of one width, bit-packed, with no entropy coder to run through:
-    for an accelerator, at more bytes."""
+    for an accelerator, at more bytes. Decoded by operations on tensors alone, where the means are:
+    on the device of the cache, unless what is stored has been through a file."""
 
     name: ClassVar[str] = "coded_fixed"
 
@@ -265,5 +274,12 @@ class CodedFixed(Coded):
     ) -> Tensors:
         return fixed_rate.encode(integers)
 
-    def read(self, stored: Tensors, symbol_classes: np.ndarray, transform: Transform) -> np.ndarray:
-        return fixed_rate.decode(stored, len(symbol_classes))
+    def read(
+        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
+    ) -> torch.Tensor:
+        device = symbol_classes.device
+        names = [name for name in stored if name == "widths" or name.startswith("bits.")]
+        part = {name: stored.pop(name).to(device) for name in names}
+        integers = fixed_rate.decode(part, len(symbol_classes))
+        refuse_left(part)
+        return integers

@@ -28,6 +28,7 @@ from compression.stored import Tensors, refuse_left, taken
 from data.cache import KINDS, KVCache, wide
 
 STEPS_PER_OCTAVE = 8  # of magnitudes that are stored, and of a token's scale sqrt(w)
+LEAST_LEVEL, MOST_LEVEL = -128, 127  # of such scales, which fit a byte
 ZERO_CODE = 128  # magnitude code of a root mean square of one step; code 0: nothing is stored
 LOWEST, HIGHEST = -24, 40  # classes of magnitude, four an octave: 1/64 of a step to 1024 steps
 SKIPPED = -8  # classes below this, a quarter of a step, hold zeros and no symbols
@@ -85,11 +86,11 @@ class Transform:
             raise ValueError("this calibration has not counted integers yet")
         return Tables(self.frequencies)
 
-    def levels(self, cache: KVCache) -> np.ndarray:
+    def levels(self, cache: KVCache) -> torch.Tensor:
         """(tokens,) int16, -128 to 127: log2 of sqrt(w) of each token, in eighths."""
         log_weight = self.weights[0] + self.weights[1] * traits(cache, self.watched)
         levels: np.ndarray = np.rint(log_weight / (2 * np.log(2)) * STEPS_PER_OCTAVE)
-        return levels.clip(-128, 127).astype(np.int16)
+        return torch.from_numpy(levels.clip(LEAST_LEVEL, MOST_LEVEL).astype(np.int16))
 
 
 @lru_cache(maxsize=2)
@@ -171,22 +172,23 @@ def magnitudes(coefficients: torch.Tensor, step: float) -> torch.Tensor:
     return (STEPS_PER_OCTAVE * octaves + ZERO_CODE).round().clamp(1, 255).to(torch.uint8)
 
 
-def classes(codes: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def classes(codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """(columns, tokens) uint8: the class of each coefficient, 0 for LOWEST, from the (columns,)
-    uint8 codes of magnitude and (tokens,) levels; code 0 is below all that is stored."""
-    halves = codes.astype(np.int16)[:, None] + (levels.astype(np.int16) + (1 - ZERO_CODE))
+    uint8 codes of magnitude and (tokens,) int16 levels; code 0 is below all that is stored."""
+    halves = codes.to(torch.int16)[:, None] + (levels + (1 - ZERO_CODE))
     halves >>= 1
-    np.clip(halves, LOWEST, HIGHEST, out=halves)
-    halves -= LOWEST
-    of_entries = halves.astype(np.uint8)
+    halves.clamp_(LOWEST, HIGHEST).sub_(LOWEST)
+    of_entries = halves.to(torch.uint8)
     of_entries[codes == 0] = 0
     return of_entries
 
 
-def is_stored(classes: np.ndarray) -> np.ndarray:
+def is_stored(classes: torch.Tensor) -> torch.Tensor:
     return classes >= SKIPPED - LOWEST
 
 
-def scales(levels: np.ndarray, step: float) -> np.ndarray:
+def scales(levels: torch.Tensor, step: float) -> torch.Tensor:
     """(tokens,) float32: integers per unit of a coefficient, sqrt(w) / step."""
-    return (2.0 ** (levels / STEPS_PER_OCTAVE) / step).astype(np.float32)
+    every = torch.arange(LEAST_LEVEL, MOST_LEVEL + 1).double()  # in float64, which not all have
+    table = (torch.exp2(every / STEPS_PER_OCTAVE) / step).float().to(levels.device)
+    return table[levels.long() - LEAST_LEVEL]
