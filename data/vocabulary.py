@@ -20,6 +20,7 @@ FAMILIES = (  # of methods that `compare` sets beside each other
     "none",
     "coded",
     "coded_fixed",
+    "coded_chunks",
     "fp8",
     "int8",
     "kivi",

@@ -1,33 +1,37 @@
 """From what a group of layers holds to the integers that are coded, and back: the arithmetic of
 `coded`, all tokens of a part of the text at a time."""
 
+from collections.abc import Callable, Iterator, Sequence
+
 import numpy as np
 import torch
 
-from compression.base import CacheShape
+from compression.base import LayerShape
 from compression.coded.transform import Group, classes, is_stored, magnitudes, rows, scales
 from compression.methods.place_by_place import Middles
 from config import UsageError
 from data.cache import KVCache, by_head, in_16_bits
 
 BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
+LARGE_MEAN = 4  # times the deviations from it: a chunk's mean counts for its column's magnitude
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
 
 
 def transformed(cache: KVCache, group: Group, tokens: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean (width,) in 16 bits over these of the tokens of a group, and the coefficients
     (columns, tokens) of what is left."""
-    x = rows(cache, group.places, tokens)
+    x = rows(cache.layers, group.places, tokens)
     mean = in_16_bits(x.mean(0))
     return mean, (group.analysis.to(x.device) @ (x - mean.float()).T).cpu()
 
 
 def quantised(
-    coefficients: torch.Tensor, levels: torch.Tensor, step: float
+    coefficients: torch.Tensor, levels: torch.Tensor, step: float, codes: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """Codes of magnitude (columns,) uint8 of (columns, tokens) coefficients, and of those that are
-    stored the integers (n,) int32 and their classes (n,) uint8, column by column."""
-    codes = magnitudes(coefficients, step)
+    stored the integers (n,) int32 and their classes (n,) uint8, column by column. codes: where they
+    are to be others than those of the coefficients."""
+    codes = magnitudes(coefficients, step) if codes is None else codes.clone()
     codes[~is_stored(classes(codes, levels.max()[None]))[:, 0]] = 0
     live = _live(codes != 0)
     entry_classes = classes(codes[:live], levels)
@@ -39,13 +43,41 @@ def quantised(
     return codes, symbols.astype(np.int32), entry_classes.numpy()[coded]
 
 
+def centred(
+    coefficients: torch.Tensor, levels: torch.Tensor, step: float
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """As `quantised`, of what is left of (columns, tokens) coefficients after their mean over
+    tokens, which is coded in front of them as one more token: (1 + tokens,) levels."""
+    mean = coefficients.mean(1, keepdim=True)
+    codes = torch.maximum(
+        magnitudes(coefficients - mean, step), magnitudes(mean / LARGE_MEAN, step)
+    )
+    kept = is_stored(classes(codes, levels[:1]))
+    scale = scales(levels[:1], step)
+    coded = torch.where(kept, (mean * scale).round() / scale, 0.0)
+    return quantised(torch.cat([coded, coefficients - coded], dim=1), levels, step, codes)
+
+
+def spread(
+    entry_classes: Sequence[torch.Tensor], read: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """(columns, tokens) float32 of each group whose entries have these classes: the integers that
+    `read` gives for the (n,) classes of all symbols, 0 where there is no symbol."""
+    coded = [is_stored(each) for each in entry_classes]
+    symbols = [each[is_coded] for each, is_coded in zip(entry_classes, coded, strict=True)]
+    integers = read(torch.cat(symbols)).split([len(each) for each in symbols])
+    for is_coded, part in zip(coded, integers, strict=True):
+        whole = torch.zeros(is_coded.shape, device=part.device)
+        yield whole.masked_scatter_(is_coded, part.float())
+
+
 def restored_places(
     coefficients: torch.Tensor,
     codes: torch.Tensor,
     levels: torch.Tensor,
     mean: torch.Tensor,
     group: Group,
-    shape: CacheShape,
+    layers: Sequence[LayerShape],
 ) -> Middles:
     """(heads, tokens, dim) of each place of a group from its (columns, tokens) coefficients. They
     are zero beyond the last column that is stored: early for tokens that weigh little."""
@@ -55,7 +87,7 @@ def restored_places(
         n = _live(is_stored(classes(codes, levels[tokens].max()[None]))[:, 0])
         x.index_add_(0, tokens, coefficients[:n].index_select(1, tokens).T @ synthesis[:n])
     parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
-    return {(i, kind): by_head(part, shape.layers[i].n_heads) for (i, kind), part in parts}
+    return {(i, kind): by_head(part, layers[i].n_heads) for (i, kind), part in parts}
 
 
 def _live(kept: torch.Tensor) -> int:

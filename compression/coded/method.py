@@ -19,10 +19,10 @@ import torch
 
 from compression.base import CacheShape, Calibration, Compressor, LayerShape
 from compression.coded import fixed_rate, rans
-from compression.coded.coefficients import quantised, restored_places, transformed
+from compression.coded.coefficients import quantised, restored_places, spread, transformed
 from compression.coded.token_weights import is_watched
-from compression.coded.transform import Group, Transform, classes, is_stored, read, scales
-from compression.methods.place_by_place import Middles, Place
+from compression.coded.transform import Group, Transform, classes, fitting, scales
+from compression.methods.place_by_place import Middles
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache
@@ -50,11 +50,7 @@ class Coded(Compressor):
     calibration: Calibration = field(kw_only=True, compare=False, repr=False)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        if not 1 / MOST < self.step < MOST:
-            raise UsageError(
-                f"A step of {self.step:g} was given",
-                f"above 0, such as {FINE:g} (fine) to {COARSE:g} (coarse)",
-            )
+        refuse_step(self.step)
         if self.sink_tokens < 0:
             raise UsageError(f"`sink_tokens` is {self.sink_tokens}", "it takes 0 or more tokens")
 
@@ -127,11 +123,11 @@ class Coded(Compressor):
         codes = codes.split(columns)
         pairs = zip(groups, codes, strict=True)
         entry_classes = [classes(code, levels[tokens]) for (*_, tokens), code in pairs]
-        integers = self._spread(stored, entry_classes, transform)
+        integers = spread(entry_classes, lambda symbols: self.read(stored, symbols, transform))
         for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
             q /= scales(levels[tokens], self.step)
             mean = taken(stored, f"means.{g}", FLOATS, sum(group.widths)).float()
-            yield tokens, restored_places(q, code, levels[tokens], mean, group, shape)
+            yield tokens, restored_places(q, code, levels[tokens], mean, group, shape.layers)
 
     def _joined(
         self, stored: Tensors, restored: Middles, i: int, kind: str, layer: LayerShape
@@ -170,36 +166,9 @@ class Coded(Compressor):
         integers = rans.decode(stored, symbol_classes.cpu().numpy(), transform.tables)
         return torch.from_numpy(integers).to(symbol_classes.device)
 
-    def _spread(
-        self, stored: Tensors, entry_classes: list[torch.Tensor], transform: Transform
-    ) -> Iterator[torch.Tensor]:
-        """(columns, tokens) float32 of each group whose entries have these classes: the integers,
-        0 where there is no symbol."""
-        coded = [is_stored(each) for each in entry_classes]
-        symbols = [each[is_coded] for each, is_coded in zip(entry_classes, coded, strict=True)]
-        integers = self.read(stored, torch.cat(symbols), transform)
-        parts = integers.split([len(each) for each in symbols])
-        for is_coded, part in zip(coded, parts, strict=True):
-            whole = torch.zeros(is_coded.shape, device=part.device)
-            yield whole.masked_scatter_(is_coded, part.float())
-
     def _transform(self, shape: CacheShape) -> Transform:
         """What was learned of this model; raises UsageError where it was of another."""
-        transform = read(self.calibration)
-        dims = {
-            (i, kind): layer.n_heads * layer.dim(kind)
-            for i, layer in enumerate(shape.layers)
-            for kind in KINDS
-        }
-        learned: dict[Place, int] = {}
-        for group in transform.groups:
-            learned |= dict(zip(group.places, group.widths, strict=True))
-        if dims != learned:
-            raise UsageError(
-                f"The calibration ({self.calibration.learned_from}) does not fit the cache of "
-                f"{shape.model}",
-                "calibrate for this model",
-            )
+        transform = fitting(self.calibration, shape.layers, shape.model)
         spans = [{_span(shape.layers[i]) for i in group.layers} for group in transform.groups]
         if any(len(of_group) > 1 for of_group in spans):
             raise UsageError(
@@ -233,6 +202,14 @@ class Coded(Compressor):
             start, end = _span(shape.layers[group.layers[0]])
             if start + self.sink_tokens < end:
                 yield g, group, slice(start + self.sink_tokens, end)
+
+
+def refuse_step(step: float) -> None:
+    if not 1 / MOST < step < MOST:
+        raise UsageError(
+            f"A step of {step:g} was given",
+            f"above 0, such as {FINE:g} (fine) to {COARSE:g} (coarse)",
+        )
 
 
 def _span(layer: LayerShape) -> tuple[int, int]:

@@ -1,0 +1,281 @@
+"""A chunk of a cache as bytes that stand alone: for engines, which hand over rotated keys of some
+hundred tokens and no queries, and want them back, from anywhere, or a refusal.
+
+The coder is that of `coded` under three constraints. A chunk knows no other: its mean is coded as
+one more token, which weighs as much as all, and magnitudes are its own. It knows no queries: a
+token's weight follows from its keys. It says what it is: chunk_bytes.py has the bytes. What each
+constraint costs stands in docs/codec.md.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from compression.base import Calibration, LayerShape
+from compression.coded import chunk_bytes, rans
+from compression.coded.chunk_bytes import MOST_TOKENS, Chunk, damaged
+from compression.coded.coefficients import centred, restored_places, spread
+from compression.coded.method import MIDDLE
+from compression.coded.transform import (
+    LEAST_LEVEL,
+    MOST_LEVEL,
+    STEPS_PER_OCTAVE,
+    Group,
+    Transform,
+    classes,
+    fitting,
+    rows,
+    scales,
+)
+from compression.methods.place_by_place import Middles
+from compression.stored import refuse_left
+from config import UsageError
+from data.cache import KINDS, LayerKV
+
+ANY_MODEL = 64 * "0"  # where what holds the chunks says of which model they are
+SINKS = 1  # tokens of a text's first chunk that stay in 16 bits
+DTYPES = (torch.float16, torch.bfloat16)  # of layers, by what stands in the bytes
+OfLayers = Sequence[torch.Tensor]  # of each layer (heads, tokens, dim)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """skips: of each group how many of the chunk's first tokens it does not hold. levels:
+    (1 + tokens,) int16 of the mean and the tokens. codes: (columns,) uint8. integers, classes:
+    (n,)."""
+
+    skips: list[int]
+    levels: torch.Tensor
+    codes: torch.Tensor
+    integers: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class ChunkCodec:
+    """layers: those of the model that cache keys and values; what they say of tokens is moot.
+    model: its identity, 64 hexadecimal digits, or ANY_MODEL. step: as of `coded`."""
+
+    layers: tuple[LayerShape, ...]
+    model: str
+    calibration: Calibration = field(compare=False, repr=False)
+    step: float = MIDDLE
+
+    def encode(self, keys: OfLayers, values: OfLayers, positions: torch.Tensor) -> bytes:
+        """Of each layer keys, after rotary embedding, and values (heads, tokens, dim), at (tokens,)
+        positions that follow each other. Raises UsageError for what is no chunk of this model."""
+        if not len(keys) == len(values) == len(self.layers):
+            raise UsageError(
+                f"A chunk holds keys of {len(keys)} layers and values of {len(values)}",
+                f"the model caches {len(self.layers)}",
+            )
+        if len(positions) and (positions.diff() != 1).any():
+            raise UsageError("The positions of a chunk do not follow each other", "cut it there")
+        layers = [
+            LayerKV(k, v, positions, shape.index, shape.kind, rotary=shape.rotary)
+            for shape, k, v in zip(self.layers, keys, values, strict=True)
+        ]
+        start = int(positions[0]) if len(positions) else 0
+        return self.encode_layers(layers, start, len(positions))
+
+    def decode(self, data: bytes | memoryview) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values as `encode` was given them, up to what coding costs. Raises UsageError
+        for a chunk that is damaged, of another model or of another calibration."""
+        layers = self.decode_layers(data)
+        return [layer.keys for layer in layers], [layer.values for layer in layers]
+
+    def encode_layers(self, layers: Sequence[LayerKV], start: int, n_tokens: int) -> bytes:
+        """What the layers hold of `n_tokens` from `start` on; the first of them may be missing
+        where a window has forgotten them."""
+        layers = [layer.in_16_bits() for layer in layers]
+        self._refuse(layers, start, n_tokens)
+        n_sinks = SINKS if start == 0 else 0
+        found = self.quantised(layers, n_sinks, n_tokens)
+        coded = rans.encode(found.integers, found.classes, self._transform.tables)
+        return chunk_bytes.written(
+            Chunk(
+                self.model,
+                self.calibration.identity,
+                self.step,
+                start,
+                n_tokens,
+                n_sinks,
+                np.array(found.skips, np.uint16),
+                np.array([DTYPES.index(layer.keys.dtype) for layer in layers], np.uint8),
+                found.levels.numpy().astype(np.int8),
+                found.codes.numpy(),
+                coded["state"].numpy(),
+                coded["words"].numpy(),
+                coded.get("escapes", torch.zeros(0, dtype=torch.int16)).numpy(),
+                self._sinks(layers, n_tokens, n_sinks),
+            )
+        )
+
+    def quantised(self, layers: Sequence[LayerKV], n_sinks: int, n_tokens: int) -> Quantised:
+        """A chunk before the entropy coder, without its sinks."""
+        transform = self._transform
+        levels = transform.levels_without_queries(layers, n_tokens)
+        levels = torch.cat([_level_of_all(levels), levels])
+        skips = [n_tokens - layers[group.layers[0]].n_tokens for group in transform.groups]
+        codes = [torch.zeros(len(g.analysis), dtype=torch.uint8) for g in transform.groups]
+        integers, of_integers = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
+        for g, group, tokens in self._coded(skips, n_sinks, n_tokens):
+            x = rows(layers, group.places, slice(tokens.start - skips[g], None))
+            coefficients = group.analysis.to(x.device) @ (x - group.mean.to(x.device)).T
+            codes[g], q, of_q = centred(coefficients.cpu(), levels[_with_mean(tokens)], self.step)
+            integers.append(q)
+            of_integers.append(of_q)
+        return Quantised(
+            skips, levels, torch.cat(codes), np.concatenate(integers), np.concatenate(of_integers)
+        )
+
+    def decode_layers(self, data: bytes | memoryview) -> list[LayerKV]:
+        """The inverse of `encode_layers`."""
+        transform = self._transform
+        columns = [len(group.analysis) for group in transform.groups]
+        chunk = chunk_bytes.read(data, len(columns), len(self.layers), sum(columns))
+        self._refuse_another(chunk)
+        try:
+            middles = self._middles(chunk, columns, transform)
+            return list(self._layers(chunk, middles))
+        except ValueError as error:
+            raise damaged(error) from None
+
+    def _middles(self, chunk: Chunk, columns: list[int], transform: Transform) -> Middles:
+        """Of each place (heads, tokens, dim) before rotary embedding, without the sinks."""
+        levels = torch.from_numpy(chunk.levels.astype(np.int16))
+        codes = torch.from_numpy(chunk.codes).split(columns)
+        coded = list(self._coded(chunk.skips.tolist(), chunk.n_sinks, chunk.n_tokens))
+        entry_classes = [classes(codes[g], levels[_with_mean(tokens)]) for g, _, tokens in coded]
+        left = chunk.stream
+
+        def read(symbols: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(rans.decode(left, symbols.numpy(), transform.tables))
+
+        middles: Middles = {}
+        integers = spread(entry_classes, read) if coded else read(torch.zeros(0).byte())
+        for (g, group, tokens), q in zip(coded, integers, strict=True):
+            of_group = levels[_with_mean(tokens)]
+            q /= scales(of_group, chunk.step)
+            mean = group.mean + q[:, 0] @ group.synthesis
+            middles |= restored_places(q[:, 1:], codes[g], of_group[1:], mean, group, self.layers)
+        refuse_left(left)
+        return middles
+
+    def _layers(self, chunk: Chunk, middles: Middles) -> Iterator[LayerKV]:
+        """Sinks and what was restored, keys turned again."""
+        skips = {
+            i: int(chunk.skips[g])
+            for g, group in enumerate(self._transform.groups)
+            for i in group.layers
+        }
+        sinks = memoryview(chunk.sinks)
+        for i, shape in enumerate(self.layers):
+            if chunk.dtypes[i] >= len(DTYPES):
+                raise ValueError(f"layer {shape.index} is of no known dtype")
+            dtype = DTYPES[chunk.dtypes[i]]
+            first = min(skips[i], chunk.n_tokens)
+            start, end = chunk.start + first, chunk.start + chunk.n_tokens
+            n_plain = _first_coded(first, chunk.n_sinks, chunk.n_tokens) - first
+            both = []
+            for kind in KINDS:
+                size = 2 * shape.n_heads * n_plain * shape.dim(kind)
+                if size > len(sinks):
+                    raise ValueError("its first tokens are not all there")
+                plain = torch.frombuffer(bytearray(sinks[:size]) or bytearray(2), dtype=dtype)
+                plain = plain[: size // 2].view(shape.n_heads, n_plain, shape.dim(kind))
+                sinks = sinks[size:]
+                middle = middles.get((i, kind), plain[:, :0].float())
+                if kind == "key" and shape.rotary is not None:
+                    places = torch.arange(start + n_plain, end)
+                    middle = shape.rotary.rotated(middle, places)
+                both.append(torch.cat([plain, middle.to(dtype)], dim=1))
+            if not all(x.isfinite().all() for x in both):
+                raise ValueError("its numbers are not finite")
+            yield LayerKV(
+                *both, torch.arange(start, end), shape.index, shape.kind, rotary=shape.rotary
+            )
+        if len(sinks):
+            raise ValueError("it holds more first tokens than it says")
+
+    def _sinks(self, layers: Sequence[LayerKV], n_tokens: int, n_sinks: int) -> bytes:
+        """The first tokens of those layers that hold them, in 16 bits."""
+        parts = []
+        for layer in layers:
+            first = n_tokens - layer.n_tokens
+            n_plain = _first_coded(first, n_sinks, n_tokens) - first
+            for kind in KINDS:
+                plain = layer.tensor(kind)[:, :n_plain].to(layer.keys.dtype)
+                parts.append(plain.cpu().contiguous().view(torch.int16).numpy().tobytes())
+        return b"".join(parts)
+
+    def _coded(
+        self, skips: Sequence[int], n_sinks: int, n_tokens: int
+    ) -> Iterator[tuple[int, Group, slice]]:
+        """The groups with tokens that are coded: number, group, those tokens of the chunk."""
+        for g, group in enumerate(self._transform.groups):
+            first = _first_coded(skips[g], n_sinks, n_tokens)
+            if first < n_tokens:
+                yield g, group, slice(first, n_tokens)
+
+    @property
+    def mean_keys(self) -> list[torch.Tensor]:
+        """(heads, dim) of each layer, before rotary embedding, over all texts."""
+        return self._transform.mean_keys([shape.n_heads for shape in self.layers])
+
+    @cached_property
+    def _transform(self) -> Transform:
+        return fitting(self.calibration, self.layers, "this model")
+
+    def _refuse(self, layers: Sequence[LayerKV], start: int, n_tokens: int) -> None:
+        if not 0 < n_tokens <= MOST_TOKENS or start < 0:
+            raise UsageError(
+                f"A chunk of {n_tokens} tokens from position {start} on was given",
+                f"it holds 1 to {MOST_TOKENS}, from 0 on",
+            )
+        for layer, shape in zip(layers, self.layers, strict=True):
+            sizes = (layer.n_heads, layer.keys.shape[2], layer.values.shape[2])
+            due = (shape.n_heads, shape.key_dim, shape.value_dim)
+            if sizes != due or layer.n_tokens > n_tokens:
+                raise UsageError(
+                    f"Layer {shape.index} of a chunk of {n_tokens} tokens holds {layer.n_tokens}, "
+                    f"its heads, key and value dimensions are {sizes}",
+                    f"those of the model are {due}",
+                )
+            if not all(layer.tensor(kind).isfinite().all() for kind in KINDS):
+                raise UsageError(
+                    f"Layer {shape.index} of the chunk holds NaN or Inf", "compress finite numbers"
+                )
+
+    def _refuse_another(self, chunk: Chunk) -> None:
+        pairs = {
+            "model": (chunk.model, self.model),
+            "calibration": (chunk.calibration, self.calibration.identity),
+        }
+        for what, (of_chunk, ours) in pairs.items():
+            if of_chunk != ours and ours != ANY_MODEL:
+                raise UsageError(
+                    f"The chunk is of {what} {of_chunk[:12]}..., and this codec of {ours[:12]}...",
+                    f"decode it with the codec of its own {what}",
+                )
+
+
+def _first_coded(first: int, n_sinks: int, n_tokens: int) -> int:
+    """The first token of the chunk that is coded where those before `first` are not held: sinks
+    are the first tokens of a text, and in no window that has forgotten some."""
+    return min(n_tokens, n_sinks if first < n_sinks else first)
+
+
+def _with_mean(tokens: slice) -> list[int]:
+    """The places of levels for the mean and these tokens."""
+    return [0, *range(1 + tokens.start, 1 + tokens.stop)]
+
+
+def _level_of_all(levels: torch.Tensor) -> torch.Tensor:
+    """(1,) int16: that of a token which weighs as much as all of these."""
+    weight = torch.exp2(2 * levels.double() / STEPS_PER_OCTAVE).sum()
+    level = (STEPS_PER_OCTAVE * weight.log2() / 2).round().clamp(LEAST_LEVEL, MOST_LEVEL)
+    return level.to(torch.int16)[None]
