@@ -32,6 +32,7 @@ import pyarrow
 import torch
 
 import config
+from compression.coded.chunk_integers import quantised
 from compression.coded.chunked import CHUNK_TOKENS, between
 from compression.coded.chunks import SINKS, ChunkCodec
 from compression.coded.kept_calibrations import calibration_of, chunk_codec
@@ -92,7 +93,9 @@ def pieces_of(cache: KVCache, chunk_tokens: int) -> Pieces:
 def integers(codec: ChunkCodec, piece: tuple[int, int, list[LayerKV]]) -> bytes:
     """What the entropy coder is given of a chunk, as plain numbers."""
     start, n_tokens, layers = piece
-    q = codec.quantised(layers, SINKS if start == 0 else 0, n_tokens).integers
+    q = quantised(
+        codec.transform, layers, SINKS if start == 0 else 0, n_tokens, codec.step
+    ).integers
     small = q.size == 0 or np.abs(q).max() < 128
     return q.astype(np.int8 if small else np.int16).tobytes()
 

@@ -127,6 +127,10 @@ def test_what_is_no_chunk_of_the_model_is_refused():
     long = [torch.zeros(3, 1025, 8, dtype=torch.float16)] * 4
     with pytest.raises(UsageError, match="A chunk of 1025 tokens"):
         one.encode(long, long, torch.arange(1025))
+    windows_differ = [replace(x) for x in caches.SHAPES["alike"]().in_16_bits().layers]
+    windows_differ[1] = windows_differ[1].between(slice(4, None))
+    with pytest.raises(UsageError, match="for their windows differ"):
+        one.encode_layers(windows_differ, 0, 10)
     none = [k[:, :0] for k in keys]
     with pytest.raises(UsageError, match="A chunk of 0 tokens"):
         one.encode(none, none, torch.arange(0))

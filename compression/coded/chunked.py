@@ -103,11 +103,9 @@ class CodedChunks(Compressor):
 
 def between(layers: Sequence[LayerKV], start: int, end: int) -> list[LayerKV]:
     """What they hold of these positions of the text."""
-    parts = []
-    for layer in layers:
-        first = int(layer.positions[0])
-        parts.append(layer.between(slice(max(0, start - first), max(0, end - first))))
-    return parts
+    ends = torch.tensor([start, end])
+    places = (torch.searchsorted(layer.positions.cpu(), ends).tolist() for layer in layers)
+    return [layer.between(slice(*held)) for layer, held in zip(layers, places, strict=True)]
 
 
 def _end(chunks: Sequence[tuple[int, int]]) -> int:

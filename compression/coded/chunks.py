@@ -17,21 +17,10 @@ import torch
 from compression.base import Calibration, LayerShape
 from compression.coded import chunk_bytes, rans
 from compression.coded.chunk_bytes import MOST_TOKENS, Chunk, damaged
-from compression.coded.coefficients import centred, restored_places, spread
+from compression.coded.chunk_integers import first_coded, quantised, restored
 from compression.coded.method import MIDDLE
-from compression.coded.transform import (
-    LEAST_LEVEL,
-    MOST_LEVEL,
-    STEPS_PER_OCTAVE,
-    Group,
-    Transform,
-    classes,
-    fitting,
-    rows,
-    scales,
-)
+from compression.coded.transform import Transform, fitting
 from compression.methods.place_by_place import Middles
-from compression.stored import refuse_left
 from config import UsageError
 from data.cache import KINDS, LayerKV
 
@@ -39,19 +28,6 @@ ANY_MODEL = 64 * "0"  # where what holds the chunks says of which model they are
 SINKS = 1  # tokens of a text's first chunk that stay in 16 bits
 DTYPES = (torch.float16, torch.bfloat16)  # of layers, by what stands in the bytes
 OfLayers = Sequence[torch.Tensor]  # of each layer (heads, tokens, dim)
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """skips: of each group how many of the chunk's first tokens it does not hold. levels:
-    (1 + tokens,) int16 of the mean and the tokens. codes: (columns,) uint8. integers, classes:
-    (n,)."""
-
-    skips: list[int]
-    levels: torch.Tensor
-    codes: torch.Tensor
-    integers: np.ndarray
-    classes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -93,8 +69,8 @@ class ChunkCodec:
         layers = [layer.in_16_bits() for layer in layers]
         self._refuse(layers, start, n_tokens)
         n_sinks = SINKS if start == 0 else 0
-        found = self.quantised(layers, n_sinks, n_tokens)
-        coded = rans.encode(found.integers, found.classes, self._transform.tables)
+        found = quantised(self.transform, layers, n_sinks, n_tokens, self.step)
+        coded = rans.encode(found.integers, found.classes, self.transform.tables)
         return chunk_bytes.written(
             Chunk(
                 self.model,
@@ -114,62 +90,21 @@ class ChunkCodec:
             )
         )
 
-    def quantised(self, layers: Sequence[LayerKV], n_sinks: int, n_tokens: int) -> Quantised:
-        """A chunk before the entropy coder, without its sinks."""
-        transform = self._transform
-        levels = transform.levels_without_queries(layers, n_tokens)
-        levels = torch.cat([_level_of_all(levels), levels])
-        skips = [n_tokens - layers[group.layers[0]].n_tokens for group in transform.groups]
-        codes = [torch.zeros(len(g.analysis), dtype=torch.uint8) for g in transform.groups]
-        integers, of_integers = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
-        for g, group, tokens in self._coded(skips, n_sinks, n_tokens):
-            x = rows(layers, group.places, slice(tokens.start - skips[g], None))
-            coefficients = group.analysis.to(x.device) @ (x - group.mean.to(x.device)).T
-            codes[g], q, of_q = centred(coefficients.cpu(), levels[_with_mean(tokens)], self.step)
-            integers.append(q)
-            of_integers.append(of_q)
-        return Quantised(
-            skips, levels, torch.cat(codes), np.concatenate(integers), np.concatenate(of_integers)
-        )
-
     def decode_layers(self, data: bytes | memoryview) -> list[LayerKV]:
         """The inverse of `encode_layers`."""
-        transform = self._transform
-        columns = [len(group.analysis) for group in transform.groups]
+        columns = [len(group.analysis) for group in self.transform.groups]
         chunk = chunk_bytes.read(data, len(columns), len(self.layers), sum(columns))
         self._refuse_another(chunk)
         try:
-            middles = self._middles(chunk, columns, transform)
-            return list(self._layers(chunk, middles))
+            return list(self._layers(chunk, restored(chunk, self.transform, self.layers)))
         except ValueError as error:
             raise damaged(error) from None
-
-    def _middles(self, chunk: Chunk, columns: list[int], transform: Transform) -> Middles:
-        """Of each place (heads, tokens, dim) before rotary embedding, without the sinks."""
-        levels = torch.from_numpy(chunk.levels.astype(np.int16))
-        codes = torch.from_numpy(chunk.codes).split(columns)
-        coded = list(self._coded(chunk.skips.tolist(), chunk.n_sinks, chunk.n_tokens))
-        entry_classes = [classes(codes[g], levels[_with_mean(tokens)]) for g, _, tokens in coded]
-        left = chunk.stream
-
-        def read(symbols: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(rans.decode(left, symbols.numpy(), transform.tables))
-
-        middles: Middles = {}
-        integers = spread(entry_classes, read) if coded else read(torch.zeros(0).byte())
-        for (g, group, tokens), q in zip(coded, integers, strict=True):
-            of_group = levels[_with_mean(tokens)]
-            q /= scales(of_group, chunk.step)
-            mean = group.mean + q[:, 0] @ group.synthesis
-            middles |= restored_places(q[:, 1:], codes[g], of_group[1:], mean, group, self.layers)
-        refuse_left(left)
-        return middles
 
     def _layers(self, chunk: Chunk, middles: Middles) -> Iterator[LayerKV]:
         """Sinks and what was restored, keys turned again."""
         skips = {
             i: int(chunk.skips[g])
-            for g, group in enumerate(self._transform.groups)
+            for g, group in enumerate(self.transform.groups)
             for i in group.layers
         }
         sinks = memoryview(chunk.sinks)
@@ -179,7 +114,7 @@ class ChunkCodec:
             dtype = DTYPES[chunk.dtypes[i]]
             first = min(skips[i], chunk.n_tokens)
             start, end = chunk.start + first, chunk.start + chunk.n_tokens
-            n_plain = _first_coded(first, chunk.n_sinks, chunk.n_tokens) - first
+            n_plain = first_coded(first, chunk.n_sinks, chunk.n_tokens) - first
             both = []
             for kind in KINDS:
                 size = 2 * shape.n_heads * n_plain * shape.dim(kind)
@@ -206,28 +141,19 @@ class ChunkCodec:
         parts = []
         for layer in layers:
             first = n_tokens - layer.n_tokens
-            n_plain = _first_coded(first, n_sinks, n_tokens) - first
+            n_plain = first_coded(first, n_sinks, n_tokens) - first
             for kind in KINDS:
                 plain = layer.tensor(kind)[:, :n_plain].to(layer.keys.dtype)
                 parts.append(plain.cpu().contiguous().view(torch.int16).numpy().tobytes())
         return b"".join(parts)
 
-    def _coded(
-        self, skips: Sequence[int], n_sinks: int, n_tokens: int
-    ) -> Iterator[tuple[int, Group, slice]]:
-        """The groups with tokens that are coded: number, group, those tokens of the chunk."""
-        for g, group in enumerate(self._transform.groups):
-            first = _first_coded(skips[g], n_sinks, n_tokens)
-            if first < n_tokens:
-                yield g, group, slice(first, n_tokens)
-
     @property
     def mean_keys(self) -> list[torch.Tensor]:
         """(heads, dim) of each layer, before rotary embedding, over all texts."""
-        return self._transform.mean_keys([shape.n_heads for shape in self.layers])
+        return self.transform.mean_keys([shape.n_heads for shape in self.layers])
 
     @cached_property
-    def _transform(self) -> Transform:
+    def transform(self) -> Transform:
         return fitting(self.calibration, self.layers, "this model")
 
     def _refuse(self, layers: Sequence[LayerKV], start: int, n_tokens: int) -> None:
@@ -250,6 +176,14 @@ class ChunkCodec:
                     f"Layer {shape.index} of the chunk holds NaN or Inf", "compress finite numbers"
                 )
 
+        held = [{layers[i].n_tokens for i in group.layers} for group in self.transform.groups]
+        if any(len(of_group) > 1 for of_group in held):
+            raise UsageError(
+                "Layers that were calibrated together hold different tokens of the chunk, for their "
+                "windows differ",
+                "compress shorter texts",
+            )
+
     def _refuse_another(self, chunk: Chunk) -> None:
         pairs = {
             "model": (chunk.model, self.model),
@@ -261,21 +195,3 @@ class ChunkCodec:
                     f"The chunk is of {what} {of_chunk[:12]}..., and this codec of {ours[:12]}...",
                     f"decode it with the codec of its own {what}",
                 )
-
-
-def _first_coded(first: int, n_sinks: int, n_tokens: int) -> int:
-    """The first token of the chunk that is coded where those before `first` are not held: sinks
-    are the first tokens of a text, and in no window that has forgotten some."""
-    return min(n_tokens, n_sinks if first < n_sinks else first)
-
-
-def _with_mean(tokens: slice) -> list[int]:
-    """The places of levels for the mean and these tokens."""
-    return [0, *range(1 + tokens.start, 1 + tokens.stop)]
-
-
-def _level_of_all(levels: torch.Tensor) -> torch.Tensor:
-    """(1,) int16: that of a token which weighs as much as all of these."""
-    weight = torch.exp2(2 * levels.double() / STEPS_PER_OCTAVE).sum()
-    level = (STEPS_PER_OCTAVE * weight.log2() / 2).round().clamp(LEAST_LEVEL, MOST_LEVEL)
-    return level.to(torch.int16)[None]
