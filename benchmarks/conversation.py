@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 os.environ["TQDM_DISABLE"] = "1"
 
@@ -40,7 +41,8 @@ def chat(kind: str, given: argparse.Namespace) -> None:
     """Prints a line for each turn, and the peak at the end."""
     loaded = models.load(given.model)
     codec = chunk_codec(loaded, given.step)
-    settings = loaded.model.config
+    model: Any = loaded.model
+    settings = model.config
     cache = DynamicCache(config=settings) if kind == "plain" else CompressedCache(settings, codec)
     ids = loaded.ids_of(reference_samples()[0].text, given.turns * given.turn_tokens)
     before, said = peak_nbytes(), ids[:0]
@@ -49,7 +51,7 @@ def chat(kind: str, given: argparse.Namespace) -> None:
         said = torch.cat([said, asked])
         began = time.perf_counter()
         with torch.no_grad():
-            said = loaded.model.generate(
+            said = model.generate(
                 said[None].to(loaded.device),
                 past_key_values=cache,
                 max_new_tokens=given.new_tokens,

@@ -101,6 +101,8 @@ def test_a_chunk_of_another_model_or_calibration_is_refused_and_one_of_another_s
         codec(model=OTHER).decode(chunk)
     with pytest.raises(UsageError, match="The chunk is of calibration"):
         codec(seed=5).decode(chunk)
+    with pytest.raises(UsageError, match="The chunk is of model"):
+        codec("mixed", model=OTHER).decode(chunk)  # of other sizes too
     one, other = codec(), codec(step=0.2)
     assert all(map(torch.equal, one.decode(chunk)[0], other.decode(chunk)[0]))
 
@@ -230,7 +232,7 @@ def test_adversarial_integers_go_through_a_chunk_exactly(integers, data):
         MODEL, OTHER, 0.5, 3, 2, 0,
         *(np.zeros(1, dtype) for dtype in (np.uint16, np.uint8)),
         np.zeros(3, np.int8), np.array([0, 255, 1, 128], np.uint8),
-        coded["state"].numpy(), coded["words"].numpy(), escapes, b"",
+        coded["state"].numpy(), coded["words"].numpy(), escapes, np.arange(3, dtype=np.int16),
     )  # fmt: skip
     back = chunk_bytes.read(chunk_bytes.written(one), n_groups=1, n_layers=1, n_columns=4)
     assert rans.decode(back.stream, of_each, tables).tolist() == integers

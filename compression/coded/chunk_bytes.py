@@ -57,7 +57,7 @@ class Chunk:
     state: np.ndarray
     words: np.ndarray
     escapes: np.ndarray
-    sinks: bytes
+    sinks: np.ndarray
 
     def __post_init__(self) -> None:
         if not (IDENTITY.fullmatch(self.model) and IDENTITY.fullmatch(self.calibration)):
@@ -78,10 +78,10 @@ class Chunk:
 
 def written(chunk: Chunk) -> bytes:
     escape_bytes = chunk.escapes.dtype.itemsize if len(chunk.escapes) else 0
-    arrays = (chunk.state, chunk.words, chunk.escapes)
+    arrays = (chunk.state, chunk.words, chunk.escapes, chunk.sinks)
     steps = np.diff(chunk.codes, prepend=np.uint8(0))
     side = b"".join(_little(x) for x in (chunk.skips, chunk.dtypes, chunk.levels, steps))
-    sections = [zlib.compress(side, 9), *(_little(x) for x in arrays), chunk.sinks]
+    sections = [zlib.compress(side, 9), *(_little(x) for x in arrays)]
     body = b"".join(LENGTH.pack(len(section)) + section for section in sections)
     head = HEAD.pack(
         MAGIC,
@@ -105,6 +105,14 @@ def read(data: bytes | memoryview, n_groups: int, n_layers: int, n_columns: int)
         return _read(memoryview(data).toreadonly(), n_groups, n_layers, n_columns)
     except (ValueError, struct.error, zlib.error) as error:
         raise damaged(error) from None
+
+
+def identities(data: bytes | memoryview) -> tuple[str, str]:
+    """Of the model and of the calibration, before anything else is read. Raises UsageError where
+    these bytes do not begin as a chunk does."""
+    _length(memoryview(data))
+    *_, model, calibration = HEAD.unpack_from(data)
+    return model.hex(), calibration.hex()
 
 
 def split(stream: bytes | memoryview) -> Iterator[memoryview]:
@@ -139,10 +147,9 @@ def _read(data: memoryview, n_groups: int, n_layers: int, n_columns: int) -> Chu
     if _checksum(content) != checksum:
         raise ValueError("its checksum does not fit")
     head = HEAD.unpack_from(content)
-    _, _, n_tokens, start, step, n_sinks, escape_bytes, nothing, *identities = head
+    _, _, n_tokens, start, step, n_sinks, escape_bytes, nothing, *_ = head
     if nothing or escape_bytes not in ESCAPES or not (0 < step < np.inf):
         raise ValueError("its head does not fit")
-    model, calibration = (identity.hex() for identity in identities)
     side, state, words, escapes, sinks = _sections(content[HEAD.size :], 5)
     if (len(escapes) > 0) != (escape_bytes > 0):
         raise ValueError("escapes of no size")
@@ -153,8 +160,7 @@ def _read(data: memoryview, n_groups: int, n_layers: int, n_columns: int) -> Chu
         np.frombuffer(of_layers, np.uint8), [n_layers, n_layers + n_levels]
     )
     return Chunk(
-        model,
-        calibration,
+        *identities(data),
         step,
         start,
         n_tokens,
@@ -166,7 +172,7 @@ def _read(data: memoryview, n_groups: int, n_layers: int, n_columns: int) -> Chu
         _numbers(state, np.int32),
         _numbers(words, np.int16),
         _numbers(escapes, ESCAPES[escape_bytes]),
-        bytes(sinks),
+        _numbers(sinks, np.int16),
     )
 
 

@@ -7,6 +7,7 @@ token's weight follows from its keys. It says what it is: chunk_bytes.py has the
 constraint costs stands in docs/codec.md.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,9 +93,9 @@ class ChunkCodec:
 
     def decode_layers(self, data: bytes | memoryview) -> list[LayerKV]:
         """The inverse of `encode_layers`."""
+        self._refuse_another(*chunk_bytes.identities(data))
         columns = [len(group.analysis) for group in self.transform.groups]
         chunk = chunk_bytes.read(data, len(columns), len(self.layers), sum(columns))
-        self._refuse_another(chunk)
         try:
             return list(self._layers(chunk, restored(chunk, self.transform, self.layers)))
         except ValueError as error:
@@ -107,36 +108,32 @@ class ChunkCodec:
             for g, group in enumerate(self.transform.groups)
             for i in group.layers
         }
-        sinks = memoryview(chunk.sinks)
+        sinks = torch.from_numpy(chunk.sinks)
         for i, shape in enumerate(self.layers):
             if chunk.dtypes[i] >= len(DTYPES):
                 raise ValueError(f"layer {shape.index} is of no known dtype")
-            dtype = DTYPES[chunk.dtypes[i]]
             first = min(skips[i], chunk.n_tokens)
-            start, end = chunk.start + first, chunk.start + chunk.n_tokens
             n_plain = first_coded(first, chunk.n_sinks, chunk.n_tokens) - first
+            positions = torch.arange(chunk.start + first, chunk.start + chunk.n_tokens)
             both = []
             for kind in KINDS:
-                size = 2 * shape.n_heads * n_plain * shape.dim(kind)
-                if size > len(sinks):
+                sizes = (shape.n_heads, n_plain, shape.dim(kind))
+                plain, sinks = sinks[: math.prod(sizes)], sinks[math.prod(sizes) :]
+                if len(plain) < math.prod(sizes):
                     raise ValueError("its first tokens are not all there")
-                plain = torch.frombuffer(bytearray(sinks[:size]) or bytearray(2), dtype=dtype)
-                plain = plain[: size // 2].view(shape.n_heads, n_plain, shape.dim(kind))
-                sinks = sinks[size:]
+                plain = plain.view(DTYPES[chunk.dtypes[i]]).view(sizes)
                 middle = middles.get((i, kind), plain[:, :0].float())
                 if kind == "key" and shape.rotary is not None:
-                    places = torch.arange(start + n_plain, end)
-                    middle = shape.rotary.rotated(middle, places)
-                both.append(torch.cat([plain, middle.to(dtype)], dim=1))
+                    middle = shape.rotary.rotated(middle, positions[n_plain:])
+                both.append(torch.cat([plain, middle.to(plain.dtype)], dim=1))
             if not all(x.isfinite().all() for x in both):
                 raise ValueError("its numbers are not finite")
-            yield LayerKV(
-                *both, torch.arange(start, end), shape.index, shape.kind, rotary=shape.rotary
-            )
+            keys, values = both
+            yield LayerKV(keys, values, positions, shape.index, shape.kind, rotary=shape.rotary)
         if len(sinks):
             raise ValueError("it holds more first tokens than it says")
 
-    def _sinks(self, layers: Sequence[LayerKV], n_tokens: int, n_sinks: int) -> bytes:
+    def _sinks(self, layers: Sequence[LayerKV], n_tokens: int, n_sinks: int) -> np.ndarray:
         """The first tokens of those layers that hold them, in 16 bits."""
         parts = []
         for layer in layers:
@@ -144,8 +141,8 @@ class ChunkCodec:
             n_plain = first_coded(first, n_sinks, n_tokens) - first
             for kind in KINDS:
                 plain = layer.tensor(kind)[:, :n_plain].to(layer.keys.dtype)
-                parts.append(plain.cpu().contiguous().view(torch.int16).numpy().tobytes())
-        return b"".join(parts)
+                parts.append(plain.cpu().contiguous().view(torch.int16).flatten().numpy())
+        return np.concatenate(parts)
 
     @property
     def mean_keys(self) -> list[torch.Tensor]:
@@ -179,19 +176,17 @@ class ChunkCodec:
         held = [{layers[i].n_tokens for i in group.layers} for group in self.transform.groups]
         if any(len(of_group) > 1 for of_group in held):
             raise UsageError(
-                "Layers that were calibrated together hold different tokens of the chunk, for their "
+                "Layers that were calibrated together hold different tokens of a chunk, for their "
                 "windows differ",
                 "compress shorter texts",
             )
 
-    def _refuse_another(self, chunk: Chunk) -> None:
-        pairs = {
-            "model": (chunk.model, self.model),
-            "calibration": (chunk.calibration, self.calibration.identity),
-        }
-        for what, (of_chunk, ours) in pairs.items():
-            if of_chunk != ours and ours != ANY_MODEL:
+    def _refuse_another(self, model: str, calibration: str) -> None:
+        ours = {"model": self.model, "calibration": self.calibration.identity}
+        for what, of_chunk in (("model", model), ("calibration", calibration)):
+            if ours[what] not in (of_chunk, ANY_MODEL):
                 raise UsageError(
-                    f"The chunk is of {what} {of_chunk[:12]}..., and this codec of {ours[:12]}...",
+                    f"The chunk is of {what} {of_chunk[:12]}..., and this codec of "
+                    f"{ours[what][:12]}...",
                     f"decode it with the codec of its own {what}",
                 )

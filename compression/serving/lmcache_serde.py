@@ -49,7 +49,8 @@ class ChunkSerializer:
         """Bytes of the chunk as it is, which what is coded stays below; LMCache keeps only as many
         as are written."""
         pairs = zip(layout_desc.shapes, layout_desc.dtypes, strict=True)
-        return SMALLEST_BUFFER + sum(math.prod(shape) * dtype.itemsize for shape, dtype in pairs)
+        plain: int = sum(math.prod(shape) * dtype.itemsize for shape, dtype in pairs)
+        return SMALLEST_BUFFER + plain
 
     def serialize(self, src: Any, dst: Any, key: Any) -> int:
         """Write a chunk into the bytes of `dst`; how many those are."""
