@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
 from compression.base import Calibration, Compressor, Uncompressed
+from compression.coded.chunked import CodedChunks
 from compression.coded.method import Coded, CodedFixed
 from compression.methods import (
     dimensions,
@@ -29,6 +30,7 @@ _ALL: tuple[type[Compressor], ...] = (
     Coded,
     CodedFixed,
     kvtc.KVTC,
+    CodedChunks,
     quantisers.FloatQuantiser,
     quantisers.IntegerQuantiser,
     quantisers.KIVI,

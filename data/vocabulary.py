@@ -21,6 +21,7 @@ FAMILIES = (  # of methods that `compare` sets beside each other
     "none",
     "coded",
     "coded_fixed",
+    "coded_chunks",
     "kvtc",
     "fp8",
     "int8",

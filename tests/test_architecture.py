@@ -128,6 +128,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods.place_by_place",
             "compression.methods.packing",
             "data.cache",
+            "data.headers",
             "data.models",
             "data.own_cache",
             "data.sensitivity",
@@ -150,12 +151,17 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         MODELS | PICTURES | {"pandas"},
     ),
+    "compression.serving": (
+        {"config", "compression.base", "compression.coded", "data.cache", "data.inventory"},
+        HEAVY - {"torch", "transformers"},
+    ),
     "compression.registry": (
         {
             "config",
             "compression.base",
             "data.headers",
             "compression.methods",
+            "compression.coded.chunked",
             "compression.coded.method",
         },
         HEAVY,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from compression.base import CacheShape
+from compression.coded import fixed_rate
 from compression.coded import method as method_module
 from compression.coded.calibration import calibrate, grouped
 from compression.coded.coefficients import transformed
@@ -68,7 +69,7 @@ def by_hand(cache, calibration, step, sinks):
         exact = (x.double() - mean) @ root @ group.basis.double()
         c = transformed(cache, group, slice(sinks, None))[1].T
         assert torch.allclose(c.double(), exact, atol=1e-5 * float(exact.abs().max()))
-        levels = transform.levels(cache)[cache.layers[group.layers[0]].positions[sinks:]]
+        levels = transform.levels(cache).numpy()[cache.layers[group.layers[0]].positions[sinks:]]
         x = quantised_by_hand(c, levels, step) @ group.basis.double().T @ torch.linalg.inv(root)
         restored |= dict(zip(group.places, (x + mean).split(group.widths, dim=1), strict=True))
     return restored
@@ -118,11 +119,11 @@ def test_a_step_far_too_small_is_still_exact_or_refused():
 
 def test_classes_are_the_magnitude_times_the_weight_in_quarter_octaves():
     rms = 2.0 ** torch.arange(-10, 12)  # in steps
-    codes = magnitudes(rms[:, None].expand(-1, 7) * 0.5, 0.5).numpy()
-    levels = np.array([-16, 0, 24], np.int16)  # sqrt(w) is 1/4, 1, 8
-    octaves = np.arange(-10, 12)[:, None] + levels / 8
-    assert np.array_equal(classes(codes, levels), np.clip(4 * octaves, -24, 40) + 24)
-    assert (classes(np.zeros(3, np.uint8), levels) == 0).all()
+    codes = magnitudes(rms[:, None].expand(-1, 7) * 0.5, 0.5)
+    levels = torch.tensor([-16, 0, 24], dtype=torch.int16)  # sqrt(w) is 1/4, 1, 8
+    octaves = torch.arange(-10, 12)[:, None] + levels / 8
+    assert torch.equal(classes(codes, levels), ((4 * octaves).clamp(-24, 40) + 24).byte())
+    assert (classes(torch.zeros(3, dtype=torch.uint8), levels) == 0).all()
 
 
 def test_layers_are_grouped_by_kind():
@@ -203,6 +204,28 @@ def test_integers_of_fixed_width_restore_the_same_cache_at_more_bytes():
     coded, fixed = coded.compress(cache), fixed.compress(cache)
     assert equal(coded.restore(), fixed.restore())
     assert coded.nbytes < fixed.nbytes
+
+
+def test_integers_of_fixed_width_are_decoded_by_tensor_operations_alone(monkeypatch):
+    cache = caches.mixed().in_16_bits()
+    small = CodedFixed(step=0.01, calibration=learned("mixed")).compress(cache)
+    expected = small.restore()
+
+    def out_of_torch(*_):
+        raise AssertionError("a tensor went to numpy")
+
+    for name in ("numpy", "__array__", "tolist"):
+        monkeypatch.setattr(torch.Tensor, name, out_of_torch)
+    assert equal(small.restore(), expected)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("bits", [0, 1, 8, 9, 24, 31])
+def test_integers_of_any_width_come_back_from_blocks_of_one(n, bits):
+    integers = torch.randint(-(2**bits), 2**bits, (n,)).clamp(max=2**31 - 2).int()
+    integers[-1] = -(2**bits) + 1
+    stored = fixed_rate.encode(integers.numpy())
+    assert torch.equal(fixed_rate.decode(stored, n), integers)
 
 
 @pytest.mark.parametrize("shape", ["alike, watched", "mixed, watched"])

@@ -35,6 +35,11 @@ SETTINGS = {
         {"ratio": 8, "sink_tokens": 0, "recent_tokens": 0},
         {"ratio": 64},
     ],
+    "coded_chunks": [
+        {"step": 0.03, "chunk_tokens": 4},
+        {"step": 1e-3, "chunk_tokens": 3, "recent_tokens": 2},
+        {"step": 0.3},
+    ],
     "fp8": [{}, {"sink_tokens": 1, "recent_tokens": 2}],
     "int8": [{}],
     "kivi": [{"bits": 4, "recent_tokens": 0}, {"bits": 3, "group": 4, "recent_tokens": 2}],
@@ -173,8 +178,9 @@ def test_the_original_is_left_alone_and_not_needed_again(name, number, shape):
     assert equal(small.restore(), restored(name, number, shape))
 
 
-TOGETHER = {"coded", "coded_fixed", "kvtc", "tucker", "tucker_quantised", "cross_layer_svd",
-         "dropped_dims", "calibrated_pca", "importance", "zero_small", "merged_heads"}  # fmt: skip
+TOGETHER = {"coded", "coded_fixed", "coded_chunks", "kvtc", "tucker", "tucker_quantised",
+         "cross_layer_svd", "dropped_dims", "calibrated_pca", "importance", "zero_small",
+         "merged_heads"}  # fmt: skip
 
 
 @every_case

@@ -26,6 +26,7 @@ EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "20"))  # of each method
 SETTINGS = {
     "coded": {"step": 0.03},
     "coded_fixed": {"step": 0.3, "sink_tokens": 0},
+    "coded_chunks": {"step": 0.3, "chunk_tokens": 4, "recent_tokens": 1},
     "fp8": {"sink_tokens": 1, "recent_tokens": 2},
     "kivi": {"bits": 3, "group": 4, "recent_tokens": 2},
     "rotated": {"bits": 3, "unrotated_keys": True},

@@ -48,6 +48,7 @@ def calibrate(draws: Iterable[Sensitivity], learned_from: str) -> Calibration:
     for g, layers in enumerate(moments.groups):
         tensors[f"layers.{g}"] = torch.tensor(layers, dtype=torch.int32)
         tensors[f"basis.{g}"] = moments.basis(layers, tensors)
+        tensors[f"means.{g}"] = moments.mean(layers)
     without_tables = Calibration(tensors, learned_from)
     tables = rans.frequencies(_counts(kept, without_tables) + PRIOR * _laplace())
     return Calibration(
@@ -86,6 +87,7 @@ class _Moments:
         self.groups: list[tuple[int, ...]] = []
         self.information: dict[Place, torch.Tensor] = {}  # (dim, dim) float64
         self.covariance: dict[tuple[int, ...], torch.Tensor] = {}  # (width, width) float64
+        self.content: dict[tuple[int, ...], torch.Tensor] = {}  # (width + 1,), the tokens last
         self.energies = Energies()
         self.watched = True
         self.tokens: dict[Place, int] = {}  # that the information is summed over
@@ -114,8 +116,10 @@ class _Moments:
         if not self.groups:
             self.groups = grouped(cache)
         for layers in self.groups:
-            x = rows(cache, [(i, kind) for i in layers for kind in KINDS], slice(None)).cpu()
+            x = rows(cache.layers, [(i, kind) for i in layers for kind in KINDS], slice(None)).cpu()
             x = x[cache.layers[layers[0]].positions.cpu() >= _first(cache)]
+            total = torch.cat([x.double().sum(0), torch.tensor([float(len(x))]).double()])
+            self.content[layers] = _plus(self.content.get(layers), total)
             x = x - x.mean(0)
             self.covariance[layers] = _plus(self.covariance.get(layers), (x.T @ x).double())
 
@@ -143,7 +147,18 @@ class _Moments:
 
     def weights(self) -> Tensors:
         watched = torch.tensor([self.watched], dtype=torch.uint8)
-        return {"weights": torch.from_numpy(self.energies.fitted()).float(), "watched": watched}
+        fits = {
+            "weights": self.energies.fitted(),
+            "weights_without_queries": self.energies.fitted_without_queries(),
+        }
+        return {name: torch.from_numpy(fit).float() for name, fit in fits.items()} | {
+            "watched": watched
+        }
+
+    def mean(self, layers: tuple[int, ...]) -> torch.Tensor:
+        """(width,) float32 of a group, over all tokens that are learned from."""
+        total = self.content[layers]
+        return (total[:-1] / total[-1].clamp(min=1)).float()
 
     def basis(self, layers: tuple[int, ...], tensors: Tensors) -> torch.Tensor:
         """(width, width) float16: eigenvectors of A C A, C the covariance of a group."""
@@ -179,7 +194,7 @@ def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
     for cache in caches:
         levels = transform.levels(cache)
         for group in transform.groups:
-            positions = cache.layers[group.layers[0]].positions[1:].cpu().numpy()
+            positions = cache.layers[group.layers[0]].positions[1:].cpu()
             if not len(positions):
                 continue
             coefficients = transformed(cache, group, slice(1, None))[1]

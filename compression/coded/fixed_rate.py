@@ -13,6 +13,7 @@ BLOCK = 64  # integers of one width
 WIDTH_BITS = 6  # widths of 0 to 32 bits
 MOST_BITS = 32
 PLANE = 8  # bits that are packed at a time, the lowest first
+_BELOW_SIGN = (1 << 31) - 1  # all bits of an int32 but the highest, which a shift fills
 
 
 def encode(integers: np.ndarray) -> Tensors:
@@ -20,34 +21,35 @@ def encode(integers: np.ndarray) -> Tensors:
     signed = integers.astype(np.int32)
     folded = ((signed << 1) ^ (signed >> 31)).view(np.uint32)  # 0, -1, 1, -2, ... -> 0, 1, 2, 3
     blocks = np.pad(folded, (0, -len(folded) % BLOCK)).reshape(-1, BLOCK)
-    widths = np.frexp(blocks.max(1, initial=0).astype(np.float64))[1].astype(np.uint8)
-    stored = {"widths": pack(torch.from_numpy(widths), WIDTH_BITS)}
+    exponents = np.frexp(blocks.max(1, initial=0).astype(np.float64))[1]
+    widths = torch.from_numpy(exponents.astype(np.uint8))
+    stored = {"widths": pack(widths, WIDTH_BITS)}
     for name, low, bits, alike in _planes(widths):
-        part = (blocks[alike] >> np.uint32(low) & np.uint32(2**bits - 1)).astype(np.uint8)
+        part = (blocks[alike.numpy()] >> np.uint32(low) & np.uint32(2**bits - 1)).astype(np.uint8)
         stored[name] = pack(torch.from_numpy(part), bits)
     return stored
 
 
-def decode(stored: Tensors, n: int) -> np.ndarray:
-    """The (n,) int32 integers that `encode` was given."""
+def decode(stored: Tensors, n: int) -> torch.Tensor:
+    """The (n,) int32 integers that `encode` was given, where what is stored is."""
     n_blocks = -(-n // BLOCK)
-    widths = take_codes(stored, "widths", WIDTH_BITS, (n_blocks,)).numpy()
-    if widths.max(initial=0) > MOST_BITS:
-        raise ValueError(f"a block of integers claims {widths.max()} bits each")
-    blocks = np.zeros((n_blocks, BLOCK), np.uint32)
+    widths = take_codes(stored, "widths", WIDTH_BITS, (n_blocks,))
+    if n_blocks and int(widths.max()) > MOST_BITS:
+        raise ValueError(f"a block of integers claims {int(widths.max())} bits each")
+    blocks = torch.zeros((n_blocks, BLOCK), dtype=torch.int32, device=widths.device)
     for name, low, bits, alike in _planes(widths):
-        part = take_codes(stored, name, bits, (len(alike), BLOCK)).numpy()
-        blocks[alike] |= part.astype(np.uint32) << np.uint32(low)
-    folded = blocks.reshape(-1)[:n]
-    return ((folded >> np.uint32(1)) ^ (np.uint32(0) - (folded & np.uint32(1)))).view(np.int32)
+        part = take_codes(stored, name, bits, (len(alike), BLOCK))
+        blocks[alike] |= part.int() << low
+    folded = blocks.flatten()[:n]
+    return (folded >> 1 & _BELOW_SIGN) ^ -(folded & 1)
 
 
-def _planes(widths: np.ndarray) -> Iterator[tuple[str, int, int, np.ndarray]]:
+def _planes(widths: torch.Tensor) -> Iterator[tuple[str, int, int, torch.Tensor]]:
     """Name, lowest bit, bits and blocks of each part: blocks alike in how many bits they have in
     a plane are packed together."""
     for low in range(0, MOST_BITS, PLANE):
-        left = np.clip(widths.astype(np.int64) - low, 0, PLANE)
+        left = (widths.int() - low).clamp(0, PLANE)
         for bits in range(1, PLANE + 1):
-            alike = np.flatnonzero(left == bits)
+            alike = (left == bits).nonzero()[:, 0]
             if len(alike):
                 yield f"bits.{low}.{bits}", low, bits, alike

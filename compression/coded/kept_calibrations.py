@@ -3,10 +3,12 @@
 import logging
 
 from compression import sealed
-from compression.base import Calibration
+from compression.base import Calibration, LayerShape
 from compression.coded import calibration, calibration_files
 from compression.coded.calibration_files import FORMAT, file_of, folder_of
+from compression.coded.chunks import ChunkCodec
 from compression.coded.learned_text import FIRST_SAMPLE, calibration_text
+from compression.coded.method import MIDDLE
 from compression.methods.place_by_place import Place
 from config import UsageError
 from data import sensitivity
@@ -41,6 +43,13 @@ def calibration_of(loaded: LoadedModel, must_keep: bool = False) -> Calibration:
     except OSError as error:
         _not_kept(error, must_keep)
     return learned
+
+
+def chunk_codec(loaded: LoadedModel, step: float = MIDDLE) -> ChunkCodec:
+    """What codes chunks of the caches of a model at hand, with its kept calibration."""
+    cache = OwnCache.of(loaded, n_tokens=1, token=0).cache
+    layers = tuple(LayerShape.of(layer) for layer in cache.layers)
+    return ChunkCodec(layers, loaded.identity, calibration_of(loaded), step)
 
 
 def _widths(loaded: LoadedModel) -> dict[Place, int]:

@@ -19,10 +19,10 @@ import torch
 
 from compression.base import CacheShape, Calibration, Compressed, Compressor, LayerShape
 from compression.coded import fixed_rate, named, rans
-from compression.coded.coefficients import quantised, restored_places, transformed
+from compression.coded.coefficients import quantised, restored_places, spread, transformed
 from compression.coded.token_weights import is_watched
-from compression.coded.transform import Group, Transform, classes, is_stored, read, scales
-from compression.methods.place_by_place import Middles, Place
+from compression.coded.transform import Group, Transform, classes, fitting, read, scales
+from compression.methods.place_by_place import Middles
 from compression.parts import Part
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
@@ -51,11 +51,7 @@ class Coded(Compressor):
     calibration: Calibration = field(kw_only=True, compare=False, repr=False)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        if not 1 / MOST < self.step < MOST:
-            raise UsageError(
-                f"A step of {self.step:g} was given",
-                f"above 0, such as {FINE:g} (fine) to {COARSE:g} (coarse)",
-            )
+        refuse_step(self.step)
         if self.sink_tokens < 0:
             raise UsageError(f"`sink_tokens` is {self.sink_tokens}", "it takes 0 or more tokens")
 
@@ -76,13 +72,13 @@ class Coded(Compressor):
             if self.sink_tokens
         }
         for prefix, groups in self._segments(transform, shape):
-            stored["levels"] = torch.from_numpy(levels.astype(np.int8))
+            stored["levels"] = levels.to(torch.int8)
             part = self._encoded(cache, groups, levels, transform)
             stored |= {f"{prefix}{name}": tensor for name, tensor in part.items()}
         return stored
 
     def _encoded(
-        self, cache: KVCache, groups: Groups, levels: np.ndarray, transform: Transform
+        self, cache: KVCache, groups: Groups, levels: torch.Tensor, transform: Transform
     ) -> Tensors:
         """What is stored of these tokens of some groups."""
         stored: Tensors = {}
@@ -96,7 +92,7 @@ class Coded(Compressor):
             codes.append(code)
             integers.append(q)
             symbol_classes.append(of_q)
-        stored["codes"] = torch.from_numpy(np.concatenate(codes))
+        stored["codes"] = torch.cat(codes)
         return stored | self.written(
             np.concatenate(integers), np.concatenate(symbol_classes), transform
         )
@@ -106,8 +102,8 @@ class Coded(Compressor):
         restored: Middles = {}  # in the layers' own dtype, filled as it is decoded
         segments = self._segments(transform, shape)
         if segments:
-            n_tokens = len(shape.token_ids)
-            levels = taken(stored, "levels", (torch.int8,), n_tokens).numpy().astype(np.int16)
+            n_tokens, device = len(shape.token_ids), _device(stored)
+            levels = taken(stored, "levels", (torch.int8,), n_tokens).to(device, torch.int16)
             for prefix, groups in segments:
                 part = under(stored, prefix) if prefix else stored
                 for tokens, middles in self._decoded(part, groups, levels, transform, shape):
@@ -124,20 +120,21 @@ class Coded(Compressor):
         self,
         stored: Tensors,
         groups: Groups,
-        levels: np.ndarray,
+        levels: torch.Tensor,
         transform: Transform,
         shape: CacheShape,
     ) -> Iterator[tuple[slice, Middles]]:
         """Of each group its tokens in the text, and what its places hold of them."""
-        ends = np.cumsum([len(group.analysis) for _, group, _ in groups])
-        codes = np.split(taken(stored, "codes", (torch.uint8,), ends[-1]).numpy(), ends[:-1])
+        columns = [len(group.analysis) for _, group, _ in groups]
+        codes = taken(stored, "codes", (torch.uint8,), sum(columns)).to(levels.device)
+        codes = codes.split(columns)
         pairs = zip(groups, codes, strict=True)
         entry_classes = [classes(code, levels[tokens]) for (*_, tokens), code in pairs]
-        integers = self._spread(stored, entry_classes, transform)
+        integers = spread(entry_classes, lambda symbols: self.read(stored, symbols, transform))
         for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
-            q /= torch.from_numpy(scales(levels[tokens], self.step))
+            q /= scales(levels[tokens], self.step)
             mean = taken(stored, f"means.{g}", FLOATS, sum(group.widths)).float()
-            yield tokens, restored_places(q, code, levels[tokens], mean, group, shape)
+            yield tokens, restored_places(q, code, levels[tokens], mean, group, shape.layers)
 
     def _joined(
         self, stored: Tensors, restored: Middles, i: int, kind: str, layer: LayerShape
@@ -154,7 +151,7 @@ class Coded(Compressor):
         whole[:, :n_sinks] = sinks
         return whole
 
-    def _levels(self, cache: KVCache, transform: Transform) -> np.ndarray:
+    def _levels(self, cache: KVCache, transform: Transform) -> torch.Tensor:
         if transform.watched and not is_watched(cache):
             raise UsageError(
                 f"The attention in the cache of {cache.model} was not measured, and `coded` is as "
@@ -169,41 +166,16 @@ class Coded(Compressor):
         """What is stored of (n,) integers whose (n,) classes both encoder and decoder know."""
         return rans.encode(integers, symbol_classes, transform.tables)
 
-    def read(self, stored: Tensors, symbol_classes: np.ndarray, transform: Transform) -> np.ndarray:
-        """The (n,) integers of these classes."""
-        return rans.decode(stored, symbol_classes, transform.tables)
-
-    def _spread(
-        self, stored: Tensors, entry_classes: list[np.ndarray], transform: Transform
-    ) -> Iterator[torch.Tensor]:
-        """(columns, tokens) float32 of each group whose entries have these classes: the integers,
-        0 where there is no symbol."""
-        coded = [is_stored(each) for each in entry_classes]
-        symbols = [each[is_coded] for each, is_coded in zip(entry_classes, coded, strict=True)]
-        integers = self.read(stored, np.concatenate(symbols), transform)
-        parts = np.split(integers, np.cumsum([len(each) for each in symbols])[:-1])
-        for is_coded, part in zip(coded, parts, strict=True):
-            whole = np.zeros(is_coded.shape, np.float32)
-            whole[is_coded] = part
-            yield torch.from_numpy(whole)
+    def read(
+        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
+    ) -> torch.Tensor:
+        """The (n,) integers of these classes, where those are."""
+        integers = rans.decode(stored, symbol_classes.cpu().numpy(), transform.tables)
+        return torch.from_numpy(integers).to(symbol_classes.device)
 
     def _transform(self, shape: CacheShape) -> Transform:
         """What was learned of this model; raises UsageError where it was of another."""
-        transform = read(self.calibration)
-        dims = {
-            (i, kind): layer.n_heads * layer.dim(kind)
-            for i, layer in enumerate(shape.layers)
-            for kind in KINDS
-        }
-        learned: dict[Place, int] = {}
-        for group in transform.groups:
-            learned |= dict(zip(group.places, group.widths, strict=True))
-        if dims != learned:
-            raise UsageError(
-                f"The calibration ({self.calibration.learned_from}) does not fit the cache of "
-                f"{shape.model}",
-                "calibrate for this model",
-            )
+        transform = fitting(self.calibration, shape.layers, shape.model)
         spans = [{_span(shape.layers[i]) for i in group.layers} for group in transform.groups]
         if any(len(of_group) > 1 for of_group in spans):
             raise UsageError(
@@ -239,8 +211,21 @@ class Coded(Compressor):
                 yield g, group, slice(start + self.sink_tokens, end)
 
 
+def refuse_step(step: float) -> None:
+    if not 1 / MOST < step < MOST:
+        raise UsageError(
+            f"A step of {step:g} was given",
+            f"above 0, such as {FINE:g} (fine) to {COARSE:g} (coarse)",
+        )
+
+
 def _span(layer: LayerShape) -> tuple[int, int]:
     return layer.start, layer.start + layer.n_tokens
+
+
+def _device(stored: Tensors) -> torch.device:
+    """Where the means are, which a cache leaves where it is itself."""
+    return next((x.device for name, x in stored.items() if "means." in name), torch.device("cpu"))
 
 
 def _kept(x: torch.Tensor) -> torch.Tensor:
@@ -263,7 +248,8 @@ def _fill(restored: Middles, middles: Middles, tokens: slice, shape: CacheShape)
 @dataclass(frozen=True)
 class CodedFixed(Coded):
     """The same integers in blocks of one width, bit-packed, with no entropy coder to run through:
-    for an accelerator, at more bytes."""
+    for an accelerator, at more bytes. Decoded by operations on tensors alone, where the means are:
+    on the device of the cache, unless what is stored has been through a file."""
 
     name: ClassVar[str] = "coded_fixed"
 
@@ -272,5 +258,12 @@ class CodedFixed(Coded):
     ) -> Tensors:
         return fixed_rate.encode(integers)
 
-    def read(self, stored: Tensors, symbol_classes: np.ndarray, transform: Transform) -> np.ndarray:
-        return fixed_rate.decode(stored, len(symbol_classes))
+    def read(
+        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
+    ) -> torch.Tensor:
+        device = symbol_classes.device
+        names = [name for name in stored if name == "widths" or name.startswith("bits.")]
+        part = {name: stored.pop(name).to(device) for name in names}
+        integers = fixed_rate.decode(part, len(symbol_classes))
+        refuse_left(part)
+        return integers

@@ -7,27 +7,31 @@ Tensors of the calibration:
   layers.<group>        int32: the cached layers of a group
   basis.<group>         float16 (width, width): orthonormal directions of all places of the group
                         after A, by falling variance
+  means.<group>         float32 (width,): of keys before rotary embedding, and values
   weights               float32 (2,): log c and b of a token's weight c exp(b trait)
+  weights_without_queries  the same by how unlike the mean key a token's keys are
   watched               uint8 (1,): 1 where the trait is attention, 0 where it is age
   tables                int16 (classes, symbols): frequencies of integers by expected magnitude
 Both sides must agree on every class: it is computed from stored bytes in integers alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 
-from compression.base import Calibration
+from compression.base import Calibration, LayerShape
 from compression.coded.rans import N_SYMBOLS, Tables
-from compression.coded.token_weights import traits
+from compression.coded.token_weights import traits, unlikeness
 from compression.methods.place_by_place import Place, content
 from compression.stored import Tensors, refuse_left, taken
-from data.cache import KINDS, KVCache, wide
+from config import UsageError
+from data.cache import KINDS, KVCache, LayerKV, wide
 
 STEPS_PER_OCTAVE = 8  # of magnitudes that are stored, and of a token's scale sqrt(w)
+LEAST_LEVEL, MOST_LEVEL = -128, 127  # of such scales, which fit a byte
 ZERO_CODE = 128  # magnitude code of a root mean square of one step; code 0: nothing is stored
 LOWEST, HIGHEST = -24, 40  # classes of magnitude, four an octave: 1/64 of a step to 1024 steps
 SKIPPED = -8  # classes below this, a quarter of a step, hold zeros and no symbols
@@ -38,13 +42,15 @@ class Group:
     """Layers of one kind that are transformed together.
 
     places: (layer, kind) in the order in which their dimensions are joined.
-    basis: (width, columns) float32. roots, inverses: (dim, dim) float32 of each place.
+    basis: (width, columns) float32. roots, inverses: (dim, dim) float32 of each place. mean:
+    (width,) float32.
     """
 
     places: tuple[Place, ...]
     basis: torch.Tensor
     roots: tuple[torch.Tensor, ...]
     inverses: tuple[torch.Tensor, ...]
+    mean: torch.Tensor
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -72,10 +78,12 @@ class Group:
 @dataclass(frozen=True, eq=False)
 class Transform:
     """groups: all cached layers, each in one. weights: (2,) log c and b of a token's weight
-    c exp(b trait). watched: whether the trait is attention."""
+    c exp(b trait). watched: whether the trait is attention. weights_without_queries: (2,) the same
+    where the trait is how unlike the mean key its keys are."""
 
     groups: tuple[Group, ...]
     weights: np.ndarray
+    weights_without_queries: np.ndarray
     watched: bool
     frequencies: np.ndarray | None = None
 
@@ -85,11 +93,30 @@ class Transform:
             raise ValueError("this calibration has not counted integers yet")
         return Tables(self.frequencies)
 
-    def levels(self, cache: KVCache) -> np.ndarray:
+    def levels(self, cache: KVCache) -> torch.Tensor:
         """(tokens,) int16, -128 to 127: log2 of sqrt(w) of each token, in eighths."""
-        log_weight = self.weights[0] + self.weights[1] * traits(cache, self.watched)
-        levels: np.ndarray = np.rint(log_weight / (2 * np.log(2)) * STEPS_PER_OCTAVE)
-        return levels.clip(-128, 127).astype(np.int16)
+        return _levels(self.weights, traits(cache, self.watched))
+
+    def levels_without_queries(self, layers: Sequence[LayerKV], n_tokens: int) -> torch.Tensor:
+        """(tokens,) the same of the last tokens that these layers hold, from their keys alone."""
+        means = self.mean_keys([layer.n_heads for layer in layers])
+        trait = unlikeness(layers, means, n_tokens)
+        return _levels(self.weights_without_queries, trait)
+
+    def mean_keys(self, n_heads: Sequence[int]) -> list[torch.Tensor]:
+        """(heads, dim) of each layer with so many heads, before rotary embedding."""
+        means = {
+            place: mean
+            for group in self.groups
+            for place, mean in zip(group.places, group.mean.split(group.widths), strict=True)
+        }
+        return [means[i, KINDS[0]].view(heads, -1) for i, heads in enumerate(n_heads)]
+
+
+def _levels(weights: np.ndarray, trait: np.ndarray) -> torch.Tensor:
+    log_weight = weights[0] + weights[1] * trait
+    levels: np.ndarray = np.rint(log_weight / (2 * np.log(2)) * STEPS_PER_OCTAVE)
+    return torch.from_numpy(levels.clip(LEAST_LEVEL, MOST_LEVEL).astype(np.int16))
 
 
 @lru_cache(maxsize=2)
@@ -103,6 +130,7 @@ def read(calibration: Calibration) -> Transform:
     return Transform(
         tuple(_group(tensors, g) for g in range(n_groups)),
         tensors["weights"].double().numpy(),
+        tensors["weights_without_queries"].double().numpy(),
         bool(tensors["watched"]),
         None if frequencies is None else frequencies.numpy(),
     )
@@ -119,6 +147,7 @@ def _group(tensors: Tensors, g: int) -> Group:
         tensors[f"basis.{g}"].float(),
         tuple(root.float() for root in roots),
         tuple(_inverse(root).float() for root in roots),
+        tensors[f"means.{g}"],
     )
 
 
@@ -130,6 +159,22 @@ def _inverse(root: torch.Tensor) -> torch.Tensor:
     return inverse
 
 
+def fitting(calibration: Calibration, layers: Sequence[LayerShape], model: str) -> Transform:
+    """What was learned of a model whose cached layers these are; raises UsageError where it was of
+    another."""
+    transform = read(calibration)
+    dims = {(i, kind): x.n_heads * x.dim(kind) for i, x in enumerate(layers) for kind in KINDS}
+    learned: dict[Place, int] = {}
+    for group in transform.groups:
+        learned |= dict(zip(group.places, group.widths, strict=True))
+    if dims != learned:
+        raise UsageError(
+            f"The calibration ({calibration.learned_from}) does not fit the cache of {model}",
+            "calibrate for this model",
+        )
+    return transform
+
+
 def refuse_misfit(tensors: Tensors, widths: dict[Place, int]) -> None:
     """Raise ValueError for tensors that are not all that is learned of a model whose cached places
     have these widths, heads x dim."""
@@ -139,13 +184,15 @@ def refuse_misfit(tensors: Tensors, widths: dict[Place, int]) -> None:
         group = [(i, kind) for i in layers for kind in KINDS if (i, kind) in widths]
         width = sum(widths[place] for place in group)
         taken(left, f"basis.{g}", (torch.float16,), width, width)
+        taken(left, f"means.{g}", (torch.float32,), width)
         for i, kind in group:
             taken(left, f"roots.{i}.{kind}", (torch.float16,), widths[i, kind], widths[i, kind])
         places += group
     if len(places) < len(widths):
         raise ValueError("it is not of all layers")
     scales = taken(left, "scales", (torch.float32,), len(widths))
-    taken(left, "weights", (torch.float32,), 2)
+    for name in ("weights", "weights_without_queries"):
+        taken(left, name, (torch.float32,), 2)
     taken(left, "watched", (torch.uint8,), 1)
     Tables(taken(left, "tables", (torch.int16,), HIGHEST - LOWEST + 1, N_SYMBOLS).numpy())
     refuse_left(left)
@@ -153,12 +200,12 @@ def refuse_misfit(tensors: Tensors, widths: dict[Place, int]) -> None:
         raise ValueError("its numbers are not finite, or its scales not above 0")
 
 
-def rows(cache: KVCache, places: Iterable[Place], tokens: slice) -> torch.Tensor:
+def rows(layers: Sequence[LayerKV], places: Iterable[Place], tokens: slice) -> torch.Tensor:
     """(tokens, width) float32: what these places hold of these of their tokens, side by side, keys
     before rotary embedding where that is known."""
     parts = []
     for i, kind in places:
-        layer = cache.layers[i].between(tokens)
+        layer = layers[i].between(tokens)
         parts.append(wide(content(layer, kind, unrotated=layer.rotary is not None)))
     return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
 
@@ -171,22 +218,23 @@ def magnitudes(coefficients: torch.Tensor, step: float) -> torch.Tensor:
     return (STEPS_PER_OCTAVE * octaves + ZERO_CODE).round().clamp(1, 255).to(torch.uint8)
 
 
-def classes(codes: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def classes(codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """(columns, tokens) uint8: the class of each coefficient, 0 for LOWEST, from the (columns,)
-    uint8 codes of magnitude and (tokens,) levels; code 0 is below all that is stored."""
-    halves = codes.astype(np.int16)[:, None] + (levels.astype(np.int16) + (1 - ZERO_CODE))
+    uint8 codes of magnitude and (tokens,) int16 levels; code 0 is below all that is stored."""
+    halves = codes.to(torch.int16)[:, None] + (levels + (1 - ZERO_CODE))
     halves >>= 1
-    np.clip(halves, LOWEST, HIGHEST, out=halves)
-    halves -= LOWEST
-    of_entries = halves.astype(np.uint8)
+    halves.clamp_(LOWEST, HIGHEST).sub_(LOWEST)
+    of_entries = halves.to(torch.uint8)
     of_entries[codes == 0] = 0
     return of_entries
 
 
-def is_stored(classes: np.ndarray) -> np.ndarray:
+def is_stored(classes: torch.Tensor) -> torch.Tensor:
     return classes >= SKIPPED - LOWEST
 
 
-def scales(levels: np.ndarray, step: float) -> np.ndarray:
+def scales(levels: torch.Tensor, step: float) -> torch.Tensor:
     """(tokens,) float32: integers per unit of a coefficient, sqrt(w) / step."""
-    return (2.0 ** (levels / STEPS_PER_OCTAVE) / step).astype(np.float32)
+    every = torch.arange(LEAST_LEVEL, MOST_LEVEL + 1).double()  # in float64, which not all have
+    table = (torch.exp2(every / STEPS_PER_OCTAVE) / step).float().to(levels.device)
+    return table[levels.long() - LEAST_LEVEL]

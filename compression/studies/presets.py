@@ -30,6 +30,7 @@ def families(levels: Sequence[float] | None = None) -> Families:
         "none": {"none": ("none", {})},
         "coded": _coded("coded", CODED_STEPS),
         "coded_fixed": _coded("coded_fixed", CODED_STEPS[2:5]),
+        "coded_chunks": _coded("coded_chunks", CODED_STEPS[1::2]),
         "kvtc": _kvtc(),
         "fp8": {"fp8": ("fp8", {})},
         "int8": {"int8": ("int8", {})},
@@ -92,6 +93,7 @@ def _bits(method: str, **settings: Any) -> dict[str, Setting]:
 QUICK = {
     "coded": ("coded 5.0e-05", "coded 1.4e-04"),
     "coded_fixed": (),
+    "coded_chunks": (),
     "kvtc": ("kvtc 16",),
     "kivi": ("kivi-4", "kivi-2"),
     "rotated": ("rotated-4",),

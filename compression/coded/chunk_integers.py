@@ -1,0 +1,111 @@
+"""Between what layers hold of a chunk and the integers that are coded, with what both sides must
+know of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from compression.base import LayerShape
+from compression.coded import rans
+from compression.coded.chunk_bytes import Chunk
+from compression.coded.coefficients import centred, restored_places, spread
+from compression.coded.transform import (
+    LEAST_LEVEL,
+    MOST_LEVEL,
+    STEPS_PER_OCTAVE,
+    Group,
+    Transform,
+    classes,
+    rows,
+    scales,
+)
+from compression.methods.place_by_place import Middles
+from compression.stored import refuse_left
+from data.cache import LayerKV
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """skips: of each group how many of the chunk's first tokens it does not hold. levels:
+    (1 + tokens,) int16 of the mean and the tokens. codes: (columns,) uint8. integers, classes:
+    (n,)."""
+
+    skips: list[int]
+    levels: torch.Tensor
+    codes: torch.Tensor
+    integers: np.ndarray
+    classes: np.ndarray
+
+
+def quantised(
+    transform: Transform, layers: Sequence[LayerKV], n_sinks: int, n_tokens: int, step: float
+) -> Quantised:
+    """A chunk before the entropy coder, without its sinks."""
+    levels = transform.levels_without_queries(layers, n_tokens)
+    levels = torch.cat([_level_of_all(levels), levels])
+    skips = [n_tokens - layers[group.layers[0]].n_tokens for group in transform.groups]
+    codes = [torch.zeros(len(g.analysis), dtype=torch.uint8) for g in transform.groups]
+    integers, of_integers = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
+    for g, group, tokens in _coded(transform, skips, n_sinks, n_tokens):
+        x = rows(layers, group.places, slice(tokens.start - skips[g], None))
+        coefficients = group.analysis.to(x.device) @ (x - group.mean.to(x.device)).T
+        codes[g], q, of_q = centred(coefficients.cpu(), levels[_with_mean(tokens)], step)
+        integers.append(q)
+        of_integers.append(of_q)
+    return Quantised(
+        skips, levels, torch.cat(codes), np.concatenate(integers), np.concatenate(of_integers)
+    )
+
+
+def restored(chunk: Chunk, transform: Transform, layers: Sequence[LayerShape]) -> Middles:
+    """Of each place (heads, tokens, dim) before rotary embedding, without the sinks. Raises
+    ValueError for integers that do not end where they began."""
+    columns = [len(group.analysis) for group in transform.groups]
+    levels = torch.from_numpy(chunk.levels.astype(np.int16))
+    codes = torch.from_numpy(chunk.codes).split(columns)
+    coded = list(_coded(transform, chunk.skips.tolist(), chunk.n_sinks, chunk.n_tokens))
+    entry_classes = [classes(codes[g], levels[_with_mean(tokens)]) for g, _, tokens in coded]
+    left = chunk.stream
+
+    def read(symbols: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(rans.decode(left, symbols.numpy(), transform.tables))
+
+    middles: Middles = {}
+    integers = spread(entry_classes, read) if coded else read(torch.zeros(0).byte())
+    for (g, group, tokens), q in zip(coded, integers, strict=True):
+        of_group = levels[_with_mean(tokens)]
+        q /= scales(of_group, chunk.step)
+        mean = group.mean + q[:, 0] @ group.synthesis
+        middles |= restored_places(q[:, 1:], codes[g], of_group[1:], mean, group, layers)
+    refuse_left(left)
+    return middles
+
+
+def first_coded(first: int, n_sinks: int, n_tokens: int) -> int:
+    """The first token of the chunk that is coded where those before `first` are not held: sinks
+    are the first tokens of a text, and in no window that has forgotten some."""
+    return min(n_tokens, n_sinks if first < n_sinks else first)
+
+
+def _coded(
+    transform: Transform, skips: Sequence[int], n_sinks: int, n_tokens: int
+) -> Iterator[tuple[int, Group, slice]]:
+    """The groups with tokens that are coded: number, group, those tokens of the chunk."""
+    for g, group in enumerate(transform.groups):
+        first = first_coded(skips[g], n_sinks, n_tokens)
+        if first < n_tokens:
+            yield g, group, slice(first, n_tokens)
+
+
+def _with_mean(tokens: slice) -> list[int]:
+    """The places of levels for the mean and these tokens."""
+    return [0, *range(1 + tokens.start, 1 + tokens.stop)]
+
+
+def _level_of_all(levels: torch.Tensor) -> torch.Tensor:
+    """(1,) int16: that of a token which weighs as much as all of these."""
+    weight = torch.exp2(2 * levels.double() / STEPS_PER_OCTAVE).sum()
+    level = (STEPS_PER_OCTAVE * weight.log2() / 2).round().clamp(LEAST_LEVEL, MOST_LEVEL)
+    return level.to(torch.int16)[None]
