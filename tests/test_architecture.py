@@ -256,6 +256,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"data.models", "data.texts", "visualization.terminal"},
         HEAVY,
     ),
+    "visualization.terminal.light": ({"visualization.report", "visualization.terminal"}, HEAVY),
     "visualization.delivery": (
         {
             "visualization.catalogue",
