@@ -246,7 +246,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"config", "visualization.drawing", "visualization.style", *WRITING},
         {"torch", "numpy", *MODELS},
     ),
-    "visualization.main_tables": ({"config"}, {"torch", *MODELS, *PICTURES}),
+    "visualization.table_choices": ({"config"}, {"torch", *MODELS, *PICTURES}),
+    "visualization.main_tables": (
+        {"visualization.table_choices"},
+        {"torch", *MODELS, *PICTURES},
+    ),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
     "visualization.report": (
         {"config", "data.writing", "visualization.terminal"},
