@@ -42,7 +42,7 @@ def flat(learned: Calibration) -> Calibration:
     return Calibration(learned.tensors | alike, learned.learned_from)
 
 
-def ways(learned: Calibration, sizes: list[int]) -> dict[str, Callable[[float], Compressor]]:
+def ways(learned: Calibration, sizes: list[int]) -> dict[str, Callable[..., Compressor]]:
     """How a cache is coded, by name: a method for each step."""
     of_chunks = {
         f"chunks of {size}": partial(CodedChunks, chunk_tokens=size, calibration=learned)

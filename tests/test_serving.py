@@ -1,12 +1,14 @@
 """The codec where caches live. LMCache's part is tested where LMCache is installed."""
 
 import select
+from dataclasses import replace
 from functools import cache as once
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from compression import prompts
 from compression.base import LayerShape
 from compression.coded import codec_files
 from compression.coded.calibration import calibrate
@@ -19,9 +21,11 @@ from data.cache import KINDS, KVCache, LayerKV
 from data.extraction import prefill
 from data.resume import as_past, greedy
 from data.rotary import Rotary
+from data.texts import Sample, printable
 from tests import caches, families
 
 MODEL = 64 * "a"
+TEXT = "The cache of a model holds keys and values. "
 TURNS = (30, 9, 14)
 
 
@@ -84,6 +88,23 @@ def test_a_cache_of_windows_alone_stays_as_it_is():
     before = past.nbytes
     past.rest()
     assert past.chunks == [] and past.nbytes == before and past.get_seq_length() == 30
+
+
+def test_the_mode_that_stores_prompts_says_the_same_from_chunks(tmp_path, monkeypatch):
+    loaded, codec, _ = chat("llama_gqa")
+    ids = loaded.ids_of(TEXT)
+    monkeypatch.setattr(prompts, "calibration_of", lambda *_: codec.calibration)
+    monkeypatch.setattr(prompts, "earlier_calibration", lambda *_: codec.calibration)
+    file, sample = str(tmp_path / "prompt.kv"), Sample(0, "a text", "a test", TEXT)
+    prompts.save(loaded, sample, save_compressed=file, methods=["coded_chunks 1.4e-04"])
+    finer = replace(codec, step=1.4e-4)
+    past = CompressedCache(loaded.model.config, finer, len(ids) - 1, recent_tokens=0)
+    with torch.no_grad():
+        loaded.model(ids[None, :-1], past_key_values=past)
+    past.rest()
+    assert all(x.keys.shape[2] == 0 for x in past.layers)
+    goes_on = printable(loaded.tokenizer.decode(said(loaded, ids, past)[len(ids) :]))
+    assert prompts.go_on(loaded, file, 12) == goes_on
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "gemma2"])
