@@ -11,7 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from data import signals
-from visualization.terminal import command_line, completion, endings, inputs, notices, streams
+from visualization.terminal import (
+    command_line,
+    completion,
+    endings,
+    inputs,
+    light,
+    notices,
+    streams,
+)
 from visualization.terminal.flags import Given, arguments_of
 from visualization.terminal.progress import Progress
 from visualization.terminal.results import Results
@@ -147,22 +155,6 @@ def store(given: Given, session: Session) -> None:
     session.end("Stored", said, model=loaded.facts, text=text, files=[kept])
 
 
-def report(given: Given, session: Session) -> None:
-    """The page of what a folder holds; loads neither torch nor weights."""
-    from visualization.report.remade import remake
-
-    with session.phase("report"):
-        file = remake(**arguments_of(remake, given))
-    session.end("Report", [f"Files:\n  - {file}"], files=[str(file)])
-
-
-def list_samples(given: Given, session: Session) -> None:
-    """The corpus that the other modes choose from; loads neither torch nor weights."""
-    from visualization.terminal.listing import listing
-
-    session.list(listing(**arguments_of(listing, given)))
-
-
 MODES: dict[str, Callable[[Given, Session], None]] = {
     "analyze": analyze,
     "analyze_generation": partial(analyze, analysis_focus="generation"),
@@ -174,8 +166,8 @@ MODES: dict[str, Callable[[Given, Session], None]] = {
     "tasks": partial(study, "task_study.TaskStudy"),
     "calibrate": calibrate,
     "store": store,
-    "report": report,
-    "list_samples": list_samples,
+    "report": light.report,
+    "list_samples": light.list_samples,
 }
 
 

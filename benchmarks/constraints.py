@@ -93,7 +93,7 @@ def main() -> int:
         texts = judges(loaded, given)
         print(f"{loaded.name}, {len(texts)} articles of {given.context_tokens} tokens")
         for name, of_step in ways(learned, [int(n) for n in given.chunk_tokens.split(",")]).items():
-            rows = [[judge.score(of_step(step=step)) for step in STEPS] for judge in texts]
+            rows = [[judge.score(of_step(step)) for step in STEPS] for judge in texts]
             cells = []
             for loss in LOSSES:
                 each = [

@@ -246,7 +246,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"config", "visualization.drawing", "visualization.style", *WRITING},
         {"torch", "numpy", *MODELS},
     ),
-    "visualization.main_tables": ({"config"}, {"torch", *MODELS, *PICTURES}),
+    "visualization.table_choices": ({"config"}, {"torch", *MODELS, *PICTURES}),
+    "visualization.main_tables": (
+        {"visualization.table_choices"},
+        {"torch", *MODELS, *PICTURES},
+    ),
     "visualization.terminal": ({"config", *LIGHT_DATA}, HEAVY),
     "visualization.report": (
         {"config", "data.writing", "visualization.terminal"},
@@ -256,6 +260,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"data.models", "data.texts", "visualization.terminal"},
         HEAVY,
     ),
+    "visualization.terminal.light": ({"visualization.report", "visualization.terminal"}, HEAVY),
     "visualization.delivery": (
         {
             "visualization.catalogue",

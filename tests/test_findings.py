@@ -29,12 +29,13 @@ def test_all_is_every_focus_together():
 
 def test_what_is_said_of_all_is_what_is_said_of_each_focus():
     a_subject = subject()
-    separate = [tables(a_subject, focus) for focus in FOCUSES]
+    told = [focus for focus in FOCUSES if focus != "cache"]  # which shows, and concludes nothing
+    separate = [tables(a_subject, focus) for focus in told]
     whole = tables(a_subject, "all")
     sentences = [key_findings(made, 0.8, 0.2, 3) for made in separate]
     assert all(sentences) and key_findings(whole, 0.8, 0.2, 3) == list(chain(*sentences))
     advice = [recommendations(made, 0.8) for made in separate]
-    assert [len(lines) for lines in advice] == [1] * len(FOCUSES)
+    assert [len(lines) for lines in advice] == [1] * len(told)
     assert recommendations(whole, 0.8) == list(chain(*advice))
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests import drawn
 from visualization import main_tables
 from visualization.catalogue import PICTURES
-from visualization.main_tables import CHOICES, ROWS, Column
+from visualization.table_choices import CHOICES, ROWS, Column
 
 
 def compared(n: int) -> pd.DataFrame:

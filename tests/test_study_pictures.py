@@ -113,6 +113,7 @@ def test_a_few_percent_saved_fill_the_panel():
 
 def test_costs_of_heads_stand_by_layer_and_head_and_the_dearest_and_the_cheapest_are_named():
     table = costs(30, 3)
+    table["kl_mean_nats"] = np.random.default_rng(0).permutation(table["kl_mean_nats"])
     figure = PICTURES["pruning/cost_of_each_part"](table, ABOUT)
     ax = figure.axes[1]
     rows = table[(table["part"] == "head") & (table["damage"] == "removed")]

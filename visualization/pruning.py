@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import config
-from visualization.naming import Name, left_out, name_points
+from visualization.naming import Name, name_points
 from visualization.style import (
     ACCENT,
     COLOURS,
@@ -131,13 +131,19 @@ def cost_of_each_part(table: pd.DataFrame, about: str) -> Figure:
         percent(ax.yaxis)
         ax.set_ylabel("Sparsity")
         ax.set_xlabel("Layer")
-        ax.set_xlim(table["layer"].min() - 0.8, table["layer"].max() + 0.8)
+        _layers_axis(ax, table["layer"])
         whole_numbers(ax.xaxis)
     named = f"(named, as layer:head: the {NAMED} dearest and the {NAMED} cheapest)"
     axes[-1, 1].set_xlabel(f"Layer {named}")
     axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     _tell_heads(fig, axes[0, 1])
     return fig
+
+
+def _layers_axis(ax: Axes, layers: pd.Series) -> None:
+    """With room for names beside the first and the last."""
+    room = max(0.8, 0.06 * (layers.max() - layers.min()))
+    ax.set_xlim(layers.min() - room, layers.max() + room)
 
 
 def _of_part(rows: pd.DataFrame, part: str) -> pd.DataFrame:
@@ -147,7 +153,7 @@ def _of_part(rows: pd.DataFrame, part: str) -> pd.DataFrame:
 def _costs(ax: Axes, rows: pd.DataFrame) -> None:
     floor = log_from(ax, rows["kl_mean_nats"], axis="y")
     rows = rows.assign(kl_mean_nats=rows["kl_mean_nats"].clip(lower=floor))
-    ax.set_xlim(rows["layer"].min() - 0.8, rows["layer"].max() + 0.8)
+    _layers_axis(ax, rows["layer"])
     _parts(ax, rows, "kl_mean_nats")
     ax.set_ylabel("KL (nats per token)")
     if (rows["part"] == "head").all():
@@ -197,9 +203,9 @@ def _name_ends(ax: Axes, rows: pd.DataFrame) -> None:
     which = zip(ends["layer"], ends["head"], at, strict=True)
     names = [Name(f"{layer}:{head}", *point, "#222222") for layer, head, point in which]
     others = [] if crowded else zip(_places(rows), rows["kl_mean_nats"], strict=True)
-    missing = left_out(name_points(ax, names, others))
+    missing = name_points(ax, names, others)
     if missing:
-        ax.set_title(f"{ax.get_title(loc='left')} ({missing})", loc="left")
+        ax.set_title(f"{ax.get_title(loc='left')} ({missing} unnamed)", loc="left")
 
 
 def _tell_heads(fig: Figure, ax: Axes) -> None:

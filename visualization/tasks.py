@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from visualization.compare import MARKERS, PALETTE
+from visualization.families import COLOURS, MARKERS
 from visualization.style import Look, figure, log_from, plain_log, styled
 
 COLUMNS = 4
@@ -99,7 +99,7 @@ def _looks(table: pd.DataFrame) -> dict[str, Look]:
         labels = dict.fromkeys(table["label"][families == family])
         for i, label in enumerate(labels):
             looks[label] = {
-                "color": PALETTE[number % len(PALETTE)],
+                "color": COLOURS[number % len(COLOURS)],
                 "marker": MARKERS[i % len(MARKERS)],
                 "ls": "none",
                 "ms": 6,

@@ -60,14 +60,13 @@ def _over_positions(ax: Axes, table: pd.DataFrame) -> None:
     middles, high = binned(positions, values, width, "max")
     low = binned(positions, values, width, "min")[1]
     edges = np.append(middles - width / 2, middles[-1] + width / 2)
-    label = f"importance, from its median {median:.2f}{per_bin(width, 'lowest and highest')}"
+    label = f"importance from its median {median:.2f}{per_bin(width, 'lowest and highest')}"
     for ends, limit in ((high, np.maximum), (low, np.minimum)):
         look: Look = {"fill": True, "color": "#98a3b0", "label": label}
         ax.stairs(limit(ends, median), edges, baseline=median, **look)
         label = ""
     highest = table.loc[table.groupby(positions // width)["importance"].idxmax()]
     band(ax, middles, high, errors(highest, "importance"), step="mid", color=GREY, alpha=0.4)
-    band_entry(ax, table, alpha=0.4)
     ranked, many = _highest(table, config.TOP_TOKENS), _sinks(table)
     mark(ax, ranked, "importance", "v", ACCENT, f"the {len(ranked)} highest")
     mark(ax, many, "importance", "D", SINK_COLOUR, sink_label(len(many)))
@@ -96,7 +95,7 @@ def _norms(ax: Axes, table: pd.DataFrame) -> None:
         error = binned(positions, errors(table, name) / largest, width, "mean")[1]
         band(ax, middles, line, error, color=COLOURS[kind])
         own = many.assign(share=many[name] / largest)
-        mark(ax, own, "share", "D", COLOURS[kind], f"of sinks: {NAMES[kind][:-1].lower()} norm")
+        mark(ax, own, "share", "D", COLOURS[kind], "sinks' own" if kind == "key" else "")
     band_entry(ax, table)
     ax.set_xlabel("Token position")
     ax.set_ylabel("Norm (share of its maximum)")

@@ -18,6 +18,10 @@ ABOUT = (
     "Extract the KV cache of a language model on real text, analyse and draw it,\n"
     "compress it, and measure what that costs."
 )
+COMPLETION = (
+    "At the tab key bash and zsh offer modes, flags and values after `pip install argcomplete`\n"
+    "and `activate-global-python-argcomplete`, once, and in a new shell."
+)
 MORE = "`--mode MODE --help` shows the flags of one mode, its defaults and examples."
 
 
@@ -188,5 +192,6 @@ def _help(mode: str) -> str:
         p.description = also + _wrapped(f"--mode {mode} {MODES[mode].does}.", 0)
         examples = list(MODES[mode].examples)
     shown = "\n".join(f"  python main.py {example}" for example in examples)
-    p.epilog = f"examples:\n{shown}\n\nDefaults are edited in config.py."
+    ends = ["Defaults are edited in config.py.", *([] if mode else [COMPLETION])]
+    p.epilog = "\n".join([f"examples:\n{shown}\n", *ends])
     return p.format_help()
