@@ -14,7 +14,7 @@ SETTINGS = {  # label -> (bytes per token, KL, bytes stored once, engine)
     "coded 2.0e-04": (840.0, 0.0048, 48_000_000, ""),
     "coded 5.0e-05": (2065.0, 0.0004, 48_000_000, ""),
     "kivi-2": (5800.0, 0.19, 0, 'transformers cache_config={"nbits": 2}'),
-    "kivi-4": (9180.0, 0.0044, 0, "llama.cpp -ctk q4_0 -ctv q4_0"),
+    "kivi-4": (9180.0, 0.0044, 0, 'transformers cache_config={"nbits": 4}, or llama.cpp -ctk q4_0'),
     "fp8": (11_520.0, 0.0027, 0, "vLLM --kv-cache-dtype fp8_e4m3"),
     "none": (float(PLAIN_BYTES), 0.0, 0, ""),
 }

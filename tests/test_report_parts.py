@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from compression.studies import presets
 from tests import reported
 from visualization.report import kept
 from visualization.report.cells import packed_logs
 from visualization.report.changed import changed, quantiles, tail
-from visualization.report.frontier import frontier
+from visualization.report.frontier import engines_of, frontier
 from visualization.report.ledger import ledger
 from visualization.report.pictures import extremes, pictures
 from visualization.report.results import Results
@@ -69,13 +70,25 @@ def test_the_frontier_and_the_ledger_say_what_their_tables_do(folder):
     assert rows["label"].tolist() == list(reported.SETTINGS)  # by size, as the table is not
     assert (rows["kl"] == table.loc[rows["label"], "kl_mean_nats"].to_numpy()).all()
     assert (rows["kl_shown"] > 0).all() and (rows["kl_low"] <= rows["kl_high"]).all()
-    assert dict(zip(rows["label"], rows["engine"], strict=True))["fp8"].startswith("vLLM")
+    engines = dict(zip(rows["label"], rows["engines"], strict=True))
+    assert engines["fp8"] == [["vLLM", "--kv-cache-dtype fp8_e4m3"]] and engines["none"] == []
+    assert engines["kivi-4"] == [
+        ["transformers", 'cache_config={"nbits": 4}'],
+        ["llama.cpp", "-ctk q4_0"],
+    ]
     found = ledger(results)
     for setting in found["settings"]:
         parts = pd.DataFrame({k: v for k, v in setting.items() if k != "label"})
         stored = parts.loc[~parts["once"], "bytes"].sum()
         assert stored == int(table.loc[setting["label"], "stored_bytes"])
     assert found["plain_bytes_per_token"] == reported.PLAIN_BYTES
+
+
+def test_every_engine_setting_is_copied_without_the_name_of_its_engine():
+    for said in presets.ENGINES.values():
+        for name, setting in engines_of(said):
+            assert name in ("vLLM", "llama.cpp", "transformers") and setting
+            assert not setting.startswith(name) and setting in said
 
 
 def test_what_changed_has_every_scored_token_of_every_setting(folder):

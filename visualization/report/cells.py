@@ -36,6 +36,8 @@ def columns(table: pd.DataFrame, names: Iterable[str] | None = None) -> dict[str
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return column(value)
     if isinstance(value, float | np.floating):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value if isinstance(value, str | int) or value is None else str(value)

@@ -33,6 +33,7 @@ def frontier(results: Results) -> dict[str, Any] | None:
         per_model_said=[nbytes(n) if n else "nothing" for n in table["per_model_bytes"]],
         tasks_said=[_tasks(results, label) for label in table["label"]],
         engine=engine,
+        engines=[engines_of(said) for said in engine],
         engine_said=engine.where(engine != "", "none"),
         named=_names(table["frontier"] | (engine != ""), table["bytes_per_token"]),
         restore_s=_given(table, "restore_s", float("nan")),
@@ -45,6 +46,12 @@ def frontier(results: Results) -> dict[str, Any] | None:
         "context_tokens": round(first["stored_bytes"] / first["bytes_per_token"]),
         "texts": int(_given(table, "texts", 1).iloc[0]),
     }
+
+
+def engines_of(said: str) -> list[list[str]]:
+    """vLLM --x y, or llama.cpp -z -> [[vLLM, --x y], [llama.cpp, -z]]: what is copied is what an
+    engine is given."""
+    return [list(one.partition(" ")[::2]) for one in said.split(", or ") if one]
 
 
 def _with_error(value: float, error: float) -> str:

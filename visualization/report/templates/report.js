@@ -187,9 +187,9 @@ function answer(widget, rows, gib, tokens) {
 
 function settingLine(row) {
   const engine = element("td", { class: "engine" });
-  if (row.engine) {
-    const code = element("code", {}, row.engine);
-    engine.append(code, copyButton(code, `the engine setting of ${row.label}`));
+  for (const [name, setting] of row.engines) {
+    const code = element("code", {}, setting);
+    engine.append(element("div", {}, `${name} `, code, copyButton(code, `the setting of ${name} for ${row.label}`)));
   }
   return element(
     "tr", { class: row.frontier ? "on-frontier" : null },
@@ -251,7 +251,7 @@ function worst(data, setting) {
 
 function guesses(top, right, nats) {
   const line = ([token, probability]) =>
-    element("li", {}, element("code", { class: token === right ? "right" : null }, visible(token)), element("span", {}, percent(probability)));
+    element("li", {}, element("code", { class: token === right ? "right" : null }, visible(token).replaceAll("\n", "")), element("span", {}, percent(probability)));
   const list = (top ?? []).map(line);
   const cost = element("div", { class: "note" }, `the text's own token: ${digits(nats)} nats`);
   return element("div", {}, element("ul", { class: "guesses" }, ...list), cost);
@@ -269,12 +269,10 @@ async function ledger(widget, data) {
   const drawn = (rows) => rows.filter((row) => !row.once); // which would dwarf what a text takes
   const rowsNow = () => {
     const { label, ...columns } = data.settings[Number(chooser.value)];
-    const order = new Map();
-    return rowsOf(columns).map((row, i) => {
-      const key = keyOf(row);
-      if (!order.has(key)) order.set(key, order.size);
-      return { ...row, key, order: i, order_of_part: order.get(key), on: !off.has(key) };
-    });
+    const rows = rowsOf(columns).map((row, order) => ({ ...row, order, key: keyOf(row) }));
+    const kinds = ["key", "value", "both"]; // stand together in a bar, and their parts in it
+    const keys = [...new Map(rows.map((row) => [row.key, kinds.indexOf(row.kind)]))].sort((a, b) => a[1] - b[1]).map(([key]) => key);
+    return rows.map((row) => ({ ...row, order_of_part: keys.indexOf(row.key), on: !off.has(row.key) }));
   };
   const sums = () => {
     const rows = rowsNow();
