@@ -186,4 +186,5 @@ def norms(layers: int, tokens: int) -> pd.DataFrame:
     table["norm"] = (
         10 + table["layer"] + (table["kind"] == "value") * 5 + table["position"] / tokens
     )
+    table["cosine_to_mean"] = 1 - 0.5 * table["position"] / tokens
     return table

@@ -133,7 +133,7 @@ def _in_time() -> Drawn:
             x=alt.X("position:Q", title="Position of the token").scale(nice=False, zero=False),
             x2="until:Q",
             y=alt.Y("layer:O", title="Layer").axis(labelOverlap=True),
-            color=alt.Color("norm:Q", title="Norm (mean over heads)")
+            color=alt.Color("shown:Q", title=None)
             .scale(scheme="viridis", zero=False)
             .legend(orient="top", gradientLength=220),
             tooltip=[
@@ -142,6 +142,7 @@ def _in_time() -> Drawn:
                 alt.Tooltip("tokens:Q", title="tokens", format=","),
                 alt.Tooltip("stage:N", title="stage"),
                 alt.Tooltip("norm:Q", title="norm", format=".3~g"),
+                alt.Tooltip("cosine_to_mean:Q", title="cosine to the mean", format=".2f"),
             ],
         )
     )

@@ -1,4 +1,5 @@
-"""The cache from the first token to the last that was generated: norms by layer and position."""
+"""The cache from the first token to the last that was generated: lengths and directions of its
+entries by layer and position."""
 
 from typing import Any
 
@@ -8,12 +9,13 @@ from visualization.report.cells import column
 from visualization.report.results import Results
 
 TABLE = "cache/norms_in_time"
-NEEDED = ("layer", "position", "tokens", "stage", "kind", "norm")
+MEASURES = ("norm", "cosine_to_mean")
+NEEDED = ("layer", "position", "tokens", "stage", "kind", *MEASURES)
 KINDS = ("key", "unrotated key", "value")
 
 
 def in_time(results: Results) -> dict[str, Any] | None:
-    """Of each kind its norms, layers by bins of positions."""
+    """Of each kind its MEASURES, layers by bins of positions."""
     table = results.table(TABLE)
     if table is None or not set(NEEDED) <= set(table) or table.empty:
         return None
@@ -26,11 +28,12 @@ def in_time(results: Results) -> dict[str, Any] | None:
                 "layer": column(rows["layer"]),
                 "position": column(rows["position"]),
                 "tokens": column(rows["tokens"]),
-                "norm": column(rows["norm"]),
+                **{measure: column(rows[measure]) for measure in MEASURES},
                 "generated": [int(stage == "generated") for stage in rows["stage"]],
             }
             for kind, rows in sorted(kinds.items(), key=lambda pair: KINDS.index(pair[0]))
         },
+        "measures": MEASURES,
         "rotation_keeps_norms": _same(kinds),
         "n_layers": int(table["layer"].nunique()),
         "n_tokens": int((table["position"] + table["tokens"]).max()),

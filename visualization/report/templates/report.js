@@ -330,18 +330,17 @@ function partLines(rows, off, changedParts) {
 // ---- the cache in time
 
 async function in_time(widget, data) {
-  const made = {};
   // a cell reaches a little under the next, which is drawn over it, so that no seams are left
   const cellOf = (row) => ({ ...row, until: Math.min(data.n_tokens, row.position + 1.3 * row.tokens), stage: row.generated ? "generated" : "prefill" });
-  const rowsNow = (kind) => (made[kind] ??= rowsOf(data.kinds[kind]).map(cellOf));
-  const kinds = Object.keys(data.kinds);
+  const chosen = (name) => widget.querySelector(`input[data-choice="${name}"]:checked`).value;
+  const rowsNow = () => rowsOf(data.kinds[chosen("kind")]).map((row) => cellOf({ ...row, shown: row[chosen("measure")] }));
   const height = Math.min(560, Math.max(180, 9 * data.n_layers));
   const generated = data.generated_from === null ? [] : [{ position: data.generated_from }];
-  const view = await chart(part(widget, ".chart"), rowsNow(kinds[0]), {
+  const view = await chart(part(widget, ".chart"), rowsNow(), {
     renderer: "canvas", alter: { height }, more: { generated },
-    description: `Norms of ${data.n_layers} layers over positions${generated.length ? `; generation begins at position ${data.generated_from}` : ""}.`,
+    description: `Norms or directions of ${data.n_layers} layers over positions${generated.length ? `; generation begins at position ${data.generated_from}` : ""}.`,
   });
-  widget.addEventListener("change", (event) => view.data("rows", rowsNow(event.target.value)).runAsync());
+  widget.addEventListener("change", () => view.data("rows", rowsNow()).runAsync());
 }
 
 // ---- the token ribbon
