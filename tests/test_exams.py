@@ -14,6 +14,7 @@ from compression.base import Compressor, Uncompressed
 from compression.coded.learned_text import FIRST_SAMPLE, leaked, paragraphs
 from compression.registry import make
 from compression.studies import exam_tables, exam_words
+from compression.studies.compare import CompareStudy
 from compression.studies.exams import Papers, answered, filler_of, sittings
 from compression.studies.going_on import GoOn
 from compression.studies.run import run
@@ -214,8 +215,12 @@ def test_what_the_model_cannot_do_is_not_averaged():
     overall = exam_tables.over_tasks(answers(SCORES), of_tasks).set_index("label")
     assert overall.loc["x", "accuracy"] == pytest.approx(1 / 3) and overall.loc["x", "tasks"] == 1
     said = "\n".join(exam_words.said(of_tasks, overall.reset_index(), pd.DataFrame(), "a text"))
+    assert "No setting is within one point of the untouched cache in each of these tasks." in said
     assert "less than 20% of them: b (10%)" in said
-    assert "x, 5.0 x: 33.3%, -50.0 ± 28.9 points over 1 tasks" in said
+    assert (
+        "x, 5.0 x: 33.3%, -50.0 ± 28.9 points over 1 task; of 3 contexts 0 better and 2 worse"
+        in said
+    )
 
 
 def test_a_method_that_changed_nothing_did_not_engage():
@@ -225,6 +230,16 @@ def test_a_method_that_changed_nothing_did_not_engage():
     said = "\n".join(exam_words.said(of_tasks, overall, pd.DataFrame(), "a text"))
     assert "y did not engage in a: what it restored is the untouched cache bit for bit" in said
     assert "x did not engage" not in said
+
+
+def test_the_smallest_that_loses_nothing_is_named():
+    scores = {"none": [[1], [0.5]], "x": [[1], [0.5]], "y": [[1], [0.5]], "z": [[1], [0]]}
+    table = answers({"a": scores}, ("a",)).assign(engaged=True)
+    table.loc[table["label"] == "x", "stored_bytes"] = 10
+    of_tasks = exam_tables.by_task(table)
+    overall = exam_tables.over_tasks(table, of_tasks)
+    said = "\n".join(exam_words.said(of_tasks, overall, pd.DataFrame(), "a text"))
+    assert "in each of these tasks: x, y; the smallest is x, 10.0 x or more." in said
 
 
 @pytest.mark.parametrize("n", range(7))
@@ -244,9 +259,9 @@ def test_a_whole_run(monkeypatch, empty_cache):
     kept = ("niah_single_1", "niah_multikey_1", "instructions")
     for name in set(TASKS) - set(kept):
         monkeypatch.delitem(TASKS, name)
-    study = TaskStudy(
-        context_tokens=1600, score_tokens=4, num_samples=1, methods=("fp8", "recent"), levels=(0.5,)
-    )
+    asked = {"context_tokens": 1600, "score_tokens": 4, "num_samples": 1}
+    asked |= {"methods": ("fp8", "recent"), "levels": (0.5,)}
+    study = TaskStudy(**asked)
     outcome = run(study, loaded, reference_samples())
     tables = outcome.report.tables
     of_tasks = tables["tasks/accuracy"]
@@ -257,5 +272,7 @@ def test_a_whole_run(monkeypatch, empty_cache):
     untouched = tables["tasks/going_on"].set_index("label").loc["none"]
     assert (untouched["equal_share"] == 1).all() and (untouched["kl_max_nats"] == 0).all()
     assert any("Python language reference (offline) #0" in line for line in outcome.report.lines)
-    again = run(study, loaded, reference_samples())
-    pd.testing.assert_frame_equal(again.report.tables["tasks/answers"], tables["tasks/answers"])
+    beside = CompareStudy(**asked, needles=False, tasks=True)
+    again = run(beside, loaded, reference_samples()).report.tables  # of rows that were kept
+    pd.testing.assert_frame_equal(again["tasks/answers"], tables["tasks/answers"])
+    pd.testing.assert_frame_equal(again["compare/compare"], tables["tasks/running_text"])

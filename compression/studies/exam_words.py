@@ -4,6 +4,7 @@ import pandas as pd
 
 from compression.studies.exam_tables import FULL, LEAST
 
+POINT = 0.01  # of accuracy
 CHANCE = 0.05  # p-value from which a difference may be chance
 
 
@@ -14,6 +15,7 @@ def said(
         _asked(of_tasks, filler),
         *_apart(of_tasks),
         *(_of_label(row) for _, row in overall.iterrows() if row["label"] != FULL),
+        *_kept(of_tasks),
         *_lost(of_tasks),
         *_idle(of_tasks),
         *_went_on(continued),
@@ -50,11 +52,32 @@ def _of_label(row: pd.Series) -> str:
     chance = "" if row["p_value"] < CHANCE else ", which may be chance"
     return (
         f"{row['label']}, {row['ratio']:.1f} x: {row['accuracy']:.1%}, "
-        f"{100 * row['difference']:+.1f}{error} points over {row['tasks']} tasks; of "
+        f"{100 * row['difference']:+.1f}{error} points over {_counted(row['tasks'], 'task')}; of "
         f"{row['exams']} contexts {row['better']} better and {row['worse']} worse "
         f"(p = {row['p_value']:.2g}{chance}); probability of the right answer "
         f"{row['probability']:.3f}, untouched {row['probability_full']:.3f}."
     )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _kept(of_tasks: pd.DataFrame) -> list[str]:
+    """The smallest setting that engaged and is as good as untouched in each task."""
+    counted = of_tasks[of_tasks["counted"] & (of_tasks["label"] != FULL)]
+    if counted.empty:
+        return []
+    by_label = counted.groupby("label", sort=False)
+    whole = by_label["difference"].min() >= -POINT
+    ratios = by_label["ratio"].min()[whole & by_label["engaged"].all()]
+    if ratios.empty:
+        return ["No setting is within one point of the untouched cache in each of these tasks."]
+    best = ratios.idxmax()
+    return [
+        "Within one point of the untouched cache in each of these tasks: "
+        f"{', '.join(ratios.index)}; the smallest is {best}, {ratios[best]:.1f} x or more."
+    ]
 
 
 def _lost(of_tasks: pd.DataFrame) -> list[str]:

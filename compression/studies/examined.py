@@ -45,7 +45,9 @@ def examined(
         for answer in _answers(task.paper, row)
     ]
     return Examined(
-        pd.DataFrame(answers), pd.DataFrame(_continued(study, work, texts, methods)), filler
+        pd.DataFrame(answers).astype({"probability": float}),
+        pd.DataFrame(_continued(study, work, texts, methods)),
+        filler,
     )
 
 

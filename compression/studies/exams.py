@@ -139,7 +139,8 @@ def _paper(
     questions = tuple(_asked(loaded, question) for question in exam.questions)
     for asked in questions:
         most = len(context) + len(asked.ids) + max(asked.room, len(asked.expected))
-        loaded.refuse_beyond(most, f"A task of {most} tokens", "`context_tokens`")
+        asked_for = f"A context, a question and its answer of {most} tokens"
+        loaded.refuse_beyond(most, asked_for, "`context_tokens`")
     return Paper(name, number, context, questions)
 
 

@@ -48,7 +48,8 @@ class GoOn(OfMethod):
             first = judge.continuation.token_ids[:1]
             along = replace(judge.continuation, token_ids=torch.cat([first, own]))
             full, other = (along.log_probabilities(each) for each in (judge.cache, restored))
-            kl = (full.exp() * (full - other)).nansum(-1).cpu()
+            share = full.exp()  # where it is 0, so is its term
+            kl = torch.where(share > 0, share * (full - other), 0.0).sum(-1).cpu()
             said = _said(along, restored, other.argmax(-1).cpu(), own)
         row: Row = {
             "method": self.method.name,
