@@ -1,9 +1,10 @@
 # make analyze   set up on first use, then the documented run
-# make test      set up on first use, a browser too, then format, lint, types and tests
+# make test      set up on first use, a browser and LMCache too, then format, lint, types and tests
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 STAMP := .venv/.complete
+LMCACHE := .venv/.lmcache
 
 .PHONY: setup browser analyze test format clean
 
@@ -16,6 +17,10 @@ $(STAMP): requirements.txt requirements-cluster.txt constraints.txt tests/requir
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $(STAMP)
 
+$(LMCACHE): tests/requirements-lmcache.txt $(STAMP)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-lmcache.txt
+	@touch $(LMCACHE)
+
 analyze: setup
 	$(RUN) main.py --mode analyze
 
@@ -27,7 +32,7 @@ browser:
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	echo "No chromium is here, and none could be installed: report.html is not tried in a browser."
 
-test: setup browser
+test: setup browser $(LMCACHE)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy

@@ -1,5 +1,6 @@
 """The lines of docs/codec.md, run as they stand there."""
 
+import os
 import re
 
 import pytest
@@ -26,7 +27,7 @@ def test_the_lines_of_the_page_run(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"text": TEXT}
     for block in BLOCKS:
-        if "lmcache" in block:
+        if "lmcache" in block and os.environ.get("CI") != "true":  # there the set-up has it
             pytest.importorskip("lmcache.v1.distributed.serde.factory", exc_type=ImportError)
         exec(block.replace("smollm2-135m", str(tiny_model)), names)
     assert len(BLOCKS) == 5

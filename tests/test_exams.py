@@ -72,7 +72,10 @@ class Forgetful(Compressor):
 def rows_of(model, papers, *methods):
     study = TaskStudy(context_tokens=CONTEXT, methods=("none", "fp8"))
     tasks = sittings(study, papers, methods)
-    return list(zip(tasks, Here(model).each(tasks, "score"), strict=True))
+    return [
+        (task, scored.row)
+        for task, scored in zip(tasks, Here(model).each(tasks, "score"), strict=True)
+    ]
 
 
 def scores(row):
@@ -163,7 +166,7 @@ def test_what_is_gone_on_with_is_compared_token_by_token():
 
     rows = {}
     for method in (Uncompressed(), make("kivi", {"bits": 1, "recent_tokens": 0})):
-        rows[method.name] = GoOn(Asks(), ids, method, own).run(Worker(loaded))
+        rows[method.name] = GoOn(Asks(), ids, method, own).run(Worker(loaded)).row
         restored = method.compress(judge.cache).restore()
         said = judge.continuation.greedy(restored, 8)
         same = [a == b for a, b in zip(said, own, strict=True)]

@@ -51,7 +51,7 @@ def test_the_usual_format_stands_in_config(flags, tmp_path, monkeypatch):
     monkeypatch.setattr("config.FIGURE_FORMAT", "svg")
     assert run(*flags, "--analysis_focus", "layers") == 0
     endings = {file.rpartition(".")[2] for file in files_below(tmp_path / "out")}
-    assert endings == {"svg", "csv", "json"}
+    assert endings == {"svg", "csv", "json", "html"}
 
 
 def test_a_text_that_a_picture_would_replace_is_refused_in_its_format_alone(

@@ -154,4 +154,5 @@ def test_what_is_kept_of_the_attention_does_not_grow_with_the_chunks(chunk):
     with torch.no_grad():
         reading.read(loaded, ids, probe)
     held = [x for _, x in leaves(probe._sums) if isinstance(x, torch.Tensor)]
-    assert sum(x.numel() for x in held) == 2 * 2 * (2 * N + N)  # layers, both, heads and counts
+    of_layer = 2 * (2 * N + N) + 2 * N  # heads and counts of both; who looks most, how much
+    assert sum(x.numel() for x in held) == 2 * of_layer

@@ -371,7 +371,9 @@ def test_the_command_line_draws_spectra_and_says_what_they_rest_on(flags, tmp_pa
     assert run(*flags, "--analysis_focus", "spectrum") == 0
     stems = ("energy_spectrum", "ranks", "effective_rank_by_head", "subspace_overlap")
     files = {f"spectrum/{stem}.{ending}" for stem in stems for ending in ("png", "csv")}
-    assert files | {"analyze.json", "cache_inventory.csv"} == files_below(tmp_path / "out")
+    assert files | {"analyze.json", "cache_inventory.csv", "report.html"} == files_below(
+        tmp_path / "out"
+    )
     assert (
         "Energy spectra rest on 1 text, in which a head holds 60 tokens." in capsys.readouterr()[0]
     )

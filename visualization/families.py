@@ -9,7 +9,7 @@ from visualization.style import Look
 COLOURS = (  # as many as families that `compare` has, no two alike
     "#c0392b", "#2f6db3", "#2e8b57", "#d9822b", "#6b4c9a", "#00a5b5", "#7b7d7d", "#b7950b",
     "#e377c2", "#14284b", "#8b5a2b", "#7cb518", "#000000", "#b0127b", "#5f6b1c", "#8f86dc",
-    "#58a9e8",
+    "#58a9e8", "#2438e6", "#d63af9",
 )  # fmt: skip
 MARKERS = "osD^vP*X<>"  # no factor in common with colours, so that a look comes back late
 

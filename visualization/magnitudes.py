@@ -51,9 +51,10 @@ def _histogram(ax: Axes, right_edges: pd.Series, counts: pd.Series, kind: str) -
     """Without the first bin, which reaches down to 0 and would stand out as none of the others."""
     ax.stairs(counts.iloc[1:], right_edges.to_numpy(), fill=True, color=COLOURS[kind])
     ax.set_xscale("log")
-    ax.set_yscale("log")
     plain_log(ax.xaxis)
-    plain_log(ax.yaxis)
+    if (counts.iloc[1:] > 0).any():  # of zeros alone there is no logarithm
+        ax.set_yscale("log")
+        plain_log(ax.yaxis)
     ax.set_title(NAMES[kind], loc="left")
 
 

@@ -49,7 +49,9 @@ def models(table: pd.DataFrame, about: str) -> Figure:
 
 
 def _named(rows: pd.DataFrame) -> pd.Series:
-    """Each setting by its method and what tells it from the method's others."""
+    """Each setting by its label, or else its method and what tells it from the method's others."""
+    if "label" in rows:
+        return rows["label"].str.slice(0, LONGEST)
     told = rows["settings"].fillna("").str.split().map(set)
     common = {method: set.intersection(*told[own.index]) for method, own in rows.groupby("method")}
     words = [

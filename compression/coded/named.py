@@ -19,6 +19,7 @@ OF_NO_LAYER = {
     "levels": "precision of tokens",
     "scales": "scales of the roots",
     "weights": "precision of tokens",
+    "weights_without_queries": "precision of tokens",
     "watched": "precision of tokens",
     "tables": "tables of the entropy coder",
 }

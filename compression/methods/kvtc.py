@@ -1,11 +1,12 @@
-"""KVTC (arXiv 2511.01815), rebuilt from the paper: transform coding over all heads and layers.
+"""KVTC (arXiv 2511.01815), rebuilt from its abstract and public descriptions, since there is no
+official code: transform coding over all heads and layers.
 
 Keys before rotary embedding, and values apart from them, of all layers that hold the same tokens
 are one vector for each token. A basis of principal directions and a mean, both from calibration,
 take it to coefficients; these get the bits that dynamic programming has chosen for a budget
 (kvtc_plan.py), and the bytes go through DEFLATE. The 4 first and 128 recent tokens stay plain.
 
-Where the paper leaves a choice, the one is taken that stores less or costs less: 8-bit floats have
+Where a choice is ours, the one is taken that stores less or costs less: 8-bit floats have
 one scale per column and model instead of one with every token, and steps and zeros go through
 DEFLATE too.
 """

@@ -79,7 +79,7 @@ def over_models(outcomes: Sequence[Outcome]) -> Outcome:
     """The table has the summaries of all models, in their order."""
     names = _told_apart([outcome.model.name for outcome in outcomes])
     tables = [
-        outcome.summary.assign(model=name) for name, outcome in zip(names, outcomes, strict=True)
+        _labelled(outcome).assign(model=name) for name, outcome in zip(names, outcomes, strict=True)
     ]
     table = pd.concat(tables, ignore_index=True)
     table = table[["model", *(column for column in table if column != "model")]]
@@ -97,6 +97,15 @@ def over_models(outcomes: Sequence[Outcome]) -> Outcome:
         _together([outcome.model for outcome in outcomes]),
         None,
     )
+
+
+def _labelled(outcome: Outcome) -> pd.DataFrame:
+    """The summary with the label that a table of the study gives each setting, where one does."""
+    keys = ["method", "settings"]
+    for table in outcome.report.tables.values():
+        if {*keys, "label"} <= set(table) and not table.duplicated(keys).any():
+            return outcome.summary.merge(table[[*keys, "label"]], how="left", on=keys)
+    return outcome.summary
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
@@ -127,8 +136,9 @@ def _cheapest(name: str, rows: pd.DataFrame) -> str:
     if cheap.empty:
         return f"{name}: no setting measured costs {bound:g} nats per token or less."
     best = cheap.loc[cheap["ratio"].idxmax()]
+    setting = best.get("label", f"{best['method']} {best['settings']}")
     return (
         f"{name}: of the settings that cost {bound:g} nats per token or less the smallest is "
-        f"{best['method']} {best['settings']}, {best['ratio']:.2f} x smaller than 16 bits, at "
+        f"{setting}, {best['ratio']:.2f} x smaller than 16 bits, at "
         f"measured KL {spread(best)}."
     )

@@ -180,7 +180,7 @@ BUDGETS = tuple(
         f"--quiet {budget} --methods {method}",
         budget.split()[0],
         what="nothing fits; the results are written",
-        changes=("out/compar*", "out/cache_inventory.csv", "home/*"),
+        changes=("out/compar*", "out/cache_inventory.csv", "out/report.html", "home/*"),
     )
     for budget, method in (
         ("--max_kl 1e-30 --max_bits 0.01", "kivi"),

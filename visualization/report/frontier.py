@@ -21,7 +21,7 @@ def frontier(results: Results) -> dict[str, Any] | None:
     kl = table["kl_mean_nats"]
     floor = float(kl[kl > 0].min() / 2) if (kl > 0).any() else 1e-9
     error = _given(table, "kl_mean_nats_se", 0.0).fillna(0)
-    engine = _given(table, "engine", "").fillna("")
+    engine = _given(table, "engine", "").astype(object).fillna("")
     rows = table[["label", "bytes_per_token", "ratio", "per_model_bytes", "frontier"]].assign(
         family=_given(table, "family", ""),
         kl=kl,
@@ -37,7 +37,7 @@ def frontier(results: Results) -> dict[str, Any] | None:
         engine_said=engine.where(engine != "", "none"),
         named=_names(table["frontier"] | (engine != ""), table["bytes_per_token"]),
         restore_s=_given(table, "restore_s", float("nan")),
-        dominated_by=_given(table, "dominated_by", "").fillna(""),
+        dominated_by=_given(table, "dominated_by", "").astype(object).fillna(""),
     )
     first = table.iloc[0]
     return {
