@@ -38,7 +38,7 @@ SHORT = {
 }
 SIZES = {
     "max_position_embeddings": 65536,
-    "num_hidden_layers": 21,
+    "num_hidden_layers": 5,
     "hidden_size": 96,
     "num_attention_heads": 3,
     "num_key_value_heads": 3,
