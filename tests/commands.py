@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -76,6 +77,11 @@ def modules_after(code: str) -> set[str]:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return set(ended.stdout.split())
+
+
+def untimed(lines: list[str]) -> list[str]:
+    """Sentences without the seconds in them, which no two runs share."""
+    return [re.sub(r"\d+\.\d+ s ", "", line) for line in lines]
 
 
 def files_below(folder: Path) -> set[str]:

@@ -46,7 +46,7 @@ def test_what_to_take_is_said_with_bytes_cost_and_what_is_stored_once():
         "Take coded 1.0e-04, the smallest measured that costs 0.01 nats or less: 20 bytes per "
         "token (20.00 x smaller, 0.80 bits per value), costs KL 0.0090 ± 0.0009 nats per token, "
         "perplexity +0.90 %; needs 1.0 MiB once for the model (with them 0.04 x here; they pay "
-        "from 2,759 tokens) and 0.25 s to restore."
+        "from 2,759 tokens) and 0.25 s to restore 100 tokens."
     )
     assert today.startswith("No engine has it today; of their settings measured here take kivi-4 (")
     assert "120 bytes per token (3.33 x smaller), costs KL 0.0040 ± 0.0004" in today
@@ -55,7 +55,7 @@ def test_what_to_take_is_said_with_bytes_cost_and_what_is_stored_once():
 def test_a_setting_of_an_engine_is_taken_as_that():
     take, today = words.taken(TABLE, TABLE.iloc[3], {"max_bits": 5.0})
     assert take.startswith("Take kivi-4, within `max_bits` 5: 120 bytes")
-    assert take.endswith("perplexity +0.40 %; 0.25 s to restore.")
+    assert take.endswith("perplexity +0.40 %; 0.25 s to restore 100 tokens.")
     assert today == f"In engines today: {ENGINES['kivi-4']}."
 
 

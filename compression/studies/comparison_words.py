@@ -23,11 +23,12 @@ def taken(table: pd.DataFrame, best: pd.Series | None, budget: Mapping[str, floa
         why = f"within {limits}"
     else:
         why = f"the smallest measured that costs {config.ACCEPTABLE_KL:g} nats or less"
+    n_tokens = best["stored_bytes"] / best["bytes_per_token"]
     line = (
         f"Take {best['label']}, {why}: {best['bytes_per_token']:.0f} bytes per token "
         f"({best['ratio']:.2f} x smaller, {best['bits_per_value']:.2f} bits per value), costs KL "
         f"{spread(best)} nats per token, perplexity {best['delta_perplexity_percent']:+.2f} %; "
-        f"{_once(best)}{best['restore_s']:.2f} s to restore."
+        f"{_once(best)}{best['restore_s']:.2f} s to restore {n_tokens:,.0f} tokens."
     )
     return [line, _today(table, best, budget)]
 
