@@ -79,7 +79,7 @@ def modules_after(code: str) -> set[str]:
     return set(ended.stdout.split())
 
 
-def untimed(lines: list[str]) -> list[str]:
+def without_seconds(lines: list[str]) -> list[str]:
     """Sentences without the seconds in them, which no two runs share."""
     return [re.sub(r"\d+\.\d+ s ", "", line) for line in lines]
 

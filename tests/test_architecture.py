@@ -236,10 +236,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "compression": (set(), HEAVY),
     "visualization.lettering": (set(), HEAVY),
-    "visualization.style": ({"config", "visualization.lettering"}, {"torch", *MODELS}),
+    "visualization.picture_files": ({"config"}, {"torch", *MODELS}),
+    "visualization.style": (
+        {"config", "visualization.lettering", "visualization.picture_files"},
+        {"torch", *MODELS},
+    ),
     "visualization.catalogue": (set(), {"torch", "numpy", *MODELS}),
     "visualization.drawing": (
-        {"config", "visualization.catalogue", "visualization.style"},
+        {"config", "visualization.catalogue", "visualization.picture_files"},
         {"torch", "numpy", *MODELS},
     ),
     "visualization.output": (

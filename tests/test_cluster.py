@@ -18,7 +18,7 @@ from compression.studies.work import Here, Task, untimed
 from config import UsageError
 from data import models
 from data.texts import reference_samples
-from tests.commands import ROOT, of_mode, untimed
+from tests.commands import ROOT, of_mode, without_seconds
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
@@ -104,7 +104,7 @@ def assert_the_same(one, other) -> None:
         drop = [column for column in (*TIMES, *ROUNDED) if column in table]
         there = other.report.tables[stem].drop(columns=drop)
         pd.testing.assert_frame_equal(table.drop(columns=drop), there, rtol=ROUNDING, atol=1e-7)
-    assert untimed(one.report.lines) == untimed(other.report.lines)
+    assert without_seconds(one.report.lines) == without_seconds(other.report.lines)
 
 
 def test_a_cluster_gives_the_tables_of_one_process_and_finished_rows_are_not_repeated(

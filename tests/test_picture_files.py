@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from data.vocabulary import PICTURE_FORMATS
 from tests import drawn
 from tests.commands import ROOT, files_below, run
-from visualization import style
+from visualization import picture_files, style
 from visualization.catalogue import PICTURES
 
 STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -86,7 +86,7 @@ def test_the_same_run_gives_the_same_bytes(usual, tmp_path):
 def test_an_svg_needs_no_font_and_nothing_from_elsewhere(usual, tmp_path):
     for stem in ("heads/pruning_heatmap_by_layer_head", "tokens/token_position_importance"):
         file = tmp_path / "a.svg"
-        style.save(PICTURES[stem](usual[stem], drawn.ABOUT), file)
+        picture_files.save(PICTURES[stem](usual[stem], drawn.ABOUT), file)
         for element in ElementTree.parse(file).iter():
             assert not element.tag.endswith("}text")
             for name, value in element.attrib.items():
@@ -102,7 +102,7 @@ def test_dense_parts_are_pixels_and_others_are_shapes(tmp_path, ending):
         figure, ax = style.figure("A title", "about", (6, 5))
         ax.pcolormesh(np.random.default_rng(0).random((n, n)))
         sizes[n] = tmp_path / f"{n}.{ending}"
-        style.save(figure, sizes[n])
+        picture_files.save(figure, sizes[n])
     few, many = (sizes[n].read_bytes() for n in (10, 72))
     image = {"svg": rb"<image", "pdf": rb"/Subtype /Image"}[ending]
     assert not re.search(image, few) and re.search(image, many)
@@ -112,7 +112,7 @@ def test_dense_parts_are_pixels_and_others_are_shapes(tmp_path, ending):
 def test_a_part_that_was_made_pixels_where_it_was_drawn_stays_so(tmp_path):
     figure = Figure()
     figure.subplots().scatter([0, 1], [0, 1], rasterized=True)
-    style.save(figure, tmp_path / "a.svg")
+    picture_files.save(figure, tmp_path / "a.svg")
     assert "<image" in (tmp_path / "a.svg").read_text()
 
 
@@ -121,7 +121,7 @@ def test_every_picture_of_an_analysis_can_be_drawn_in_each_format(usual, tmp_pat
         figure = PICTURES[stem](usual[stem], drawn.ABOUT)
         for ending in ("pdf", "svg"):
             file = tmp_path / f"a.{ending}"
-            style.save(figure, file)
+            picture_files.save(figure, file)
             assert file.read_bytes().startswith(STARTS[ending]), stem
             assert file.stat().st_size < 2**21, stem
 

@@ -16,7 +16,7 @@ from compression.studies.work import Here, Task, Work, Worker
 from data import extraction
 from data.texts import reference_samples
 from tests import families
-from tests.commands import untimed
+from tests.commands import without_seconds
 
 LENGTHS = {"context_tokens": 100, "score_tokens": 4, "num_samples": 2}
 STUDIES = {
@@ -57,7 +57,7 @@ def test_tasks_sent_to_workers_of_their_own_give_the_tables_of_one_process(
         pd.testing.assert_frame_equal(
             table.drop(columns=drop), apart.report.tables[stem].drop(columns=drop)
         )
-    assert untimed(here.report.lines) == untimed(apart.report.lines)
+    assert without_seconds(here.report.lines) == without_seconds(apart.report.lines)
     assert here.report.continued == apart.report.continued
     assert [s.name for s in here.samples] == [s.name for s in apart.samples]
 

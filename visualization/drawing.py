@@ -156,7 +156,7 @@ def _constants() -> dict[str, object]:
 
 
 def _draw(stem: str, table: "pd.DataFrame", about: str, path: str | Path) -> None:
-    from visualization.style import save
+    from visualization.picture_files import save
 
     save(PICTURES[stem](table, about), path)
 

@@ -4,8 +4,7 @@ import textwrap
 from collections.abc import Callable, Container, Iterable
 from functools import cache, wraps
 from io import BytesIO
-from pathlib import Path
-from typing import IO, Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import matplotlib
 import numpy as np
@@ -14,14 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import Collection
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-import config
 from visualization.lettering import from_the_left
+from visualization.picture_files import save
 
 KINDS = ("key", "value")
 COLOURS = {"key": "#2f6db3", "value": "#d9822b"}
@@ -49,13 +47,6 @@ RC: dict[Any, object] = {  # matplotlib would have each name as a literal
     "ytick.labelsize": 9,
 }
 
-MOST_PARTS = 2000  # of a part of a picture that is still made of shapes in PDF and SVG
-VECTOR: dict[Any, object] = {
-    "svg.fonttype": "path",  # looks the same where the font is not at hand
-    "svg.hashsalt": "kv-cache-visualization",  # names of parts that are not drawn by chance
-    "pdf.fonttype": 42,  # text that can be searched
-}
-UNDATED = {".svg": "Date", ".pdf": "CreationDate"}
 
 Draw = Callable[[pd.DataFrame, str], Figure]
 Look = dict[str, Any]  # named arguments of a function of matplotlib
@@ -157,26 +148,6 @@ def figure(
         hspace=gap[1] / down,
     )
     return fig, fig.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=squeeze)
-
-
-def save(fig: Figure, path: str | Path | IO[bytes]) -> None:
-    """Write a picture in the format that the path's ending says, PNG where it has none; the same
-    picture is the same bytes each time."""
-    ending = Path(path).suffix if isinstance(path, str | Path) else ".png"
-    if ending == ".png":  # compressed quickly: the best compression takes as long as all drawing
-        fig.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
-        return
-    for artist in fig.findobj(Collection):
-        if _n_parts(artist) > MOST_PARTS:
-            artist.set_rasterized(True)
-    with matplotlib.rc_context(VECTOR):
-        fig.savefig(path, dpi=config.FIGURE_DPI, metadata={UNDATED[ending]: None})
-
-
-def _n_parts(artist: Collection) -> int:
-    """Cells, points or lines that each would be a shape of its own in a file."""
-    values = artist.get_array()
-    return max(0 if values is None else values.size, len(np.asarray(artist.get_offsets())))
 
 
 def below(fig: Figure, ax: Axes, gap: float, height: float) -> Axes:
