@@ -36,7 +36,7 @@ test: setup browser $(LMCACHE)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest --numprocesses logical --maxprocesses 4
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 format: setup
 	$(RUN) -m ruff format .
