@@ -39,7 +39,7 @@ from data import extraction, models
 from data.models import LoadedModel
 from data.texts import Sample
 from visualization.compare import pareto, perplexity
-from visualization.style import save
+from visualization.picture_files import save
 
 T = TypeVar("T")
 COLUMNS = ["label", "ratio", "bits_per_value", "kl_mean_nats", "kl_mean_nats_se"]
