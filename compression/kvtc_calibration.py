@@ -1,14 +1,12 @@
 """What `kvtc` learns of a model at hand, kept in the user's cache folder: on the same stretches of
 the same text as `coded`, so that neither has seen more of the world than the other."""
 
-import hashlib
 import logging
-from functools import cache
 from pathlib import Path
 
 from compression import sealed
 from compression.base import Calibration
-from compression.coded.calibration_files import SOURCES, folder_of
+from compression.coded.calibration_files import folder_of, recipe
 from compression.coded.learned_text import FIRST_SAMPLE, calibration_text
 from compression.methods.kvtc_fit import fitted
 from data import sensitivity
@@ -17,7 +15,11 @@ from data.models import LoadedModel
 from data.texts import reference_samples
 
 FORMAT = "calibration of kvtc 1"
-MODULES = ("compression/methods/kvtc_fit.py", "compression/methods/kvtc_plan.py")
+MODULES = (
+    "compression/methods/kvtc_fit.py",
+    "compression/methods/kvtc_plan.py",
+    "compression/methods/layer_groups.py",
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 def kvtc_calibration_of(loaded: LoadedModel) -> Calibration:
     """The kept one of a model, by this code on this text; a new one where there is none, or a
     damaged one. Raises UsageError for a model of which it is not known what rotates its keys."""
-    file = folder_of(loaded.identity) / f"kvtc-{_recipe()[:16]}.safetensors"
+    file = folder_of(loaded.identity) / f"kvtc-{recipe(MODULES)[:16]}.safetensors"
     try:
         return _read(file, loaded.identity)
     except FileNotFoundError:
@@ -40,15 +42,6 @@ def kvtc_calibration_of(loaded: LoadedModel) -> Calibration:
     except OSError as error:
         log.warning("The calibration is not kept: %s.", error)
     return learned
-
-
-@cache
-def _recipe() -> str:
-    """A hash of all that it follows from, beside the model."""
-    digest = hashlib.sha256(calibration_text().encode())
-    for module in MODULES:
-        digest.update((SOURCES / module).read_bytes())
-    return digest.hexdigest()
 
 
 def _read(file: Path, identity: str) -> Calibration:

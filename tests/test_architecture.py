@@ -125,6 +125,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "compression.coded": (
         {
             *SEALED,
+            "compression.methods.layer_groups",
             "compression.methods.place_by_place",
             "compression.methods.packing",
             "data.cache",

@@ -7,7 +7,7 @@ to count integers on.
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from compression.coded.coefficients import quantised, transformed
 from compression.coded.method import MIDDLE
 from compression.coded.token_weights import Energies, is_watched
 from compression.coded.transform import HIGHEST, LOWEST, read, rows
+from compression.methods.layer_groups import neighbours
 from compression.methods.place_by_place import Place
 from compression.stored import Tensors
 from config import UsageError
@@ -59,20 +60,11 @@ def calibrate(draws: Iterable[Sensitivity], learned_from: str) -> Calibration:
 def grouped(cache: KVCache) -> list[tuple[int, ...]]:
     """The cached layers in groups of neighbours among those of the same kind that hold the same
     tokens, as many as MOST_LAYERS and MOST_COLUMNS allow."""
-    alike: dict[tuple[str, int], list[int]] = {}
-    for i, layer in enumerate(cache.layers):
-        alike.setdefault((layer.kind, layer.n_tokens), []).append(i)
-    groups = []
-    for layers in alike.values():
-        group: list[int] = []
-        for i in layers:
-            width = sum(_width(cache, j) for j in [*group, i])
-            if group and (len(group) == MOST_LAYERS or width > MOST_COLUMNS):
-                groups.append(tuple(group))
-                group = []
-            group.append(i)
-        groups.append(tuple(group))
-    return sorted(groups)
+
+    def fits(layers: Sequence[int]) -> bool:
+        return len(layers) <= MOST_LAYERS and sum(_width(cache, i) for i in layers) <= MOST_COLUMNS
+
+    return sorted(neighbours(cache, fits))
 
 
 def _width(cache: KVCache, i: int) -> int:

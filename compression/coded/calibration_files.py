@@ -27,16 +27,18 @@ MODULES = (
     "compression/coded/rans.py",
     "data/sensitivity.py",
     "compression/coded/token_weights.py",
+    "compression/methods/layer_groups.py",
 )
 
 log = logging.getLogger(__name__)
 
 
 @cache
-def recipe() -> str:
-    """A hash of all that a calibration follows from, beside the model."""
+def recipe(modules: tuple[str, ...] = MODULES) -> str:
+    """A hash of all that a calibration follows from, beside the model: the text, and the code of
+    these modules."""
     digest = hashlib.sha256(calibration_text().encode())
-    for module in MODULES:
+    for module in modules:
         digest.update((SOURCES / module).read_bytes())
     return digest.hexdigest()
 

@@ -14,6 +14,7 @@ from compression.methods.kvtc_plan import (
     best_plans,
     possible_runs,
 )
+from compression.methods.layer_groups import neighbours
 from compression.methods.place_by_place import content
 from compression.methods.spectra import leading
 from compression.stored import Tensors
@@ -89,19 +90,7 @@ class _Sums:
 
 def _groups(cache: KVCache) -> list[Layers]:
     """All layers that hold the same tokens together, neighbours where they are too many."""
-    alike: dict[tuple[str, int], list[int]] = {}
-    for i, layer in enumerate(cache.layers):
-        alike.setdefault((layer.kind, layer.n_tokens), []).append(i)
-    groups = []
-    for layers in alike.values():
-        group: list[int] = []
-        for i in layers:
-            if group and _width(cache, [*group, i]) > MOST_COLUMNS:
-                groups.append(tuple(group))
-                group = []
-            group.append(i)
-        groups.append(tuple(group))
-    return groups
+    return neighbours(cache, lambda layers: _width(cache, layers) <= MOST_COLUMNS)
 
 
 def _width(cache: KVCache, layers: Iterable[int]) -> int:
