@@ -18,7 +18,7 @@ from compression.coded.method import Coded, CodedFixed
 from compression.coded.transform import classes, magnitudes, read
 from compression.costs import relative_errors
 from config import UsageError
-from data.cache import KINDS, in_16_bits, wide
+from data.cache import KINDS, wide
 from data.extraction import prefill
 from data.sensitivity import sensitivities, windows
 from tests import caches, families
@@ -64,27 +64,41 @@ def by_hand(cache, calibration, step, sinks):
             x = layer.unrotated_keys() if kind == "key" else layer.values.float()
             parts.append(wide(x)[sinks:])
         x = torch.cat(parts, dim=1)
-        mean = in_16_bits(x.mean(0)).double()
         root = torch.block_diag(*(r.double() for r in group.roots))
-        exact = (x.double() - mean) @ root @ group.basis.double()
-        c = transformed(cache, group, slice(sinks, None))[1].T
+        exact = (x.double() - group.mean.double()) @ root @ group.basis.double()
+        c = transformed(cache.layers, group, slice(sinks, None)).T
         assert torch.allclose(c.double(), exact, atol=1e-5 * float(exact.abs().max()))
-        levels = transform.levels(cache).numpy()[cache.layers[group.layers[0]].positions[sinks:]]
-        x = quantised_by_hand(c, levels, step) @ group.basis.double().T @ torch.linalg.inv(root)
-        restored |= dict(zip(group.places, (x + mean).split(group.widths, dim=1), strict=True))
+        levels = transform.levels(cache).numpy()
+        held = cache.layers[group.layers[0]].positions[sinks:]
+        of_all = level_by_hand(levels[sinks:])
+        x = quantised_by_hand(c, of_all, levels[held], step)
+        x = x @ group.basis.double().T @ torch.linalg.inv(root) + group.mean
+        restored |= dict(zip(group.places, x.split(group.widths, dim=1), strict=True))
     return restored
 
 
-def quantised_by_hand(c, levels, step):
-    """(tokens, columns) in float64. The product is in float32: a tie may fall either way."""
+def level_by_hand(levels):
+    """That of a token which weighs 16 times as much as all, a weight being 2^(2 level / 8)."""
+    return min(127, round(4 * np.log2(16 * np.exp2(levels / 4.0).sum())))
+
+
+def quantised_by_hand(c, of_all, levels, step):
+    """(tokens, columns) in float64: the mean as coded, and what is left of each token as coded. The
+    product is in float32: a tie may fall either way."""
     quantised = torch.zeros(c.shape, dtype=torch.float64)
     for j in range(c.shape[1]):
-        rms = max(c[:, j].double().square().mean().sqrt().item(), 1e-30) / step
+        mean = c[:, j].mean().item()
+        rms = max((c[:, j] - mean).square().mean().sqrt().item(), abs(mean) / 4, 1e-30) / step
         code = min(255, max(1, round(8 * np.log2(rms) + 128)))
+
+        def coded(x, level, code=code):
+            scale = np.float32(2.0 ** (int(level) / 8) / step)
+            kept = (code - 128 + int(level) + 1) // 2 >= -8
+            return float(np.rint(np.float32(x) * scale)) / float(scale) if kept else 0.0
+
+        mean = coded(mean, of_all)
         for t in range(len(c)):
-            scale = np.float32(2.0 ** (levels[t] / 8) / step)
-            if (code - 128 + int(levels[t]) + 1) // 2 >= -8:
-                quantised[t, j] = float(np.rint(np.float32(c[t, j].item()) * scale)) / float(scale)
+            quantised[t, j] = mean + coded(c[t, j].item() - mean, levels[t])
     return quantised
 
 
@@ -164,7 +178,7 @@ def test_a_calibration_is_the_same_each_time_and_its_content_counts_once():
     twice = calibrate(
         [random_gradients(x, seed) for seed, x in enumerate((cache, other, other))], "as if of two"
     )
-    assert torch.equal(one.tensors["basis.0"], twice.tensors["basis.0"])
+    assert torch.equal(read(one).groups[0].basis, read(twice).groups[0].basis)
 
 
 def test_gradients_that_are_all_zero_are_refused():

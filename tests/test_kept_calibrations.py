@@ -92,7 +92,9 @@ def without(tensors, name):
         lambda tensors: tensors | {"layers.0": tensors["layers.0"] + 7},
         lambda tensors: tensors | {"layers.0": tensors["layers.0"][:1].clone()},
         lambda tensors: tensors | {"roots.0.key": 0 * tensors["roots.0.key"]},
-        lambda tensors: tensors | {"basis.0": tensors["basis.0"].float()},
+        lambda tensors: tensors | {"basis.0.bits": tensors["basis.0.bits"].flip(0)},
+        lambda tensors: tensors | {"basis.0.scales": tensors["basis.0.scales"][1:].clone()},
+        lambda tensors: tensors | {"basis.0.7": torch.zeros(3, dtype=torch.uint8)},
     ],
 )
 def test_a_sealed_calibration_that_does_not_fit_its_model_is_made_anew(

@@ -13,11 +13,18 @@ import numpy as np
 import torch
 
 from compression.base import Calibration
-from compression.coded import rans
-from compression.coded.coefficients import quantised, transformed
+from compression.coded import bases, rans
+from compression.coded.coefficients import centred, transformed
 from compression.coded.method import MIDDLE
+from compression.coded.roots import half_of, root_of
 from compression.coded.token_weights import Energies, is_watched
-from compression.coded.transform import HIGHEST, LOWEST, read, rows
+from compression.coded.transform import (
+    HIGHEST,
+    LOWEST,
+    level_of_mean,
+    read,
+    rows,
+)
 from compression.methods.layer_groups import neighbours
 from compression.methods.place_by_place import Place
 from compression.stored import Tensors
@@ -48,7 +55,8 @@ def calibrate(draws: Iterable[Sensitivity], learned_from: str) -> Calibration:
     tensors = moments.roots() | moments.weights()
     for g, layers in enumerate(moments.groups):
         tensors[f"layers.{g}"] = torch.tensor(layers, dtype=torch.int32)
-        tensors[f"basis.{g}"] = moments.basis(layers, tensors)
+        of_group = moments.basis(layers, tensors)
+        tensors |= {f"basis.{g}.{name}": tensor for name, tensor in of_group.items()}
         tensors[f"means.{g}"] = moments.mean(layers)
     without_tables = Calibration(tensors, learned_from)
     tables = rans.frequencies(_counts(kept, without_tables) + PRIOR * _laplace())
@@ -134,7 +142,7 @@ class _Moments:
             values, vectors = torch.linalg.eigh(m + added * torch.eye(len(m)).double())
             root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
             scales.append(root.abs().amax())
-            roots[f"roots.{i}.{kind}"] = (root / scales[-1]).half()
+            roots[f"roots.{i}.{kind}"] = half_of((root / scales[-1]).half())
         return roots | {"scales": torch.stack(scales).float()}
 
     def weights(self) -> Tensors:
@@ -152,20 +160,15 @@ class _Moments:
         total = self.content[layers]
         return (total[:-1] / total[-1].clamp(min=1)).float()
 
-    def basis(self, layers: tuple[int, ...], tensors: Tensors) -> torch.Tensor:
-        """(width, width) float16: eigenvectors of A C A, C the covariance of a group."""
-        places = [(i, kind) for i in layers for kind in KINDS]
-        roots = [
-            tensors[f"roots.{i}.{kind}"].double()
-            * tensors["scales"][len(KINDS) * i + KINDS.index(kind)]
-            for i, kind in places
-        ]
+    def basis(self, layers: tuple[int, ...], tensors: Tensors) -> Tensors:
+        """Eigenvectors of A C A, C the covariance of a group, as they are kept."""
+        roots = [root_of(tensors, i, kind) for i in layers for kind in KINDS]
         a = torch.block_diag(*roots).float()
         c = self.covariance[layers]
         seen = a @ (c / c.diagonal().mean().clamp(min=1e-30)).float() @ a
         seen = seen / seen.diagonal().mean().clamp(min=1e-30)
-        vectors: torch.Tensor = torch.linalg.eigh((seen + seen.T) / 2)[1]
-        return vectors.flip(1).half().contiguous()
+        values, vectors = torch.linalg.eigh((seen + seen.T) / 2)
+        return bases.kept(vectors.flip(1), values.clamp(min=0).sqrt().flip(0))
 
 
 def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
@@ -189,8 +192,9 @@ def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
             positions = cache.layers[group.layers[0]].positions[1:].cpu()
             if not len(positions):
                 continue
-            coefficients = transformed(cache, group, slice(1, None))[1]
-            _, integers, symbol_classes = quantised(coefficients, levels[positions], MIDDLE)
+            coefficients = transformed(cache.layers, group, slice(1, None))
+            of_all = torch.cat([level_of_mean(levels[positions]), levels[positions]])
+            _, integers, symbol_classes = centred(coefficients, of_all, MIDDLE)
             entry = symbol_classes.astype(np.int64) * width
             entry += integers.clip(-rans.TOP - 1, rans.TOP + 1) + (rans.TOP + 1)
             counts += np.bincount(entry, minlength=len(counts))

@@ -16,13 +16,15 @@ from compression.coded.learned_text import calibration_text
 from compression.methods.place_by_place import Place
 from data.cache import KINDS, KVCache
 
-FORMAT = "calibration of coded 4"
+FORMAT = "calibration of coded 5"
 SOURCES = Path(__file__).parent.parent.parent
 # Of the code that a calibration follows from; read as files, for one of them needs a model.
 MODULES = (
+    "compression/coded/bases.py",
     "compression/coded/calibration.py",
     "compression/coded/coefficients.py",
     "compression/coded/method.py",
+    "compression/coded/roots.py",
     "compression/coded/transform.py",
     "compression/coded/rans.py",
     "data/sensitivity.py",

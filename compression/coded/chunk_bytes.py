@@ -17,13 +17,13 @@ What is read may come from a stranger: nothing is made in proportion to what is 
 import hashlib
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from compression.deflated import deflated, inflated
 from compression.stored import Tensors
 from config import UsageError
 
@@ -81,7 +81,7 @@ def written(chunk: Chunk) -> bytes:
     arrays = (chunk.state, chunk.words, chunk.escapes, chunk.sinks)
     steps = np.diff(chunk.codes, prepend=np.uint8(0))
     side = b"".join(_little(x) for x in (chunk.skips, chunk.dtypes, chunk.levels, steps))
-    sections = [zlib.compress(side, 9), *(_little(x) for x in arrays)]
+    sections = [deflated(side), *(_little(x) for x in arrays)]
     body = b"".join(LENGTH.pack(len(section)) + section for section in sections)
     head = HEAD.pack(
         MAGIC,
@@ -103,7 +103,7 @@ def read(data: bytes | memoryview, n_groups: int, n_layers: int, n_columns: int)
     columns. Raises UsageError where they are none, of another version, or damaged."""
     try:
         return _read(memoryview(data).toreadonly(), n_groups, n_layers, n_columns)
-    except (ValueError, struct.error, zlib.error) as error:
+    except (ValueError, struct.error) as error:
         raise damaged(error) from None
 
 
@@ -154,7 +154,7 @@ def _read(data: memoryview, n_groups: int, n_layers: int, n_columns: int) -> Chu
     if (len(escapes) > 0) != (escape_bytes > 0):
         raise ValueError("escapes of no size")
     n_levels = 1 + min(n_tokens, MOST_TOKENS)
-    side = memoryview(_inflated(side, 2 * n_groups + n_layers + n_levels + n_columns))
+    side = memoryview(inflated(side, 2 * n_groups + n_layers + n_levels + n_columns))
     skips, of_layers = side[: 2 * n_groups], side[2 * n_groups :]
     dtypes, levels, steps = np.split(
         np.frombuffer(of_layers, np.uint8), [n_layers, n_layers + n_levels]
@@ -185,14 +185,6 @@ def _sections(body: memoryview, n: int) -> Iterator[memoryview]:
         body = body[LENGTH.size + length :]
     if len(body):
         raise ValueError(f"{len(body)} bytes are left")
-
-
-def _inflated(section: memoryview, n_bytes: int) -> bytes:
-    inflating = zlib.decompressobj()
-    side = inflating.decompress(section, n_bytes)
-    if len(side) != n_bytes or not inflating.eof or inflating.unused_data:
-        raise ValueError(f"its side is not of {n_bytes} bytes")
-    return side
 
 
 def _numbers(section: memoryview, dtype: type) -> np.ndarray:

@@ -10,17 +10,8 @@ import torch
 from compression.base import LayerShape
 from compression.coded import rans
 from compression.coded.chunk_bytes import Chunk
-from compression.coded.coefficients import centred, restored_places, spread
-from compression.coded.transform import (
-    LEAST_LEVEL,
-    MOST_LEVEL,
-    STEPS_PER_OCTAVE,
-    Group,
-    Transform,
-    classes,
-    rows,
-    scales,
-)
+from compression.coded.coefficients import centred, restored_places, spread, transformed
+from compression.coded.transform import Group, Transform, classes, level_of_mean, scales
 from compression.methods.place_by_place import Middles
 from compression.stored import refuse_left
 from data.cache import LayerKV
@@ -44,14 +35,13 @@ def quantised(
 ) -> Quantised:
     """A chunk before the entropy coder, without its sinks."""
     levels = transform.levels_without_queries(layers, n_tokens)
-    levels = torch.cat([_level_of_all(levels), levels])
+    levels = torch.cat([level_of_mean(levels), levels])
     skips = [n_tokens - layers[group.layers[0]].n_tokens for group in transform.groups]
     codes = [torch.zeros(len(g.analysis), dtype=torch.uint8) for g in transform.groups]
     integers, of_integers = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
     for g, group, tokens in _coded(transform, skips, n_sinks, n_tokens):
-        x = rows(layers, group.places, slice(tokens.start - skips[g], None))
-        coefficients = group.analysis.to(x.device) @ (x - group.mean.to(x.device)).T
-        codes[g], q, of_q = centred(coefficients.cpu(), levels[_with_mean(tokens)], step)
+        coefficients = transformed(layers, group, slice(tokens.start - skips[g], None))
+        codes[g], q, of_q = centred(coefficients, levels[_with_mean(tokens)], step)
         integers.append(q)
         of_integers.append(of_q)
     return Quantised(
@@ -77,8 +67,7 @@ def restored(chunk: Chunk, transform: Transform, layers: Sequence[LayerShape]) -
     for (g, group, tokens), q in zip(coded, integers, strict=True):
         of_group = levels[_with_mean(tokens)]
         q /= scales(of_group, chunk.step)
-        mean = group.mean + q[:, 0] @ group.synthesis
-        middles |= restored_places(q[:, 1:], codes[g], of_group[1:], mean, group, layers)
+        middles |= restored_places(q, codes[g], of_group, group, layers)
     refuse_left(left)
     return middles
 
@@ -102,10 +91,3 @@ def _coded(
 def _with_mean(tokens: slice) -> list[int]:
     """The places of levels for the mean and these tokens."""
     return [0, *range(1 + tokens.start, 1 + tokens.stop)]
-
-
-def _level_of_all(levels: torch.Tensor) -> torch.Tensor:
-    """(1,) int16: that of a token which weighs as much as all of these."""
-    weight = torch.exp2(2 * levels.double() / STEPS_PER_OCTAVE).sum()
-    level = (STEPS_PER_OCTAVE * weight.log2() / 2).round().clamp(LEAST_LEVEL, MOST_LEVEL)
-    return level.to(torch.int16)[None]

@@ -10,19 +10,18 @@ from compression.base import LayerShape
 from compression.coded.transform import Group, classes, is_stored, magnitudes, rows, scales
 from compression.methods.place_by_place import Middles
 from config import UsageError
-from data.cache import KVCache, by_head, in_16_bits
+from data.cache import LayerKV, by_head
 
 BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
 LARGE_MEAN = 4  # times the deviations from it: a chunk's mean counts for its column's magnitude
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
 
 
-def transformed(cache: KVCache, group: Group, tokens: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean (width,) in 16 bits over these of the tokens of a group, and the coefficients
-    (columns, tokens) of what is left."""
-    x = rows(cache.layers, group.places, tokens)
-    mean = in_16_bits(x.mean(0))
-    return mean, (group.analysis.to(x.device) @ (x - mean.float()).T).cpu()
+def transformed(layers: Sequence[LayerKV], group: Group, tokens: slice) -> torch.Tensor:
+    """(columns, tokens): the coefficients of what these of the tokens of a group are off the mean
+    of all texts."""
+    x = rows(layers, group.places, tokens)
+    return (group.analysis.to(x.device) @ (x - group.mean.to(x.device)).T).cpu()
 
 
 def quantised(
@@ -75,13 +74,15 @@ def restored_places(
     coefficients: torch.Tensor,
     codes: torch.Tensor,
     levels: torch.Tensor,
-    mean: torch.Tensor,
     group: Group,
     layers: Sequence[LayerShape],
 ) -> Middles:
-    """(heads, tokens, dim) of each place of a group from its (columns, tokens) coefficients. They
-    are zero beyond the last column that is stored: early for tokens that weigh little."""
-    synthesis = group.synthesis.to(mean.device)
+    """(heads, tokens, dim) of each place of a group from its (columns, 1 + tokens) coefficients,
+    those of their mean first. They are zero beyond the last column that is stored: early for tokens
+    that weigh little."""
+    synthesis = group.synthesis.to(levels.device)
+    mean = group.mean.to(levels.device) + coefficients[:, 0] @ synthesis
+    coefficients, levels = coefficients[:, 1:], levels[1:]
     x = mean.expand(len(levels), -1).contiguous()
     for tokens in levels.argsort(stable=True).split(BLOCK):
         n = _live(is_stored(classes(codes, levels[tokens].max()[None]))[:, 0])

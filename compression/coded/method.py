@@ -1,11 +1,12 @@
 """`coded`: a cache as entropy-coded integers, in a basis in which errors cost nats.
 
-Keys before rotary embedding and values x of a few layers at once, centred on the text's own mean,
+Keys before rotary embedding and values x of a few layers at once, less the mean of all texts,
 are taken to coefficients c = U^T A (x - mean): A is the root of the Fisher information of the
 model's predictions, so that an error of the same size costs as much in every direction, and U
 decorrelates. One step sets rate and distortion: q = round(c sqrt(w) / step), w the weight of a
-token by the attention that it receives. Each column's root mean square is stored in a byte, as is
-each token's weight; both pick the table that codes q. Transform coding of caches: KVTC (arXiv
+token by the attention that it receives; the text's own mean is coded before its tokens, as one that
+weighs more than all. Each column's root mean square is stored in a byte, as is each token's
+weight; both pick the table that codes q. Transform coding of caches: KVTC (arXiv
 2511.01815); here errors are measured in what the model predicts, tokens have their own precision,
 several layers share a basis, and the coder is per entry.
 """
@@ -19,9 +20,18 @@ import torch
 
 from compression.base import CacheShape, Calibration, Compressed, Compressor, LayerShape
 from compression.coded import fixed_rate, named, rans
-from compression.coded.coefficients import quantised, restored_places, spread, transformed
+from compression.coded.coefficients import centred, restored_places, spread, transformed
 from compression.coded.token_weights import is_watched
-from compression.coded.transform import Group, Transform, classes, fitting, read, scales
+from compression.coded.transform import (
+    Group,
+    Transform,
+    classes,
+    fitting,
+    level_of_mean,
+    read,
+    scales,
+)
+from compression.deflated import deflated_tensor, inflated_tensor
 from compression.methods.place_by_place import Middles
 from compression.parts import Part
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
@@ -72,7 +82,7 @@ class Coded(Compressor):
             if self.sink_tokens
         }
         for prefix, groups in self._segments(transform, shape):
-            stored["levels"] = levels.to(torch.int8)
+            stored["levels"] = levels.to(cache.layers[0].keys.device, torch.int8)
             part = self._encoded(cache, groups, levels, transform)
             stored |= {f"{prefix}{name}": tensor for name, tensor in part.items()}
         return stored
@@ -81,29 +91,30 @@ class Coded(Compressor):
         self, cache: KVCache, groups: Groups, levels: torch.Tensor, transform: Transform
     ) -> Tensors:
         """What is stored of these tokens of some groups."""
-        stored: Tensors = {}
+        mean_level = level_of_mean(levels[_all_tokens(groups)])
         codes, integers, symbol_classes = [], [], []
-        for g, group, tokens in groups:
+        for _, group, tokens in groups:
             start = int(cache.layers[group.layers[0]].positions[0])
             places = slice(tokens.start - start, tokens.stop - start)
-            mean, coefficients = transformed(cache, group, places)
-            stored[f"means.{g}"] = mean
-            code, q, of_q = quantised(coefficients, levels[tokens], self.step)
+            coefficients = transformed(cache.layers, group, places)
+            with_mean = torch.cat([mean_level, levels[tokens]])
+            code, q, of_q = centred(coefficients, with_mean, self.step)
             codes.append(code)
             integers.append(q)
             symbol_classes.append(of_q)
-        stored["codes"] = torch.cat(codes)
-        return stored | self.written(
-            np.concatenate(integers), np.concatenate(symbol_classes), transform
-        )
+        return {
+            "mean_level": mean_level.to(torch.int8),
+            "codes": self.written_codes(torch.cat(codes)),
+            **self.written(np.concatenate(integers), np.concatenate(symbol_classes), transform),
+        }
 
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         transform = self._transform(shape)
         restored: Middles = {}  # in the layers' own dtype, filled as it is decoded
         segments = self._segments(transform, shape)
         if segments:
-            n_tokens, device = len(shape.token_ids), _device(stored)
-            levels = taken(stored, "levels", (torch.int8,), n_tokens).to(device, torch.int16)
+            n_tokens = len(shape.token_ids)
+            levels = taken(stored, "levels", (torch.int8,), n_tokens).to(torch.int16)
             for prefix, groups in segments:
                 part = under(stored, prefix) if prefix else stored
                 for tokens, middles in self._decoded(part, groups, levels, transform, shape):
@@ -126,15 +137,15 @@ class Coded(Compressor):
     ) -> Iterator[tuple[slice, Middles]]:
         """Of each group its tokens in the text, and what its places hold of them."""
         columns = [len(group.analysis) for _, group, _ in groups]
-        codes = taken(stored, "codes", (torch.uint8,), sum(columns)).to(levels.device)
-        codes = codes.split(columns)
-        pairs = zip(groups, codes, strict=True)
-        entry_classes = [classes(code, levels[tokens]) for (*_, tokens), code in pairs]
+        codes = self.read_codes(stored, sum(columns)).to(levels.device).split(columns)
+        mean_level = taken(stored, "mean_level", (torch.int8,), 1).to(levels)
+        with_mean = [torch.cat([mean_level, levels[tokens]]) for *_, tokens in groups]
+        entry_classes = [classes(*pair) for pair in zip(codes, with_mean, strict=True)]
         integers = spread(entry_classes, lambda symbols: self.read(stored, symbols, transform))
-        for (g, group, tokens), code, q in zip(groups, codes, integers, strict=True):
-            q /= scales(levels[tokens], self.step)
-            mean = taken(stored, f"means.{g}", FLOATS, sum(group.widths)).float()
-            yield tokens, restored_places(q, code, levels[tokens], mean, group, shape.layers)
+        parts = zip(groups, codes, with_mean, integers, strict=True)
+        for (_, group, tokens), code, of_group, q in parts:
+            q /= scales(of_group, self.step)
+            yield tokens, restored_places(q, code, of_group, group, shape.layers)
 
     def _joined(
         self, stored: Tensors, restored: Middles, i: int, kind: str, layer: LayerShape
@@ -159,6 +170,15 @@ class Coded(Compressor):
                 "prefill with probe=True",
             )
         return transform.levels(cache)
+
+    def written_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """What is stored of (columns,) uint8 codes of magnitude."""
+        return deflated_tensor(codes.diff(prepend=codes.new_zeros(1)))
+
+    def read_codes(self, stored: Tensors, n_columns: int) -> torch.Tensor:
+        """The (columns,) codes, out of what is stored."""
+        content = taken(stored, "codes", (torch.uint8,), None)
+        return inflated_tensor(content, n_columns).cumsum(0, dtype=torch.uint8)
 
     def written(
         self, integers: np.ndarray, symbol_classes: np.ndarray, transform: Transform
@@ -223,9 +243,11 @@ def _span(layer: LayerShape) -> tuple[int, int]:
     return layer.start, layer.start + layer.n_tokens
 
 
-def _device(stored: Tensors) -> torch.device:
-    """Where the means are, which a cache leaves where it is itself."""
-    return next((x.device for name, x in stored.items() if "means." in name), torch.device("cpu"))
+def _all_tokens(groups: Groups) -> slice:
+    """The positions that any of them holds."""
+    return slice(
+        min(tokens.start for *_, tokens in groups), max(tokens.stop for *_, tokens in groups)
+    )
 
 
 def _kept(x: torch.Tensor) -> torch.Tensor:
@@ -248,10 +270,16 @@ def _fill(restored: Middles, middles: Middles, tokens: slice, shape: CacheShape)
 @dataclass(frozen=True)
 class CodedFixed(Coded):
     """The same integers in blocks of one width, bit-packed, with no entropy coder to run through:
-    for an accelerator, at more bytes. Decoded by operations on tensors alone, where the means are:
+    for an accelerator, at more bytes. Decoded by operations on tensors alone, where the levels are:
     on the device of the cache, unless what is stored has been through a file."""
 
     name: ClassVar[str] = "coded_fixed"
+
+    def written_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        return codes
+
+    def read_codes(self, stored: Tensors, n_columns: int) -> torch.Tensor:
+        return taken(stored, "codes", (torch.uint8,), n_columns)
 
     def written(
         self, integers: np.ndarray, symbol_classes: np.ndarray, transform: Transform

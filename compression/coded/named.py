@@ -9,6 +9,7 @@ from compression.parts import BOTH, PLAIN, Part
 # By the first word of their names
 OF_ALL_LAYERS = {
     "codes": "magnitudes of columns",
+    "mean_level": "precision of tokens",
     "words": "integers",
     "state": "states of the entropy coder",
     "escapes": "integers too large for the tables",

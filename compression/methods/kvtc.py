@@ -11,15 +11,14 @@ one scale per column and model instead of one with every token, and steps and ze
 DEFLATE too.
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from compression.base import CacheShape, Calibration, Compressed
+from compression.deflated import deflated_tensor, inflated_tensor
 from compression.methods.kvtc_plan import (
     FP8,
     INTEGERS,
@@ -36,7 +35,6 @@ from config import UsageError
 from data.cache import KINDS, by_head, wide
 
 RATIOS = (4, 8, 16, 32, 64)  # that plans are made for
-EFFORT = 9  # of DEFLATE: the most
 LEARNED = {  # what its calibration holds, by the first word of the names
     "layers": "layers of each group",
     "mean": "means",
@@ -162,15 +160,14 @@ class KVTC(BetweenEnds):
                 floats = as_floats(x, scales[columns])
                 codes.append(floats.view(torch.uint8).T.flatten())
         whole = torch.cat([torch.empty(0, dtype=torch.uint8), *(x.cpu() for x in codes + sides)])
-        deflated = zlib.compress(whole.numpy().tobytes(), EFFORT)
-        return _as_bytes(deflated)
+        return deflated_tensor(whole)
 
     def _inflated(self, stored: torch.Tensor, n_tokens: int, name: str) -> torch.Tensor:
         """(tokens, columns) in float32; raises ValueError for what is not as it was stored."""
         runs = list(self._runs(name))
         sizes = [nbytes_of(n_tokens * _width(c), bits) for bits, c in runs]
         sizes += [2 * n_tokens for bits, _ in runs if bits in INTEGERS for _ in range(2)]
-        parts = _inflated_bytes(stored, sum(sizes)).split(sizes)
+        parts = inflated_tensor(stored, sum(sizes)).split(sizes)
         codes, sides = parts[: len(runs)], iter(parts[len(runs) :])
         scales = self.calibration.tensors[f"scales.{name}"]
         x = torch.zeros(n_tokens, len(scales))
@@ -215,22 +212,6 @@ class KVTC(BetweenEnds):
 
 def _width(columns: slice) -> int:
     return int(columns.stop - columns.start)
-
-
-def _as_bytes(content: bytes) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-
-
-def _inflated_bytes(stored: torch.Tensor, n_bytes: int) -> torch.Tensor:
-    """No more is made than is due, whatever a file claims."""
-    stream = zlib.decompressobj()
-    try:
-        whole = stream.decompress(stored.cpu().numpy().tobytes(), n_bytes + 1)
-    except zlib.error as error:
-        raise ValueError(f"it cannot be inflated ({error})") from None
-    if len(whole) != n_bytes or not stream.eof or stream.unused_data:
-        raise ValueError(f"{len(whole)} bytes were inflated where {n_bytes} are due")
-    return _as_bytes(whole)
 
 
 def as_tensor(plan: Runs) -> torch.Tensor:
