@@ -2,11 +2,11 @@
 each method stores of it and is off by. Nothing here brings in transformers; layers are read from
 the file as they are needed, one after the other where a method treats them apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -42,6 +42,9 @@ from data.saved_cache import SavedCache
 from data.texts import Sample, reference_samples, visible
 from data.vocabulary import FOCUSES
 
+if TYPE_CHECKING:  # it brings in transformers
+    from compression.studies.work import Model
+
 Phase = Callable[[str], AbstractContextManager[object]]
 
 
@@ -75,14 +78,16 @@ ASKED: dict[str, type[Sight] | type[Study]] = {
 @dataclass(frozen=True)
 class Found:
     """tables: by their file's name without its ending. said: sentences by headings. facts: for a
-    manifest. refused: what was asked for and cannot be had, told after all results are written."""
+    manifest. refused: what was asked for and cannot be had, told after all results are written.
+    continued: texts that the model goes on with, where it is there."""
 
-    model: SavedModel
+    model: "SavedModel | Model"
     text: SavedText
     tables: Tables
     said: dict[str, list[str]]
     facts: dict[str, Any]
     refused: UsageError | None = None
+    continued: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(
