@@ -168,19 +168,15 @@ class OnSavedCache:
 
 
 def of_length(study: CompareStudy, n_tokens: int) -> CompareStudy:
-    """The study of one text of so many tokens: what was asked for, or else at most a quarter of
-    them, though 8, is scored, and all before that compressed. Raises UsageError where that does
-    not go."""
-    room = n_tokens - 1  # for one token is fed and not scored
-    wanted = study.n_scored
-    if study.score_tokens is not None:
-        scored = wanted
-    elif study.context_tokens is not None:
-        scored = max(min(wanted, room - study.context_tokens), min(wanted, LEAST_SCORED))
-    else:
-        scored = min(wanted, max(n_tokens // MOST_SCORED, LEAST_SCORED))
+    """The study of one text of so many tokens: where nothing else was asked for, at most a quarter
+    of them is scored, but not fewer than 8, and all before those is compressed. Raises UsageError
+    where that does not go."""
+    room, least = n_tokens - 1, presets.smallest_context()  # one token is fed and not scored
+    scored = study.n_scored
+    if study.score_tokens is None:
+        after = room - (study.context_tokens or max(least, room - n_tokens // MOST_SCORED))
+        scored = min(scored, max(after, LEAST_SCORED))
     context = study.context_tokens or room - scored
-    least = presets.smallest_context()
     if context < least or context + scored > room:
         raise UsageError(
             f"The saved cache holds {n_tokens} tokens, and a context of {max(context, least)}, one "
