@@ -20,14 +20,13 @@ from visualization.terminal import (
     notices,
     streams,
 )
-from visualization.terminal.flags import OF_ITS_COST, Given, arguments_of
+from visualization.terminal.flags import Given, arguments_of
 from visualization.terminal.progress import Progress
 from visualization.terminal.results import Results
 from visualization.terminal.session import Session
 
 if TYPE_CHECKING:
     from compression.studies.base import Study
-    from compression.studies.from_cache import Found
     from compression.studies.places import Place
     from compression.studies.run import Outcome
     from visualization.delivery import Delivery
@@ -59,39 +58,20 @@ def analyze(given: Given, session: Session, **fixed: str) -> None:
 
 
 def from_cache(given: Given, session: Session) -> None:
-    """What the mode finds out from a saved cache: with its model the cost of methods, else what can
-    be known without it."""
+    """What the mode finds out from a saved cache, without its model or on top of it."""
     from visualization.delivery import Delivery
 
-    is_measured = given["mode"] in OF_ITS_COST and given["model"] is not None
-    find = _measured if is_measured else _without_model
     with Delivery(given, session) as delivery:
-        found = find(given, session)
+        from compression.studies.from_cache import ASKED, run
+
+        kind = ASKED[given["mode"]]
+        asked, beside = kind(**arguments_of(kind, given)), inputs.beside(given, session.phase)
+        found = run(asked, phase=session.phase, **beside, **arguments_of(run, given))
         delivery.draw(found.model.name, found.tables, [found.text])
         files = delivery.commit(found.model, [found.text], found.facts)
     delivery.tell(found.said, files, found.continued)
     if found.refused is not None:
         raise found.refused
-
-
-def _without_model(given: Given, session: Session) -> "Found":
-    from compression.studies.from_cache import ASKED, run
-
-    kind = ASKED[given["mode"]]
-    asked = kind(**arguments_of(kind, given))
-    return run(asked, phase=session.phase, **arguments_of(run, given))
-
-
-def _measured(given: Given, session: Session) -> "Found":
-    from compression.studies.compare import CompareStudy
-    from compression.studies.measured_from_cache import OnSavedCache
-
-    study = CompareStudy(**arguments_of(CompareStudy, given))
-    is_given = (given["prompt"] or given["text_file"]) is not None
-    candidates = inputs.texts(given, session.phase) if is_given else None
-    with session.phase("load"):
-        asked = OnSavedCache.of(study, candidates, **arguments_of(OnSavedCache.of, given))
-    return asked.run(inputs.model(given, session.phase), session.phase)
 
 
 def study(name: str, given: Given, session: Session) -> None:

@@ -12,6 +12,7 @@ from pandas.testing import assert_frame_equal
 from safetensors.torch import save_file
 
 from compression.registry import make
+from compression.studies import from_cache
 from compression.studies.compare import CompareStudy
 from compression.studies.in_place import in_place
 from compression.studies.measured_from_cache import OnSavedCache, of_length
@@ -61,8 +62,8 @@ def made(tmp_path_factory):
 
 def measured(made: Made, file: str = "", given: Sample | None = None, study=STUDY, layout=None):
     candidates = None if given is None else [given]
-    asked = OnSavedCache.of(study, candidates, file or made.file, layout)
-    return asked.run(made.loaded)
+    beside = {"load": lambda: made.loaded, "candidates": candidates}
+    return from_cache.run(study, file or made.file, layout, **beside)
 
 
 def rows(found) -> pd.DataFrame:
@@ -242,9 +243,9 @@ def test_a_cache_of_windows_alone_that_have_moved_on_is_refused(tmp_path):
     sample = reference_samples()[0]
     saving.save_text(loaded, sample, file, SAVED)
     with pytest.raises(UsageError, match=r"Of the first 80 tokens the cache holds nothing.*score"):
-        OnSavedCache.of(STUDY, None, file).run(loaded)
+        from_cache.run(STUDY, file, load=lambda: loaded)
     long = replace(STUDY, context_tokens=SAVED - 1 - SCORED)  # some are still there
-    found = OnSavedCache.of(long, None, file).run(loaded)
+    found = from_cache.run(long, file, load=lambda: loaded)
     assert (
         0
         < found.facts["saved_cache"]["models_own_entries"]

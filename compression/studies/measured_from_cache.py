@@ -5,20 +5,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
 from compression.studies import presets
+from compression.studies.base import Study
 from compression.studies.compare import CompareStudy
-from compression.studies.from_cache import Found
+from compression.studies.from_cache import Found, Sight
 from compression.studies.in_place import Off, in_place
 from compression.studies.run import Outcome, carry_out_on
 from compression.studies.saved_names import SavedText
 from compression.studies.tasks import OfText
 from compression.studies.work import Here, Identity, Phase, Worker, untimed
 from config import UsageError
-from data import saved_cache, texts
+from data import texts
 from data.cache import KVCache
 from data.models import LoadedModel
 from data.saved_cache import SavedCache
@@ -74,13 +74,14 @@ class OnSavedCache:
     @classmethod
     def of(
         cls,
-        study: CompareStudy,
+        study: Sight | Study,
+        saved: SavedCache,
+        file: str,
         candidates: Sequence[Sample] | None,
-        load_cache: str,
-        cache_layout: str | None = None,
     ) -> "OnSavedCache":
         """Raises UsageError for what cannot be measured, before any model is loaded."""
-        saved = saved_cache.load(load_cache, cache_layout)
+        if not isinstance(study, CompareStudy):
+            raise ValueError(f"{type(study).__name__} compares nothing")
         if study.tasks:
             raise UsageError(
                 "`tasks` are set to the model anew, and no saved cache is of them",
@@ -93,7 +94,7 @@ class OnSavedCache:
                 "with its text",
                 "give that as `prompt` or `text_file`, or `token_ids` in `cache_layout`",
             )
-        return cls(of_length(study, saved.cache.n_tokens), saved, Path(load_cache).name, given)
+        return cls(of_length(study, saved.cache.n_tokens), saved, file, given)
 
     def run(self, loaded: LoadedModel, phase: Phase = untimed) -> Found:
         study = replace(self.study, needles=False)

@@ -19,7 +19,7 @@ from data.models import LoadedModel
 from data.scoring import Continuation
 
 T = TypeVar("T")
-Phase = Callable[[str], AbstractContextManager[None]]  # entered for as long as a phase lasts
+Phase = Callable[[str], AbstractContextManager[object]]  # entered for as long as a phase lasts
 Content = Callable[[KVCache], KVCache]  # from what the model has read to what is judged
 
 
