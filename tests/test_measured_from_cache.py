@@ -165,6 +165,15 @@ def test_a_text_says_what_token_ids_say(made, name, empty_cache):
         OnSavedCache(STUDY, saved, "file", short).run(here.loaded)
 
 
+def test_a_cache_that_is_off_by_more_than_rounding_is_told_of(made, tmp_path, empty_cache):
+    here = made("llama_gqa")
+    assert "more than storing it" not in " ".join(measured(here).facts["verdict"])
+    found = measured(here, changed(here, tmp_path, louder))  # values times 1.1
+    assert found.facts["saved_cache"]["value_error"] == pytest.approx(0.1, rel=1e-2)
+    assert found.facts["saved_cache"]["key_error"] < 1e-3
+    assert "more than storing it in 8 or 16 bits explains" in " ".join(found.facts["verdict"])
+
+
 def test_a_text_that_the_cache_says_is_another_is_refused(made):
     here = made("llama_gqa")
     other = Sample(0, "other", "prompt", here.sample.text[:9] + "~" + here.sample.text[10:])

@@ -12,7 +12,7 @@ from compression.studies import presets
 from compression.studies.base import Study
 from compression.studies.compare import CompareStudy
 from compression.studies.from_cache import Found, Sight
-from compression.studies.in_place import Off, in_place
+from compression.studies.in_place import ROUNDED, Off, in_place
 from compression.studies.run import Outcome, carry_out_on
 from compression.studies.saved_names import SavedText
 from compression.studies.tasks import OfText
@@ -158,6 +158,12 @@ class OnSavedCache:
             f"scored. It is off from what {model} makes of this text here by a relative error of "
             f"{off.words}."
         ]
+        if off.worst > ROUNDED:
+            lines.append(
+                f"That is more than storing it in 8 or 16 bits explains ({ROUNDED:g} in any "
+                "layer): some of its tokens may be others than those of the text, or weights or "
+                "positions may differ, or it was stored in fewer bits."
+            )
         if off.n_own:
             lines.append(
                 f"The cache does not hold {off.n_own / off.n_entries:.1%} of the entries, as where "
