@@ -58,18 +58,18 @@ def analyze(given: Given, session: Session, **fixed: str) -> None:
 
 
 def from_cache(given: Given, session: Session) -> None:
-    """What the mode finds out from a saved cache, without its model."""
+    """What the mode finds out from a saved cache, without its model or on top of it."""
     from visualization.delivery import Delivery
 
     with Delivery(given, session) as delivery:
         from compression.studies.from_cache import ASKED, run
 
         kind = ASKED[given["mode"]]
-        asked = kind(**arguments_of(kind, given))
-        found = run(asked, phase=session.phase, **arguments_of(run, given))
+        asked, beside = kind(**arguments_of(kind, given)), inputs.beside(given, session.phase)
+        found = run(asked, phase=session.phase, **beside, **arguments_of(run, given))
         delivery.draw(found.model.name, found.tables, [found.text])
         files = delivery.commit(found.model, [found.text], found.facts)
-    delivery.tell(found.said, files)
+    delivery.tell(found.said, files, found.continued)
     if found.refused is not None:
         raise found.refused
 

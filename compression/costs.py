@@ -73,15 +73,15 @@ def costs(method: Compressor, tries: Iterable[Tried]) -> dict[str, Any]:
         restore_s += each.restore_s
         errors.append(relative_errors(each.cache, each.restored))
         del each  # before the next one is made
-    relative = _relative(pd.concat(errors).groupby("kind").sum())
+    off = relative(pd.concat(errors).groupby("kind").sum())
     return {
         "original_bytes": BYTES_PER_ENTRY * entries,
         "stored_bytes": stored,
         "per_model_bytes": method.per_model_nbytes,
         "bits_per_value": 8 * stored / entries,
         "ratio": BYTES_PER_ENTRY * entries / stored,
-        "key_error": relative["key"],
-        "value_error": relative["value"],
+        "key_error": off["key"],
+        "value_error": off["value"],
         "compress_s": compress_s,
         "restore_s": restore_s,
     }
@@ -104,7 +104,7 @@ def relative_errors(cache: KVCache, restored: KVCache) -> pd.DataFrame:
             squares = _squares(layer.tensor(kind), back.tensor(kind), back.keep)
             rows.append({"layer": layer.index, "kind": kind, **squares})
     table = pd.DataFrame(rows)
-    return table.assign(relative_error=_relative(table))
+    return table.assign(relative_error=relative(table))
 
 
 def _squares(x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None) -> dict[str, float]:
@@ -121,7 +121,7 @@ def _squares(x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None) -> dic
     return {"squared_error": error, "squared_norm": norm}
 
 
-def _relative(squares: pd.DataFrame) -> pd.Series:
+def relative(squares: pd.DataFrame) -> pd.Series:
     """||X - X^|| / ||X||; 0 where nothing is lost, of zeros too."""
     ratio = squares["squared_error"] / squares["squared_norm"]
     return ratio.where(squares["squared_error"] > 0, 0.0) ** 0.5

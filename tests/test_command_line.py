@@ -90,7 +90,8 @@ def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     called += [texts.candidates] if mode not in ("report", "list_samples", "calibrate") else []
     called += [from_cache.run, from_cache.ASKED[mode]] if mode in from_cache.ASKED else []
     arguments = {name for each in called for name in inspect.signature(each).parameters}
-    arguments -= {"loaded", "sample", "needles", "asked", "phase"}  # of the library alone
+    # Of the library alone
+    arguments -= {"loaded", "sample", "needles", "asked", "phase", "load", "candidates"}
     if mode == "analyze_generation":
         arguments -= {"analysis_focus", "measure", "score_tokens", "save_cache", "layer", "head"}
     # main.py reads these
@@ -146,6 +147,10 @@ def typed_value(flag: flags.Flag) -> list[str]:
         ("prune --levels 0.5", "only with `prune_method` dimension"),
         ("prune --levels 0.5 --prune_method token", "only with `prune_method` dimension"),
         ("store --save_compressed a --new_tokens 5", "only with `load_compressed`"),
+        ("compare --load_cache a --max_kl 5", "beside `load_cache` there is without the `model` of "
+         "the cache no use for `max_kl`; give that as well."),
+        ("compare --load_cache a --model b --tasks", "no use for `tasks`; keep one"),
+        ("prune --load_cache a --model b --score_tokens 5", "no use for `score_tokens`; keep one"),
     ],
 )  # fmt: skip
 def test_flags_that_need_another_are_refused_without_it(typed, says):
@@ -163,6 +168,9 @@ def test_flags_that_need_another_are_refused_without_it(typed, says):
         "prune --levels 0.5 --prune_method dimension",
         "store --load_compressed a --new_tokens 5",
         "compare --quick --score_tokens 5",
+        "compare --load_cache a --model b --score_tokens 5",
+        "compare --load_cache a --model b --text_file a",
+        "compare --load_cache a --model b --device_map auto",
     ],
 )
 def test_with_it_they_are_taken(typed):

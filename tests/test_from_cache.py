@@ -182,7 +182,14 @@ def test_flags_that_need_the_model_are_refused_beside_a_cache_in_one_sentence(mo
         assert f"--{flag.name}" in said and "--load_cache" in said and said.count("\n") == 0
 
 
-EXAMPLES = {"device": "cpu", "dtype": "float32", "prompt": "a text", "text_file": "a.txt"}
+EXAMPLES = {
+    "device": "cpu",
+    "dtype": "float32",
+    "device_map": "auto",
+    "cache_offload": "memory",
+    "prompt": "a text",
+    "text_file": "a.txt",
+}
 
 
 def test_stages_of_generation_need_the_model(file, capsys):

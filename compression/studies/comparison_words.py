@@ -110,7 +110,8 @@ def checked(table: pd.DataFrame) -> list[str]:
         return [line]
     row = typical.iloc[len(typical) // 2]
     if row["texts"] < 2:
-        return [line, "Noise: not known from one text; give `num_samples` 2 or more."]
+        several = "`num_samples` 2 or more, or saved caches of several"
+        return [line, f"Noise: not known from one text; more tell it ({several})."]
     share = row["kl_mean_nats_se"] / row["kl_mean_nats"]
     return [
         line,

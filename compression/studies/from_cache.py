@@ -1,12 +1,13 @@
 """What a mode finds out from a cache in a file, with no model at hand: what it looks like, and what
-each method stores of it and is off by. Nothing here brings in transformers; layers are read from
-the file as they are needed, one after the other where a method treats them apart."""
+each method stores of it and is off by. Nothing here brings in transformers but a model that is
+handed in (see measured_from_cache.py); layers are read from the file as they are needed, one after
+the other where a method treats them apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -42,6 +43,10 @@ from data.saved_cache import SavedCache
 from data.texts import Sample, reference_samples, visible
 from data.vocabulary import FOCUSES
 
+if TYPE_CHECKING:  # it brings in transformers
+    from compression.studies.work import Model
+    from data.models import LoadedModel
+
 Phase = Callable[[str], AbstractContextManager[object]]
 
 
@@ -75,14 +80,16 @@ ASKED: dict[str, type[Sight] | type[Study]] = {
 @dataclass(frozen=True)
 class Found:
     """tables: by their file's name without its ending. said: sentences by headings. facts: for a
-    manifest. refused: what was asked for and cannot be had, told after all results are written."""
+    manifest. refused: what was asked for and cannot be had, told after all results are written.
+    continued: texts that the model goes on with, where it is there."""
 
-    model: SavedModel
+    model: "SavedModel | Model"
     text: SavedText
     tables: Tables
     said: dict[str, list[str]]
     facts: dict[str, Any]
     refused: UsageError | None = None
+    continued: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -91,12 +98,20 @@ def run(
     cache_layout: str | None = None,
     model: str | None = None,
     phase: Phase = nullcontext,
+    load: "Callable[[], LoadedModel] | None" = None,
+    candidates: Sequence[Sample] | None = None,
 ) -> Found:
     """Carry out what was asked on a saved cache. model: the name of the model that it must be of;
-    any where that is not given."""
+    any where that is not given. load: gives the model itself, by which the cost of what is compared
+    is measured; the first of the candidates is then the text of the cache, where there are some."""
     with phase("load"):
         saved = saved_cache.load(load_cache, cache_layout)
-        _refuse_another_model(saved, model)
+    if load is not None:
+        from compression.studies.measured_from_cache import OnSavedCache  # which needs transformers
+
+        named = Path(load_cache).name
+        return OnSavedCache.of(asked, saved, named, candidates).run(load(), phase)
+    _refuse_another_model(saved, model)
     text = SavedText(Path(load_cache).name, saved.text, saved.cache.n_tokens)
     if isinstance(asked, Sight):
         with phase("analysis"):

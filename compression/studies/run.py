@@ -83,9 +83,21 @@ def carry_out(
     continuation: what is scored after each context instead of its own text.
     """
     texts, others = work.one(Choice(study, candidates, continuation))
+    return carry_out_on(texts, study, work, others, candidates)
+
+
+def carry_out_on(
+    texts: list[Text],
+    study: Study,
+    work: Work,
+    others: Sequence[Text] = (),
+    candidates: Sequence[Sample] = (),
+) -> Outcome:
+    """Carry a study out on these texts. others: to learn from. candidates: what tasks are made
+    of, where the study sets any."""
     samples = tuple(sample for sample, _ in texts)
     too_good = leak(samples) if study.calibrates else []
-    plan, inventory = work.one(Look(study, texts[0][1], others))
+    plan, inventory = work.one(Look(study, texts[0][1], list(others)))
     methods = list(dict.fromkeys(plan.methods))
     scored = _scored(study, work, texts, methods)
     rows = _rows(samples, methods, scored)

@@ -14,15 +14,21 @@ from tqdm import tqdm
 
 from compression.evaluate import Judge
 from data import extraction, memory
+from data.cache import KVCache
 from data.models import LoadedModel
 from data.scoring import Continuation
 
 T = TypeVar("T")
-Phase = Callable[[str], AbstractContextManager[None]]  # entered for as long as a phase lasts
+Phase = Callable[[str], AbstractContextManager[object]]  # entered for as long as a phase lasts
+Content = Callable[[KVCache], KVCache]  # from what the model has read to what is judged
 
 
 def untimed(name: str) -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def as_read(cache: KVCache) -> KVCache:
+    return cache
 
 
 class Worker:
@@ -31,9 +37,12 @@ class Worker:
     The text that was read last stays: the tasks of one text come after each other.
     """
 
-    def __init__(self, loaded: LoadedModel, phase: Phase = untimed) -> None:
+    def __init__(
+        self, loaded: LoadedModel, phase: Phase = untimed, content: Content = as_read
+    ) -> None:
         self.loaded = loaded
         self.phase = phase
+        self._content = content
         self._read: tuple[tuple[Any, ...], Judge] | None = None
 
     def judge(self, ids: torch.Tensor, context_tokens: int, probe: bool) -> Judge:
@@ -41,7 +50,8 @@ class Worker:
         text = (tuple(ids.tolist()), context_tokens, probe)
         if self._read is None or self._read[0] != text:
             self._read = None  # for one cache at a time
-            self._read = text, judge_of(self.loaded, ids, context_tokens, probe, self.phase)
+            parts = ids, context_tokens, probe, self.phase, self._content
+            self._read = text, judge_of(self.loaded, *parts)
         return self._read[1]
 
     def done(self, task: "Task[T]") -> T:
@@ -154,9 +164,11 @@ class Work(ABC):
 class Here(Work):
     """In this process."""
 
-    def __init__(self, loaded: LoadedModel, phase: Phase = untimed) -> None:
+    def __init__(
+        self, loaded: LoadedModel, phase: Phase = untimed, content: Content = as_read
+    ) -> None:
         self.phase = phase
-        self._worker = Worker(loaded, phase)
+        self._worker = Worker(loaded, phase, content)
 
     def as_done(self, tasks: Sequence[Task[T]], what: str) -> Iterator[tuple[int, T]]:
         with bar(len(tasks), what) as done:
@@ -178,10 +190,13 @@ def judge_of(
     context_tokens: int,
     probe: bool = True,
     phase: Phase = untimed,
+    content: Content = as_read,
 ) -> Judge:
     """Prefills the first `context_tokens` of (tokens,) token ids; those after the next one are
-    scored, at least one. probe: whether the attention that tokens receive is measured."""
+    scored, at least one. probe: whether the attention that tokens receive is measured. content:
+    gives what is judged in the place of the keys and values that were read."""
     with phase("prefill"):
         start = extraction.prefill(loaded, ids[:context_tokens], probe=probe)
     with phase("scoring"):
-        return Judge(start.cache, Continuation(loaded, start.past, ids[context_tokens:]))
+        cache = content(start.cache)
+        return Judge(cache, Continuation(loaded, start.past, ids[context_tokens:]))

@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str] | None = None) -> Given:
         _refuse_without_effect(BY_NAME[name], mode, given, everything)
     if "context_tokens" in everything:
         everything["context_tokens"] = given.get("context_tokens", given.get("sequence_length"))
-    if everything.get("load_cache") is not None:  # the model is there only to be held against it
+    if everything.get("load_cache") is not None:  # the default model need not be that of the cache
         everything["model"] = given.get("model")
     return {"mode": mode, **everything}
 
@@ -89,10 +89,13 @@ def _refuse_ignored(flag: Flag, mode: str) -> None:
 
 def _refuse_without_effect(flag: Flag, mode: str, given: Given, everything: Given) -> None:
     for other in flag.not_beside:
-        if other in given:
+        with_model = other == "load_cache" and flag.name in flags.OF_ITS_COST.get(mode, ())
+        if other in given and not (with_model and "model" in given):
+            without = "without the `model` of the cache " if with_model else ""
             raise UsageError(
                 f"`{other}` and `{flag.name}` were both given",
-                f"beside `{other}` there is no use for `{flag.name}`; keep one",
+                f"beside `{other}` there is {without}no use for `{flag.name}`; "
+                f"{'give that as well' if with_model else 'keep one'}",
             )
     if mode not in flag.only_with:
         return

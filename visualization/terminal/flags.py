@@ -52,12 +52,20 @@ ALONE = (
     "analyze",
     *(mode for mode in STUDIES if mode != "tasks"),
 )  # with a saved cache as well, beside which these have no use:
+LOADING = "device", "dtype", "device_map", "prefill_chunk", "cache_offload", "trust_remote_code"
 NEED_A_MODEL = (
-    *("measure", "device", "dtype", "trust_remote_code", "no_sensitivity", "trial"),
+    *(*LOADING, "models", "ray", "measure", "no_sensitivity", "trial"),
     *("prompt", "text_file", "use_wikitext", "wikitext_index", "sequence_length"),
     *("context_tokens", "new_tokens", "score_tokens", "num_samples", "continuation"),
     *("tasks", "max_kl", "memory_gib", "show_generation", "save_cache"),
 )
+# Mode -> those that are of use after all where its model is named beside the cache
+OF_ITS_COST = {
+    "compare": (
+        *(*LOADING, "prompt", "text_file", "sequence_length", "context_tokens", "score_tokens"),
+        *("max_kl", "memory_gib", "show_generation"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -146,9 +154,11 @@ _DECLARED = (
     Flag("wikitext_index", TEXT, READ, "which sample, counted from 0; `--mode list_samples` shows "
          "them", RULES["WIKITEXT_INDEX"], "WIKITEXT_INDEX",
          not_beside=("prompt", "text_file", *STORED_TEXT)),
-    Flag("load_cache", TEXT, ALONE, "a saved cache instead of a text: what can be known without "
-         "the model; beside it --model only says which it must be of",
-         rules.path("a file or folder", "FILE")),
+    Flag("load_cache", TEXT, ALONE, "a saved cache instead of a text: what is known without "
+         "its model; where --model names that, compare measures what methods cost on top of it",
+         rules.path("a file or folder", "FILE"),
+         more=dict.fromkeys((mode for mode in ALONE if mode != "compare"),
+                            "here --model only says which it must be of")),
     Flag("cache_layout", TEXT, ALONE, "how another program has laid such a file or folder out",
          Rule(rules.is_text, "a mapping", shown="MAPPING"),
          only_with=dict.fromkeys(ALONE, ("load_cache", ()))),

@@ -3,9 +3,10 @@
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from visualization.terminal.flags import Given, arguments_of
+from visualization.terminal.flags import OF_ITS_COST, Given, arguments_of
 
 if TYPE_CHECKING:
     from data.models import LoadedModel
@@ -42,3 +43,15 @@ def texts(given: Given, phase: Phase) -> "Sequence[Sample]":
         candidates = texts.candidates(**arguments_of(texts.candidates, given))
         texts.refuse_several_of_one(candidates, given["num_samples"])
         return candidates
+
+
+def beside(given: Given, phase: Phase) -> dict[str, Any]:
+    """Of `from_cache.run`: what the cost of methods on top of a saved cache is measured with, where
+    that was asked for."""
+    if given["mode"] not in OF_ITS_COST or given["model"] is None:
+        return {}
+    is_given = given["prompt"] is not None or given["text_file"] is not None
+    return {
+        "load": partial(model, given, phase),
+        "candidates": texts(given, phase) if is_given else None,
+    }

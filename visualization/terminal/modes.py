@@ -70,6 +70,7 @@ MODES = {
             "--mode compare --methods coded,kivi --max_kl 0.01 --memory_gib 24",
             "--mode compare --quick --tasks",
             "--mode compare --methods kivi,snapkv --levels 0.5,0.25 --show_generation 40",
+            "--mode compare --load_cache readme.cache --model smollm2-135m",
         ),
     ),
     "tasks": Mode(
