@@ -15,13 +15,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compression.base import LayerShape
 from compression.coded import chunk_bytes, rans
 from compression.coded.calibration import calibrate
 from compression.coded.chunk_bytes import CHECKSUM_BYTES, HEAD, LENGTH, split
 from compression.coded.chunked import CodedChunks, between
 from compression.coded.chunks import ChunkCodec
 from compression.coded.transform import read
+from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import KINDS
 from tests import caches

@@ -11,12 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from compression import files, sealed
-from compression.base import CacheShape, LayerShape
 from compression.coded.calibration import calibrate
 from compression.methods import kvtc_fit
 from compression.methods.dimensions import fitted_bases
 from compression.methods.evictions import EVICTIONS
 from compression.registry import METHODS, make, needs_calibration
+from compression.shapes import CacheShape, LayerShape
 from config import UsageError
 from data.cache import KINDS
 from tests import caches

@@ -17,13 +17,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from compression.base import CacheShape, Calibration, Compressed, Compressor, LayerShape
+from compression.base import Calibration, Compressed, Compressor
 from compression.coded import fixed_rate, named, rans
 from compression.coded.coefficients import quantised, restored_places, spread, transformed
 from compression.coded.token_weights import is_watched
 from compression.coded.transform import Group, Transform, classes, fitting, read, scales
 from compression.methods.place_by_place import Middles
 from compression.parts import Part
+from compression.shapes import CacheShape, LayerShape
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache
