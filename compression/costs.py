@@ -70,7 +70,7 @@ def costs(method: Compressor, tries: Iterable[Tried]) -> dict[str, Any]:
     errors, whole = [], None
     for each in tries:
         entries += each.cache.n_entries
-        whole = each.compressed if whole is None else _joined(whole, each.compressed)
+        whole = each.compressed if whole is None else joined(whole, each.compressed)
         compress_s += each.compress_s
         restore_s += each.restore_s
         errors.append(relative_errors(each.cache, each.restored))
@@ -92,7 +92,7 @@ def costs(method: Compressor, tries: Iterable[Tried]) -> dict[str, Any]:
     }
 
 
-def _joined(some: Compressed, more: Compressed) -> Compressed:
+def joined(some: Compressed, more: Compressed) -> Compressed:
     """Outlines of some layers of a cache and of those after them, as that of all. The first number
     in the name of a tensor is the place of its layer."""
     before = len(some.shape.layers)

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from compression.stored import Tensors
+from compression.stored import Tensors, nbytes
 from data.headers import fitting, shown, words
 
 CONTENT, INDEX = "content", "index"
@@ -44,12 +44,12 @@ class Alike:
 
 def packed(tensors: Tensors) -> Tensors:
     """CONTENT and INDEX of tensors."""
-    flat = [
-        tensors[name].flatten().view(torch.uint8)
-        for alike in _runs(tensors)
-        for name in alike.names
-    ]
-    content = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
+    content = torch.empty(nbytes(tensors), dtype=torch.uint8)
+    at = 0
+    for alike in _runs(tensors):
+        for name in alike.names:
+            start, at = at, at + alike.nbytes
+            content[start:at].view(DTYPES[alike.dtype]).copy_(tensors[name].flatten())
     return {CONTENT: content, INDEX: index(tensors)}
 
 
