@@ -6,122 +6,11 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
-
+from compression import file_parts
 from compression.parts import BOTH, Part, Words
+from compression.shapes import CacheShape, LayerShape
 from compression.stored import FLOATS, Tensors, digest, nbytes, refuse_left, taken
-from data.cache import BYTES_PER_ENTRY, KINDS, KVCache, LayerKV
-from data.rotary import Rotary
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """What is known of a layer without its content; positions are `start`, start + 1, ..."""
-
-    index: int
-    kind: str
-    n_heads: int
-    n_tokens: int
-    key_dim: int
-    value_dim: int
-    start: int
-    dtype: str
-    rotary: Rotary | None = None
-
-    def __post_init__(self) -> None:
-        sizes = (self.n_heads, self.n_tokens, self.key_dim, self.value_dim)
-        if min(sizes) < 1 or min(self.index, self.start) < 0:
-            raise ValueError(f"layer {self.index} claims sizes of {sizes} from {self.start} on")
-        if self.rotary is not None and 2 * len(self.rotary.frequencies) > self.key_dim:
-            raise ValueError(f"layer {self.index} turns more than its {self.key_dim} dimensions")
-
-    @classmethod
-    def of(cls, layer: LayerKV) -> "LayerShape":
-        return cls(
-            index=layer.index,
-            kind=layer.kind,
-            n_heads=layer.n_heads,
-            n_tokens=layer.n_tokens,
-            key_dim=layer.keys.shape[2],
-            value_dim=layer.values.shape[2],
-            start=int(layer.positions[0]),
-            dtype=str(layer.keys.dtype).removeprefix("torch."),
-            rotary=layer.rotary,
-        )
-
-    def dim(self, kind: str) -> int:
-        return {"key": self.key_dim, "value": self.value_dim}[kind]
-
-    def sizes(self, kind: str) -> tuple[int, int, int]:
-        """(heads, tokens, dim) of the keys or the values."""
-        return self.n_heads, self.n_tokens, self.dim(kind)
-
-    @property
-    def n_entries(self) -> int:
-        return self.n_heads * self.n_tokens * (self.key_dim + self.value_dim)
-
-    @property
-    def positions(self) -> torch.Tensor:
-        return torch.arange(self.start, self.start + self.n_tokens)
-
-    def rotated(self, keys: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Keys (heads, tokens, dim) after rotary embedding at these (tokens,) positions, or at
-        those of the layer."""
-        if self.rotary is None:
-            raise ValueError(f"it is not known what rotates the keys of layer {self.index}")
-        return self.rotary.rotated(keys, self.positions if positions is None else positions)
-
-    def filled(
-        self, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor | None = None
-    ) -> LayerKV:
-        """The layer with this content, in its own dtype."""
-        dtype = getattr(torch, self.dtype)
-        return LayerKV(
-            keys.to(dtype),
-            values.to(dtype),
-            self.positions,
-            self.index,
-            self.kind,
-            keep=keep,
-            rotary=self.rotary,
-        )
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """What is known of a cache without its keys and values: the text and the model are given."""
-
-    layers: tuple[LayerShape, ...]
-    token_ids: tuple[int, ...]
-    n_prompt: int
-    model: str
-
-    def __post_init__(self) -> None:
-        indices = [layer.index for layer in self.layers]
-        if not indices or indices != sorted(set(indices)):
-            raise ValueError("layers of a cache are 1 or more, each once, in the model's order")
-        n = len(self.token_ids)
-        if any(layer.start + layer.n_tokens > n for layer in self.layers):
-            raise ValueError(f"a layer holds tokens beyond the {n} of the text")
-        if not 0 < self.n_prompt <= n:
-            raise ValueError(f"n_prompt {self.n_prompt} of {n} tokens")
-
-    @classmethod
-    def of(cls, cache: KVCache) -> "CacheShape":
-        shapes = tuple(LayerShape.of(layer) for layer in cache.layers)
-        return cls(shapes, tuple(cache.token_ids.tolist()), cache.n_prompt, cache.model)
-
-    @property
-    def n_entries(self) -> int:
-        return sum(layer.n_entries for layer in self.layers)
-
-    @property
-    def nbytes(self) -> int:
-        """Original bytes: 16 bits for every entry."""
-        return BYTES_PER_ENTRY * self.n_entries
-
-    def filled(self, layers: tuple[LayerKV, ...]) -> KVCache:
-        return KVCache(layers, torch.tensor(self.token_ids), self.n_prompt, self.model)
+from data.cache import KINDS, KVCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +39,8 @@ class Compressor(ABC):
     # What its tensors hold, by what follows `<layer>.<kind>.`, or `<layer>.`, in their names
     called: ClassVar[Words] = {}
     learns: ClassVar[str] = "coded"  # which one of a model they take
+    # Whether it gives the cache as it is served, which needs no file
+    as_served: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, cache: KVCache) -> Tensors:
@@ -203,8 +94,8 @@ class Compressor(ABC):
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed cache. `nbytes` counts what `stored` holds; there is nothing else to restore
-    from."""
+    """A compressed cache: `stored` and `shape` are all that there is to restore it from. `nbytes`
+    are those of `stored`; `stored_nbytes`, which count, are of all."""
 
     compressor: Compressor
     stored: Tensors
@@ -214,10 +105,32 @@ class Compressed:
     def nbytes(self) -> int:
         return nbytes(self.stored)
 
+    def header(self, **facts: str) -> dict[str, str]:
+        """What a file of it says in words."""
+        method, calibration = self.compressor, self.compressor.calibration
+        identity = None if calibration is None else calibration.identity
+        return file_parts.header(method.name, method.settings(), identity, facts)
+
+    @property
+    def header_nbytes(self) -> int:
+        """What a file without facts takes beside the tensors: settings, shapes, names, token
+        ids."""
+        return file_parts.header_nbytes(self.stored, self.shape, self.header())
+
+    @property
+    def file_nbytes(self) -> int:
+        """All bytes of a file without facts."""
+        return self.nbytes + self.header_nbytes
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Those of the file; of a cache as it is served, which needs none, its own."""
+        return self.nbytes if self.compressor.as_served else self.file_nbytes
+
     @property
     def ratio(self) -> float:
         """Original bytes, 16 bits an entry, over stored bytes."""
-        return self.shape.nbytes / self.nbytes
+        return self.shape.nbytes / self.stored_nbytes
 
     @property
     def ledger(self) -> Counter[Part]:
@@ -247,9 +160,11 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Uncompressed(Compressor):
-    """The cache itself, in 16 bits: what every method is compared with."""
+    """The cache itself, in 16 bits: what every method is compared with. It counts as it is served,
+    in memory and without a header, so its ratio is 1; a file of it has one all the same."""
 
     name: ClassVar[str] = "none"
+    as_served: ClassVar[bool] = True
     called: ClassVar[Words] = {"": "entries in 16 bits"}
 
     @property

@@ -1,6 +1,7 @@
 """What a method stores of a cache and how far what it restores is off: bytes and errors, which are
 the same whoever looks at them and take no model."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ COSTS = (
     "compress_s",
     "restore_s",
 )
+PLACE = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots
 BLOCK = 2**20  # entries that are compared at a time, in float64
 
 
@@ -64,15 +66,18 @@ def tried_in_parts(method: Compressor, cache: KVCache) -> Iterator[Tried]:
 
 def costs(method: Compressor, tries: Iterable[Tried]) -> dict[str, Any]:
     """COSTS of a method, from all the parts of one cache that went through it."""
-    entries, stored, compress_s, restore_s = 0, 0, 0.0, 0.0
-    errors = []
+    entries, compress_s, restore_s = 0, 0.0, 0.0
+    errors, whole = [], None
     for each in tries:
         entries += each.cache.n_entries
-        stored += each.compressed.nbytes
+        whole = each.compressed if whole is None else joined(whole, each.compressed)
         compress_s += each.compress_s
         restore_s += each.restore_s
         errors.append(relative_errors(each.cache, each.restored))
         del each  # before the next one is made
+    if whole is None:
+        raise ValueError("nothing went through the method")
+    stored = whole.stored_nbytes
     off = relative(pd.concat(errors).groupby("kind").sum())
     return {
         "original_bytes": BYTES_PER_ENTRY * entries,
@@ -85,6 +90,19 @@ def costs(method: Compressor, tries: Iterable[Tried]) -> dict[str, Any]:
         "compress_s": compress_s,
         "restore_s": restore_s,
     }
+
+
+def joined(some: Compressed, more: Compressed) -> Compressed:
+    """Outlines of some layers of a cache and of those after them, as that of all. The first number
+    in the name of a tensor is the place of its layer."""
+    before = len(some.shape.layers)
+
+    def placed(name: str) -> str:
+        return PLACE.sub(lambda place: str(before + int(place[0])), name, count=1)
+
+    added = {placed(name): tensor for name, tensor in more.stored.items()}
+    layers = some.shape.layers + more.shape.layers
+    return replace(some, stored=some.stored | added, shape=replace(some.shape, layers=layers))
 
 
 def costs_on(cache: KVCache, method: Compressor) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Judge:
             "context_tokens": self.cache.n_tokens,
             "scored_tokens": self.continuation.n_scored,
             **found,
-            "ratio_of_all_kept": self._ratio_of_all_kept(whole.compressed.nbytes),
+            "ratio_of_all_kept": self._ratio_of_all_kept(whole.compressed.stored_nbytes),
             **tokens.verdict,
         }
         first = self.cache.n_tokens + 1  # the token between is fed, and not scored

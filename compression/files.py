@@ -1,28 +1,29 @@
-"""A compressed cache in a file: sealed tensors, the settings and shapes as JSON in its header.
+"""A compressed cache in a file: its tensors and its shape, sealed, and its settings as JSON in the
+header.
 
 A file is read as if it came from a stranger: its words are held against the classes that they
 describe, its tensors against its shapes by the method that restores them, and nothing is made in
 proportion to a size that is only claimed.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from compression import sealed
-from compression.base import CacheShape, Calibration, Compressed
+from compression.base import Calibration, Compressed
+from compression.file_parts import FORMAT, apart, together
 from compression.registry import make
+from compression.shapes import CacheShape
 from compression.stored import FLOATS, Tensors, nbytes, under
 from config import UsageError
 from data.cache import KINDS, KVCache
 from data.headers import fitting, shown, words
 
-FORMAT = "compressed cache 3"
 STATE = "state."  # how the names of states begin, before their path in the cache object
-WORDS = {"format", "method", "settings", "shape", "facts"}
+WORDS = {"format", "method", "settings", "facts"}
 DTYPES = ("float16", "bfloat16")  # of caches as they are served
 STATE_DTYPES = (*FLOATS, torch.float64, torch.int32, torch.int64, torch.bool)
 # Of a cache over what is stored of it. Honest files stay far below, and what is restored of a
@@ -44,25 +45,8 @@ def save(
     named = {f"{STATE}{name}": state for name, state in (states or {}).items()}
     if any(name.startswith(STATE) for name in compressed.stored):
         raise ValueError(f"names that begin with {STATE} are of states")
-    sealed.write(Path(file), compressed.stored | named, _header(compressed, facts))
-
-
-def header_nbytes(compressed: Compressed) -> int:
-    """What a file without facts takes beside the tensors."""
-    return sealed.header_nbytes(compressed.stored, _header(compressed, {}))
-
-
-def _header(compressed: Compressed, facts: dict[str, str]) -> dict[str, str]:
-    header = {
-        "format": FORMAT,
-        "method": compressed.compressor.name,
-        "settings": json.dumps(compressed.compressor.settings()),
-        "shape": json.dumps(asdict(compressed.shape)),
-        "facts": json.dumps(facts),
-    }
-    if compressed.compressor.calibration is not None:
-        header["calibration"] = compressed.compressor.calibration.identity
-    return header
+    tensors = together(compressed.stored | named, compressed.shape)
+    sealed.write(Path(file), tensors, compressed.header(**facts))
 
 
 @dataclass(frozen=True)
@@ -140,7 +124,7 @@ def read(file: Path | str) -> Content:
     no cache can be."""
     file = Path(file)
     try:
-        stored, header = sealed.read(file)
+        tensors, header = sealed.read(file)
     except OSError as error:
         raise UsageError(f"{file} cannot be read as a compressed cache", str(error)) from None
     except ValueError as error:
@@ -148,17 +132,17 @@ def read(file: Path | str) -> Content:
     if header.get("format") != FORMAT:
         raise UsageError(f"{file} has format {shown(header.get('format'))}, not {FORMAT}", ANEW)
     try:
-        return _content(file, header, stored)
+        return _content(file, header, tensors)
     except ValueError as error:
         raise damaged(file, error) from None
 
 
-def _content(file: Path, header: dict[str, str], stored: Tensors) -> Content:
+def _content(file: Path, header: dict[str, str], tensors: Tensors) -> Content:
     """Raises ValueError for words that `save` has not written."""
     calibration = header.pop("calibration", None)
     if header.keys() != WORDS:
         raise ValueError(f"its header does not hold {', '.join(sorted(WORDS))}")
-    shape: CacheShape = fitting(CacheShape, words(header["shape"]), "shape")
+    stored, shape = apart(tensors)
     states = under(stored, STATE)
     if not all(x.dtype in STATE_DTYPES and x.isfinite().all() for x in states.values()):
         raise ValueError("its states are not finite numbers")

@@ -5,7 +5,6 @@ from collections import Counter
 import pandas as pd
 
 from compression.base import Compressed
-from compression.files import header_nbytes
 from compression.parts import Part, in_words
 
 COLUMNS = ("layers", "kind", "part", "bytes", "once_per_model")
@@ -14,9 +13,8 @@ HEADER = Part("header of a file")
 
 def ledger(compressed: Compressed) -> pd.DataFrame:
     """COLUMNS. layers: in words such as 0-4, empty as is kind where a part belongs to none. The
-    bytes of all but the header that are not stored once for the model are the `nbytes` of what is
-    compressed."""
-    header = Counter({HEADER: header_nbytes(compressed)})
+    bytes that are not stored once for the model are the `stored_nbytes` of what is compressed."""
+    header = Counter({HEADER: compressed.stored_nbytes - compressed.nbytes})
     rows = [
         (in_words(part.layers), part.kind, part.words, n, once)
         for parts, once in (

@@ -116,7 +116,7 @@ def _compressed(
     except OSError as error:
         raise prompt_file.not_written(file, error) from None
     said = (
-        f"{len(ids)} tokens of {sample.name}: {compressed.nbytes:,} bytes as {method.name}, "
+        f"{len(ids)} tokens of {sample.name}: {compressed.stored_nbytes:,} bytes as {method.name}, "
         f"{compressed.ratio:.2f} x smaller than {cache.nbytes:,} in 16 bits{_with(states)}, in "
         f"{file}."
     )

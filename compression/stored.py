@@ -56,7 +56,12 @@ def digest(tensors: Tensors) -> str:
     sha256 = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = torch.empty(tensor.numel(), dtype=tensor.dtype)  # of stride 1
-        flat.copy_(tensor.flatten())
-        sha256.update(flat.view(torch.uint8).numpy().tobytes())
+        sha256.update(raw(tensor).numpy().tobytes())
     return sha256.hexdigest()
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """(bytes,) of the content."""
+    flat = torch.empty(tensor.numel(), dtype=tensor.dtype)  # of stride 1
+    flat.copy_(tensor.flatten())
+    return flat.view(torch.uint8)

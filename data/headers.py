@@ -39,7 +39,7 @@ def fitting(wanted: Any, value: Any, name: str) -> Any:
 
 def _is(wanted: type, value: Any) -> bool:
     if wanted in (bool, str) or isinstance(value, bool):
-        return isinstance(value, wanted)
+        return type(value) is wanted  # True is an int too
     if isinstance(value, int):  # a float may be written as a whole number
         return wanted in (int, float) and abs(value) < LARGEST
     return wanted is float and isinstance(value, float) and math.isfinite(value)

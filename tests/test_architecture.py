@@ -19,7 +19,12 @@ MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.signals", "data.writing"}
 SAVING = {"data.own_files", "data.saving"}
 LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
-CONTRACT = {"compression.base", "compression.parts", "compression.stored"}
+CONTRACT = {
+    "compression.base",
+    "compression.parts",
+    "compression.shapes",
+    "compression.stored",
+}
 SEALED = {"config", "compression.sealed", *CONTRACT}
 PARTS = {"data.cache", "data.rotary"}
 RUNNING = {
@@ -111,20 +116,47 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "analysis": ({"config", "analysis.sinks", "data.cache", "data.inventory"}, MODELS | PICTURES),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.parts": (set(), HEAVY),
+    "compression.deflated": (set(), HEAVY - {"torch", "numpy"}),
+    "compression.shapes": (PARTS, HEAVY - {"torch"}),
+    "compression.packed": (
+        {"compression.deflated", "compression.stored", "data.headers"},
+        HEAVY - {"torch"},
+    ),
+    "compression.outlines": (
+        {
+            "compression.packed",
+            "compression.shapes",
+            "compression.stored",
+            "data.headers",
+            "data.rotary",
+        },
+        HEAVY - {"torch", "numpy"},
+    ),
+    "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
+    "compression.file_parts": (
+        {
+            "compression.outlines",
+            "compression.packed",
+            "compression.sealed",
+            "compression.shapes",
+            "compression.stored",
+        },
+        HEAVY - {"torch"},
+    ),
     "compression.base": (
-        {"config", "compression.parts", "compression.stored", *PARTS},
+        {"config", "compression.file_parts", *CONTRACT, *PARTS},
         HEAVY - {"torch"},
     ),
     "compression.costs": ({"config", "compression.base", *PARTS}, MODELS | PICTURES),
     "compression.scored_tokens": (set(), MODELS | PICTURES),
-    "compression.sealed": ({"compression.stored", "data.writing"}, HEAVY - {"torch"}),
     "compression.methods": (
-        {"config", *CONTRACT, "analysis.tokens", *PARTS},
+        {"config", *CONTRACT, "analysis.tokens", "compression.deflated", *PARTS},
         MODELS | PICTURES,
     ),
     "compression.coded": (
         {
             *SEALED,
+            "compression.deflated",
             "compression.methods.layer_groups",
             "compression.methods.place_by_place",
             "compression.methods.packing",
@@ -168,11 +200,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         HEAVY,
     ),
     "compression.files": (
-        {*SEALED, "data.headers", "compression.registry", "data.cache"},
+        {*SEALED, "data.headers", "compression.file_parts", "compression.registry", "data.cache"},
         HEAVY - {"torch"},
     ),
     "compression.ledger": (
-        {"compression.base", "compression.files", "compression.parts"},
+        {"compression.base", "compression.parts"},
         MODELS | PICTURES,
     ),
     "compression.evaluate": (
@@ -193,6 +225,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "config",
             "analysis",
             "compression.base",
+            "compression.shapes",
             "compression.costs",
             "compression.evaluate",
             "compression.methods",

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from compression.base import CacheShape
 from compression.coded import fixed_rate
 from compression.coded import method as method_module
 from compression.coded.calibration import calibrate, grouped
@@ -17,6 +16,7 @@ from compression.coded.coefficients import transformed
 from compression.coded.method import Coded, CodedFixed
 from compression.coded.transform import classes, magnitudes, read
 from compression.costs import relative_errors
+from compression.shapes import CacheShape
 from config import UsageError
 from data.cache import KINDS, wide
 from data.extraction import prefill

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache as once
+from functools import reduce
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from compression import files
 from compression.base import Compressor
 from compression.coded.calibration import calibrate
+from compression.costs import joined
 from compression.ledger import HEADER, ledger
 from compression.methods import kvtc_fit
 from compression.methods.dimensions import fitted_bases
@@ -194,6 +196,7 @@ def test_layers_one_by_one_give_what_all_together_give_where_a_method_says_so(na
         return
     parts = [method.compress(replace(cache, layers=(layer,))) for layer in cache.layers]
     assert sum(part.nbytes for part in parts) == whole.nbytes
+    assert reduce(joined, parts).file_nbytes == whole.file_nbytes
     alone = [digest({"": x}) for part in parts for x in part.stored.values()]
     assert Counter(alone) == Counter(digest({"": x}) for x in whole.stored.values())
     back = [part.restore().layers[0] for part in parts]
@@ -218,9 +221,9 @@ def test_a_file_holds_what_is_counted_and_restores_bit_for_bit(name, number, sha
     file = tmp_path / "cache.safetensors"
     files.save(small, file)
     content = file.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
-    assert len(content) == header + small.nbytes
-    assert header == files.header_nbytes(small)
+    assert len(content) == small.file_nbytes == small.nbytes + small.header_nbytes
+    assert small.stored_nbytes == (small.nbytes if name == "none" else len(content))
+    assert small.ratio == small.shape.nbytes / small.stored_nbytes
     back = files.load(file, calibration_for(name, number, of_shape(shape)))
     assert back.compressor == small.compressor and back.shape == small.shape
     assert same(back.stored, small.stored)
@@ -238,8 +241,8 @@ def assert_the_ledger_is_whole(small):
     table = ledger(small)
     header = table["part"] == HEADER.words
     once = table["once_per_model"]
-    assert table.loc[~once & ~header, "bytes"].sum() == small.nbytes
-    assert table.loc[header, "bytes"].tolist() == [files.header_nbytes(small)]
+    assert table.loc[~once, "bytes"].sum() == small.stored_nbytes
+    assert table.loc[header, "bytes"].tolist() == [small.stored_nbytes - small.nbytes]
     assert table.loc[once, "bytes"].sum() == small.compressor.per_model_nbytes
     assert not table.duplicated(["layers", "kind", "part", "once_per_model"]).any()
     assert set(table["kind"]) <= {*KINDS, "both", ""}

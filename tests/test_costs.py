@@ -24,8 +24,12 @@ def reference(cache, method):
     """COSTS as they are defined, from the whole cache at once, in numpy."""
     small = method.compress(cache)
     back, served = small.restore(), cache.in_16_bits()
-    found = {"original_bytes": cache.nbytes, "stored_bytes": small.nbytes, "per_model_bytes": 0}
-    found |= {"bits_per_value": 8 * small.nbytes / cache.n_entries, "ratio": small.ratio}
+    found = {
+        "original_bytes": cache.nbytes,
+        "stored_bytes": small.stored_nbytes,
+        "per_model_bytes": 0,
+    }
+    found |= {"bits_per_value": 8 * small.stored_nbytes / cache.n_entries, "ratio": small.ratio}
     for kind in KINDS:
         pairs = zip(served.layers, back.layers, strict=True)
         error = norm = 0.0
@@ -117,6 +121,7 @@ def test_a_mapped_cache_larger_than_memory_is_scored_layer_by_layer(tmp_path):
     in_parts = scored("parts")
     assert in_parts.returncode == 0, in_parts.stderr
     error, stored = in_parts.stdout.split()
-    assert 0.001 < float(error) < 0.02 and int(stored) == 128 * 2**20 * 66 // 64
+    assert 0.001 < float(error) < 0.02
+    assert 0 < int(stored) - 128 * 2**20 * 66 // 64 < 2 * 16384 + 4096  # the header, with token ids
     whole = scored("whole")
     assert whole.returncode and "allocate memory" in whole.stderr  # the limit does bind

@@ -91,7 +91,7 @@ def test_a_model_that_copies_is_right_and_one_that_has_forgotten_is_not(name, mo
     sure = [v for k, v in full.items() if k.startswith("probability.") and v is not None]
     assert sure and all(p == pytest.approx(1, abs=1e-6) for p in sure)
     assert not full["engaged"] and lost["engaged"]
-    assert full["bits_per_value"] == 16 and lost["stored_bytes"] == 1
+    assert full["bits_per_value"] == 16 and 1 < lost["stored_bytes"] < full["stored_bytes"]
 
 
 @pytest.mark.parametrize("name", ["niah_single_1", "niah_multivalue", "frequent_words"])

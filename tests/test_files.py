@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from compression import files, registry, sealed
+from compression.file_parts import FORMAT
 from compression.registry import METHODS, make
 from config import UsageError
 from tests import caches
@@ -18,10 +19,10 @@ def small_file(file, **facts):
 
 def test_a_file_of_another_format_is_refused(tmp_path):
     file = tmp_path / "a.safetensors"
-    sealed.write(file, {"a": torch.zeros(1)}, {"format": "compressed cache 1"})
-    with pytest.raises(UsageError, match="has format compressed cache 1, not compressed cache 3"):
+    sealed.write(file, {"a": torch.zeros(1)}, {"format": "compressed cache 3"})
+    with pytest.raises(UsageError, match="has format compressed cache 3, not compressed cache 4"):
         files.load(file)
-    save_file({"a": torch.zeros(1)}, file, metadata={"format": files.FORMAT})
+    save_file({"a": torch.zeros(1)}, file, metadata={"format": FORMAT})
     with pytest.raises(UsageError, match="is damaged, of an older version or no compressed cache"):
         files.load(file)
 

@@ -11,15 +11,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from compression import files, sealed
-from compression.base import CacheShape, LayerShape
 from compression.coded.calibration import calibrate
 from compression.methods import kvtc_fit
 from compression.methods.dimensions import fitted_bases
 from compression.methods.evictions import EVICTIONS
 from compression.registry import METHODS, make, needs_calibration
+from compression.shapes import CacheShape, LayerShape
 from config import UsageError
 from data.cache import KINDS
-from tests import caches
+from tests import caches, opened
 from tests.mutations import mutated
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "20"))  # of each method
@@ -70,7 +70,7 @@ def learned(name):
 
 @once
 def honest(name):
-    """What a file of a method holds: tensors and header."""
+    """What a file of a method holds, laid open: tensors and header."""
     settings = SETTINGS.get(name, {})
     with pytest.MonkeyPatch.context() as patch:
         kept = {}
@@ -79,7 +79,7 @@ def honest(name):
         )
         compressed = make(name, settings, learned(name)).compress(original())
         files.save(compressed, "nowhere", STATES, last="7")
-    return kept["a"]
+    return opened.opened(*kept["a"])
 
 
 def restored(file, calibration):
@@ -96,7 +96,7 @@ def restored(file, calibration):
 @pytest.mark.parametrize("name", METHODS)
 def test_an_honest_file_comes_back(name, tmp_path):
     file = tmp_path / "a.kv"
-    sealed.write(file, *honest(name))
+    opened.write(file, *honest(name))
     shape, back = restored(file, learned(name))
     assert shape == CacheShape.of(original().in_16_bits())
     assert back.token_ids.tolist() == list(range(10))
@@ -122,7 +122,7 @@ def test_whatever_is_changed_is_refused_or_is_a_cache_of_its_shape(name, tmp_pat
     )
     @given(mutated(honest, name))
     def holds(mutation):
-        sealed.write(file, mutation.tensors, mutation.header)
+        opened.write(file, mutation.tensors, mutation.header)
         began = time.perf_counter()
         came = restored(file, learned(name))
         assert time.perf_counter() - began < 5
@@ -145,7 +145,7 @@ def changed(file, name, part, change):
     tensors, header = honest(name)
     tree = json.loads(header[part])
     change(tree)
-    sealed.write(file, tensors, header | {part: json.dumps(tree)})
+    opened.write(file, tensors, header | {part: json.dumps(tree)})
     return file
 
 
@@ -186,17 +186,18 @@ def test_a_size_that_is_only_claimed_takes_no_memory(tmp_path, little_memory, na
             tmp_path / "a.kv",
             name,
             "shape",
-            lambda tree, n=claimed: tree["layers"][1].update({size: n}),
+            lambda tree, n=claimed: tree["alike"][1].update({size: n}),
         )
         assert restored(file, learned(name)) is None
 
 
 def test_tokens_that_are_there_one_by_one_are_still_held_against_what_is_stored(tmp_path):
-    def longer(tree):
-        tree["token_ids"] = [0] * 100_000
-        tree["layers"][1] |= {"n_tokens": 100_000}
-
-    file = changed(tmp_path / "a.kv", "none", "shape", longer)
+    tensors, header = honest("none")
+    tree = json.loads(header["shape"])
+    tree["alike"][1] |= {"n_tokens": 100_000}
+    ids = {"token_ids": torch.zeros(100_000, dtype=torch.int32)}
+    file = tmp_path / "a.kv"
+    opened.write(file, tensors | ids, header | {"shape": json.dumps(tree)})
     with pytest.raises(UsageError, match=r"claims a cache of [\d,]+ bytes in "):
         files.load(file)
 
@@ -216,5 +217,5 @@ def test_a_codec_that_runs_out_is_refused(tmp_path):
         ("state", lambda x: x + 1),
         ("words", lambda x: x ^ 1),
     ):
-        sealed.write(tmp_path / "a.kv", tensors | {name: change(tensors[name])}, header)
+        opened.write(tmp_path / "a.kv", tensors | {name: change(tensors[name])}, header)
         assert restored(tmp_path / "a.kv", learned("coded")) is None

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compression import files, sealed
+from compression import files
+from tests import opened
 from tests.commands import PROMPT
 
 TEXT = PROMPT[:44]
@@ -24,25 +25,35 @@ def within(part, change):
 
 
 def fewer_layers(tensors, header):
-    kept = {name: x for name, x in tensors.items() if name.startswith("0.")}
+    kept = {name: x for name, x in tensors.items() if not name.startswith("1.")}
     return within("shape", lambda tree: tree["layers"].pop())(kept, header)
 
 
 def fewer_tokens(tensors, header):
     """Of one layer only, which the model would not go on from."""
-    _, header = within("shape", lambda tree: tree["layers"][0].update(n_tokens=3))(tensors, header)
+    _, header = within("shape", lambda tree: tree["alike"][0].update(n_tokens=3))(tensors, header)
     short = {name: x[:, :3].clone() for name, x in tensors.items() if name.startswith("0.")}
     return tensors | short, header
 
 
 def two_heads_as_one(tensors, header):
     def wider(tree):
-        for layer in tree["layers"]:
+        for layer in tree["alike"]:
             layer |= {"n_heads": 1, "key_dim": 2 * layer["key_dim"]}
             layer |= {"value_dim": 2 * layer["value_dim"]}
 
-    joined = {name: x.view(1, x.shape[1], -1) for name, x in tensors.items()}
-    return within("shape", wider)(joined, header)
+    joined = {name: x.view(1, x.shape[1], -1) for name, x in tensors.items() if x.ndim == 3}
+    return within("shape", wider)(tensors | joined, header)
+
+
+def with_ids(change):
+    """A change of the token ids."""
+
+    def changed(tensors, header):
+        ids = change(tensors["token_ids"].tolist())
+        return tensors | {"token_ids": torch.tensor(ids, dtype=torch.int32)}, header
+
+    return changed
 
 
 HOSTILE = {
@@ -56,10 +67,10 @@ HOSTILE = {
     "fewer layers": fewer_layers,
     "fewer tokens": fewer_tokens,
     "two heads as one": two_heads_as_one,
-    "another kind": within("shape", lambda tree: tree["layers"][0].update(kind="sliding")),
-    "more tokens": within("shape", lambda tree: tree["token_ids"].append(1)),
-    "tokens without end": within("shape", lambda tree: tree["layers"][0].update(n_tokens=10**9)),
-    "no token": within("shape", lambda tree: tree["token_ids"].insert(0, -1)),
+    "another kind": within("shape", lambda tree: tree["alike"][0].update(kind="sliding")),
+    "more tokens": with_ids(lambda ids: [*ids, 1]),
+    "tokens without end": within("shape", lambda tree: tree["alike"][0].update(n_tokens=10**9)),
+    "no token": with_ids(lambda ids: [-1, *ids]),
     "no settings": lambda tensors, header: (tensors, header | {"settings": "[]"}),
     "nested without end": lambda tensors, header: (tensors, header | {"shape": "[" * 10**5}),
     "NaN": lambda tensors, header: (tensors | {"0.key": tensors["0.key"] * torch.nan}, header),
@@ -72,7 +83,7 @@ def test_a_sealed_prompt_that_is_none_of_the_models_is_refused_in_a_sentence(
     mode, stored, capsys, change
 ):
     file = Path(stored(TEXT))
-    sealed.write(file, *change(*sealed.read(file)))
+    opened.write(file, *change(*opened.read(file)))
     capsys.readouterr()
     assert mode("store", "--load_compressed", str(file)) == 2
     said = capsys.readouterr()
@@ -115,7 +126,7 @@ def test_states_that_are_none_of_the_models_are_refused_in_a_sentence(
     mode, stored, folder_of, capsys, change, name
 ):
     file = Path(stored(TEXT, "--model", folder_of(name)))
-    sealed.write(file, *of_a_state(change)(*sealed.read(file)))
+    opened.write(file, *of_a_state(change)(*opened.read(file)))
     capsys.readouterr()
     assert mode("store", "--load_compressed", str(file), "--model", folder_of(name)) == 2
     said = capsys.readouterr().err
@@ -125,8 +136,8 @@ def test_states_that_are_none_of_the_models_are_refused_in_a_sentence(
 
 def test_a_state_in_the_file_of_a_model_without_any_is_refused(mode, stored, capsys):
     file = Path(stored(TEXT))
-    tensors, header = sealed.read(file)
-    sealed.write(file, tensors | {"state.layers.0.keys": tensors["0.key"].clone()}, header)
+    tensors, header = opened.read(file)
+    opened.write(file, tensors | {"state.layers.0.keys": tensors["0.key"].clone()}, header)
     assert mode("store", "--load_compressed", str(file)) == 2
     assert "its states are not those of tiny-llama" in capsys.readouterr().err
 
@@ -134,7 +145,7 @@ def test_a_state_in_the_file_of_a_model_without_any_is_refused(mode, stored, cap
 def test_names_of_a_file_reach_no_terminal_raw(mode, stored, capsys):
     file = Path(stored(TEXT))
     change = within("facts", lambda tree: tree.update(model="x", model_name="\x1b[31m" * 99))
-    sealed.write(file, *change(*sealed.read(file)))
+    opened.write(file, *change(*opened.read(file)))
     capsys.readouterr()
     assert mode("store", "--load_compressed", str(file)) == 2
     said = capsys.readouterr().err

@@ -219,7 +219,8 @@ def test_tucker_measures_and_draws(tucker):
     assert tucker.files == tables | {f"tucker/{name}.png" for name in TUCKER} | {"tucker.json"}
     row = tucker.table("tucker/texts").set_index("method").loc["tucker"]
     # 2 layers, keys and values, 2 heads: 6 plain tokens of 16 dims, core 8 x 8, factors
-    assert row["stored_bytes"] == 2 * 2 * 2 * (2 * 6 * 16 + 2 * 8 * 8 + 94 * 8 + 16 * 8)
+    tensors = 2 * 2 * 2 * (2 * 6 * 16 + 2 * 8 * 8 + 94 * 8 + 16 * 8)
+    assert tensors < row["stored_bytes"] < tensors + 2000  # the header
     assert row["original_bytes"] == 2 * 2 * 2 * 2 * 100 * 16
     assert row["ratio"] == pytest.approx(row["original_bytes"] / row["stored_bytes"])
     assert (row["context_tokens"], row["scored_tokens"]) == (100, 10)

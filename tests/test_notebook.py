@@ -46,7 +46,7 @@ def test_the_lines_of_the_readme_run_and_print_what_is_measured(ran):
         (line for line in printed.splitlines() if " x smaller" in line),
     )
     assert names["method"].name == "coded" and kivi.startswith("kivi: ")
-    ratio = text.cache.nbytes / names["compressed"].nbytes
+    ratio = text.cache.nbytes / names["compressed"].file_nbytes
     cost = text.score(names["method"])["kl_mean_nats"]
     assert coded == f"coded: {ratio:.1f} x smaller, KL {cost:.4f} nats per token"
     assert set(names["table"]["layer"]) == {0, 1}

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from compression import files, prompt_file, prompts
+from compression.file_parts import FORMAT
 from config import UsageError
 from data.texts import Sample
 from tests import families
@@ -27,7 +28,7 @@ def store(mode):
 
 
 def test_the_format_of_our_files_is_known_by_its_beginning():
-    assert files.FORMAT.startswith(prompt_file.OURS)
+    assert FORMAT.startswith(prompt_file.OURS)
 
 
 def test_an_earlier_prompt_is_replaced_and_one_of_another_version_too(store, tmp_path):

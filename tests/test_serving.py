@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from compression import prompts
-from compression.base import LayerShape
 from compression.coded import codec_files
 from compression.coded.calibration import calibrate
 from compression.coded.chunk_positions import likely_start
 from compression.coded.chunked import CodedChunks
 from compression.coded.chunks import ChunkCodec
 from compression.serving.compressed_cache import CompressedCache, RestingLayer
+from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.extraction import prefill

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compression.deflated import deflated, inflated
+from compression.deflated import deflated, inflated_to
 from compression.stored import Tensors
 from config import UsageError
 
@@ -154,7 +154,7 @@ def _read(data: memoryview, n_groups: int, n_layers: int, n_columns: int) -> Chu
     if (len(escapes) > 0) != (escape_bytes > 0):
         raise ValueError("escapes of no size")
     n_levels = 1 + min(n_tokens, MOST_TOKENS)
-    side = memoryview(inflated(side, 2 * n_groups + n_layers + n_levels + n_columns))
+    side = memoryview(inflated_to(side, 2 * n_groups + n_layers + n_levels + n_columns))
     skips, of_layers = side[: 2 * n_groups], side[2 * n_groups :]
     dtypes, levels, steps = np.split(
         np.frombuffer(of_layers, np.uint8), [n_layers, n_layers + n_levels]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compression.base import LayerShape
 from compression.coded import rans
 from compression.coded.chunk_bytes import Chunk
 from compression.coded.coefficients import centred, restored_places, spread, transformed
 from compression.coded.transform import Group, Transform, classes, level_of_mean, scales
 from compression.methods.place_by_place import Middles
+from compression.shapes import LayerShape
 from compression.stored import refuse_left
 from data.cache import LayerKV
 

@@ -8,13 +8,14 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Calibration, Compressed, Compressor, LayerShape
+from compression.base import Calibration, Compressed, Compressor
 from compression.coded import named
 from compression.coded.chunk_bytes import MOST_TOKENS
 from compression.coded.chunks import ANY_MODEL, ChunkCodec
 from compression.coded.method import MIDDLE, refuse_step
 from compression.coded.transform import fitting, read
 from compression.parts import BOTH, PLAIN, Part, Words
+from compression.shapes import CacheShape, LayerShape
 from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV

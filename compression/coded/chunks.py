@@ -15,13 +15,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from compression.base import Calibration, LayerShape
+from compression.base import Calibration
 from compression.coded import chunk_bytes, rans
 from compression.coded.chunk_bytes import MOST_TOKENS, Chunk, damaged
 from compression.coded.chunk_integers import first_coded, quantised, restored
 from compression.coded.method import MIDDLE
 from compression.coded.transform import Transform, fitting
 from compression.methods.place_by_place import Middles
+from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import KINDS, LayerKV
 

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from compression import sealed
-from compression.base import Calibration, LayerShape
+from compression.base import Calibration
 from compression.coded import transform
 from compression.coded.chunk_bytes import IDENTITY
 from compression.coded.chunks import ChunkCodec
+from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import KINDS
 from data.headers import fitting, shown, words

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from compression.base import LayerShape
 from compression.coded.transform import Group, classes, is_stored, magnitudes, rows, scales
 from compression.methods.place_by_place import Middles
+from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import LayerKV, by_head
 

@@ -3,13 +3,14 @@
 import logging
 
 from compression import sealed
-from compression.base import Calibration, LayerShape
+from compression.base import Calibration
 from compression.coded import calibration, calibration_files
 from compression.coded.calibration_files import FORMAT, file_of, folder_of
 from compression.coded.chunks import ChunkCodec
 from compression.coded.learned_text import FIRST_SAMPLE, calibration_text
 from compression.coded.method import MIDDLE
 from compression.methods.place_by_place import Place
+from compression.shapes import LayerShape
 from config import UsageError
 from data import sensitivity
 from data.cache import KINDS

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from compression.base import CacheShape, Calibration, Compressed, Compressor, LayerShape
+from compression.base import Calibration, Compressed, Compressor
 from compression.coded import fixed_rate, named, rans
 from compression.coded.coefficients import centred, restored_places, spread, transformed
 from compression.coded.token_weights import is_watched
@@ -34,6 +34,7 @@ from compression.coded.transform import (
 from compression.deflated import deflated_tensor, inflated_tensor
 from compression.methods.place_by_place import Middles
 from compression.parts import Part
+from compression.shapes import CacheShape, LayerShape
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache

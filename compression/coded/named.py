@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from compression.base import CacheShape
 from compression.coded.transform import Group
 from compression.parts import BOTH, PLAIN, Part
+from compression.shapes import CacheShape
 
 # By the first word of their names
 OF_ALL_LAYERS = {

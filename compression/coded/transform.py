@@ -23,12 +23,13 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 
-from compression.base import Calibration, LayerShape
+from compression.base import Calibration
 from compression.coded import bases
 from compression.coded.rans import N_SYMBOLS, Tables
 from compression.coded.roots import root_of
 from compression.coded.token_weights import traits, unlikeness
 from compression.methods.place_by_place import Place, content
+from compression.shapes import LayerShape
 from compression.stored import Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, wide

@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressed, Compressor, LayerShape
+from compression.base import Compressed, Compressor
 from compression.methods.evictions import Eviction
 from compression.methods.packing import pack, take_codes
 from compression.parts import Part
+from compression.shapes import CacheShape, LayerShape
 from compression.stored import Tensors, refuse_left, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Calibration
+from compression.base import Calibration
 from compression.methods.dim_groups import group_dims, group_directions
 from compression.methods.packing import pack, take_codes
 from compression.methods.place_by_place import (
@@ -25,6 +25,7 @@ from compression.methods.place_by_place import (
 )
 from compression.methods.spectra import gram_of, leading
 from compression.parts import Part, Words
+from compression.shapes import CacheShape
 from compression.stored import FLOATS, Tensors, refuse_beyond, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits, wide

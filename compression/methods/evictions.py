@@ -14,9 +14,10 @@ import torch
 
 import config
 from analysis.tokens import TERMS, importance
-from compression.base import CacheShape, Compressor
+from compression.base import Compressor
 from compression.methods.packing import pack, take_codes
 from compression.parts import Words
+from compression.shapes import CacheShape
 from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Calibration, Compressed
+from compression.base import Calibration, Compressed
 from compression.deflated import deflated_tensor, inflated_tensor
 from compression.methods.kvtc_plan import (
     FP8,
@@ -30,6 +30,7 @@ from compression.methods.kvtc_plan import (
 from compression.methods.packing import nbytes_of, pack, unpack
 from compression.methods.place_by_place import ENDS, BetweenEnds, Middles, Place, Shapes
 from compression.parts import BOTH, Part
+from compression.shapes import CacheShape
 from compression.stored import Tensors, taken
 from config import UsageError
 from data.cache import KINDS, by_head, wide

@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressed, Compressor
+from compression.base import Compressed, Compressor
 from compression.methods.place_by_place import Place, PlaceByPlace, Shape, content
 from compression.methods.spectra import leading
 from compression.parts import Part, Words
+from compression.shapes import CacheShape
 from compression.stored import FLOATS, Tensors, refuse_beyond, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, by_head, in_16_bits, wide

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.base import CacheShape, Compressed, Compressor, LayerShape
+from compression.base import Compressed, Compressor
 from compression.parts import PLAIN, Part
+from compression.shapes import CacheShape, LayerShape
 from compression.stored import FLOATS, Tensors, refuse_left, taken, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV

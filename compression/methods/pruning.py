@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import torch
 
-from compression.base import CacheShape, Compressor
+from compression.base import Compressor
 from compression.methods.evictions import Eviction
 from compression.methods.packing import pack, take_codes
 from compression.parts import Words
+from compression.shapes import CacheShape
 from compression.stored import FLOATS, Tensors, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, in_16_bits

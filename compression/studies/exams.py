@@ -179,9 +179,9 @@ class Sit(OfMethod):
             row: Row = {
                 "method": self.method.name,
                 "settings": self.method.words(),
-                "stored_bytes": whole.compressed.nbytes,
+                "stored_bytes": whole.compressed.stored_nbytes,
                 "original_bytes": judge.cache.nbytes,
-                "bits_per_value": 8 * whole.compressed.nbytes / judge.cache.n_entries,
+                "bits_per_value": 8 * whole.compressed.stored_nbytes / judge.cache.n_entries,
                 "engaged": not _alike(judge.cache, whole.restored),
             }
             for i, asked in enumerate(self.paper.questions):

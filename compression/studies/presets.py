@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import config
-from compression.base import Compressor, LayerShape
+from compression.base import Compressor
 from compression.methods.composed import Composed
 from compression.methods.evictions import Eviction
 from compression.methods.place_by_place import BetweenEnds
 from compression.methods.tucker import Tucker
 from compression.registry import METHODS
+from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import KVCache, LayerKV
 

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 import config
 from analysis.margins import error, not_apart, spread, tied
-from compression.base import LayerShape, Uncompressed
+from compression.base import Uncompressed
 from compression.costs import relative_errors
 from compression.methods.place_by_place import content
 from compression.methods.tucker import PARTS, Tucker
+from compression.shapes import LayerShape
 from compression.studies.base import Learned, Plan, Report, Study, Tables, plain_ends
 from config import UsageError
 from data.cache import KINDS, KVCache, wide

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from compression import sealed
+from tests import opened
 from tests.hostile.case import Case, Prepare, early, late
 from tests.hostile.texts import pipe
 
@@ -32,12 +32,12 @@ def _sealed_with(
     """A stranger's file: something else within, and a checksum that fits."""
 
     def changed(folder: Path, patch: pytest.MonkeyPatch) -> None:
-        tensors, header = sealed.read(folder / "prompt.kv")
+        tensors, header = opened.read(folder / "prompt.kv")
         read = {name: _read(value) for name, value in header.items()}
         of_header(read)
         of_tensors(tensors)
         again = {k: v if isinstance(v, str) else json.dumps(v) for k, v in read.items()}
-        sealed.write(folder / "prompt.kv", tensors, again)
+        opened.write(folder / "prompt.kv", tensors, again)
 
     return changed
 
@@ -51,7 +51,17 @@ def _shape(**changes: Any) -> Prepare:
 
 
 def _layer(**changes: Any) -> Prepare:
-    return _sealed_with(lambda header: header["shape"]["layers"][1].update(changes))
+    return _sealed_with(lambda header: header["shape"]["alike"][1].update(changes))
+
+
+def _index(index: int) -> Prepare:
+    """The second layer as one of this index in the model."""
+    return _sealed_with(lambda header: header["shape"]["layers"][1].__setitem__(0, index))
+
+
+def _ids(*ids: int) -> Prepare:
+    tensor = torch.tensor(ids, dtype=torch.int32)
+    return _sealed_with(of_tensors=lambda tensors: tensors.update(token_ids=tensor))
 
 
 def _facts(**changes: Any) -> Prepare:
@@ -124,19 +134,20 @@ STRANGE: dict[str, Prepare] = {
     "a layer of 10^9 heads": _layer(n_heads=10**9),
     "a layer of no dimensions": _layer(key_dim=0),
     "a layer that starts at 10^12": _layer(start=10**12),
-    "a layer of number 99": _layer(index=99),
-    "a layer of number -1": _layer(index=-1),
-    "a layer twice": _layer(index=0),
+    "a layer of number 99": _index(99),
+    "a layer of number -1": _index(-1),
+    "a layer twice": _index(0),
     "a layer of no kind": _layer(kind="\x1b[31mnone"),
     "a layer of a dtype that there is not": _layer(dtype="float3"),
     "a layer of a dtype that is none": _layer(dtype="nn"),
     "a layer of integers": _layer(dtype="int64"),
     "a setting of a layer too many": _layer(zip=3),
     "a rotation that is none": _layer(rotary={"frequencies": ["a"]}),
-    "token ids that are words": _shape(token_ids=["a"]),
-    "negative token ids": _shape(token_ids=[-5] * 59),
-    "token ids beyond all vocabularies": _shape(token_ids=[10**12] * 59),
-    "one token id for 59 tokens": _shape(token_ids=[5]),
+    "a rotation that is not there": _layer(rotary=7),
+    "token ids of words": _shape(ids="str"),
+    "negative token ids": _ids(*[-5] * 59),
+    "token ids beyond all vocabularies": _ids(*[10**9] * 59),
+    "one token id for 59 tokens": _ids(5),
     "a prompt of -1 tokens": _shape(n_prompt=-1),
     "no facts": _without("facts"),
     "no last token": _without("facts", "last"),
