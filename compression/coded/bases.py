@@ -42,6 +42,7 @@ def orthonormal(stored: Tensors, width: int) -> torch.Tensor:
     """(width, columns) float32, out of what is stored. Raises ValueError for what `kept` has not
     given."""
     columns = [part.numbers() for part in parts(stored, width)]
+    orthogonal: torch.Tensor
     orthogonal, triangle = torch.linalg.qr(torch.cat(columns, dim=1))
     return orthogonal * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
 
