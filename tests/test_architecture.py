@@ -108,7 +108,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.inventory": ({"data.cache"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
     "analysis.sinks": (set(), HEAVY - {"pandas"}),
-    "analysis": ({"config", "analysis.sinks", "data.cache", "data.inventory"}, MODELS | PICTURES),
+    "analysis.entry_findings": (set(), HEAVY - {"pandas", "numpy"}),
+    "analysis": (
+        {"config", "analysis.sinks", "analysis.entry_findings", "data.cache", "data.inventory"},
+        MODELS | PICTURES,
+    ),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.parts": (set(), HEAVY),
     "compression.base": (
@@ -279,7 +283,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", *MODELS},
     ),
     "visualization": (
-        {"config", "analysis.sinks", "visualization.style", "visualization.lettering"},
+        {
+            "config",
+            "analysis.sinks",
+            "analysis.entry_findings",
+            "visualization.style",
+            "visualization.lettering",
+        },
         {"torch", *MODELS},
     ),
     "main": (OURS - {"main", "benchmarks", "tests"}, HEAVY),
