@@ -132,7 +132,7 @@ def desk(long_model, tmp_path, monkeypatch, shared_cache) -> Path:
     monkeypatch.setattr(config, "DEFAULT_MODEL", str(long_model))
     for name, value in SHORT.items():
         monkeypatch.setattr(config, name, value)
-    text = "A river carries what the rain has taken from the hills, and gives it to the sea. " * 60
+    text = "A river carries what the rain has taken from the hills, and gives it to the sea. " * 8
     (tmp_path / "essay.txt").write_text(text)
     (tmp_path / "essays").mkdir()
     for i in range(3):
