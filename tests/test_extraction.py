@@ -114,7 +114,7 @@ def test_generation_does_not_reach_into_the_prefill_before_it():
 
 
 def test_prefill_asks_for_the_last_logits_only():
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     asked = []
     forward = loaded.model.forward
 
