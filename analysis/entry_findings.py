@@ -33,7 +33,8 @@ def outliers(usual: np.ndarray) -> list[int]:
 def _entries(rows: pd.DataFrame) -> np.ndarray:
     """(rows, dim) without rows that were evicted."""
     entries: np.ndarray = rows.filter(regex=r"^dim_\d+$").to_numpy(dtype=float)
-    return entries[~np.isnan(entries).all(axis=1)]
+    held: np.ndarray = entries[~np.isnan(entries).all(axis=1)]
+    return held
 
 
 def _dims(magnitudes: np.ndarray, size: int) -> str:
