@@ -41,7 +41,7 @@ def head_sparsity(table: pd.DataFrame, about: str) -> Figure:
     top = _scale_top(table)
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
         grid = rows.pivot(index="layer", columns="head", values="sparsity")
-        _heat_map(ax, grid, top)
+        _heat_map(fig, ax, grid, top)
         ax.set_title(NAMES[kind])
         ax.set_xlabel("KV head")
         ax.set_ylabel("Layer" if kind == "key" else "")
@@ -85,7 +85,7 @@ def pruning_heatmap_by_layer_head(table: pd.DataFrame, about: str) -> Figure:
     fig, ax = figure(title, about, size, right=1.2, head=0.15)
     grid = table.pivot(index="head", columns="layer", values="sparsity")
     top = _scale_top(table)
-    _heat_map(ax, grid, top)
+    _heat_map(fig, ax, grid, top)
     ax.set_xlabel("Layer")
     ax.set_ylabel("KV head")
     _colour_bar(fig, [ax], f"of keys alone, the scale's end the largest: {top:.1%}")
@@ -96,7 +96,7 @@ def _scale_top(table: pd.DataFrame) -> float:
     return max(float(table["sparsity"].max()), 0.01)
 
 
-def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
+def _heat_map(fig: Figure, ax: Axes, grid: pd.DataFrame, top: float) -> None:
     """Cells in percent where they can be read, grey where a layer has no such head."""
     percents = 100 * grid.to_numpy(dtype=float)
     look: Look = {"cmap": SPARSITY_MAP, "vmin": 0, "vmax": 100 * top}
@@ -105,7 +105,7 @@ def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
     ax.set_ylim(grid.shape[0], 0)
     if grid.size <= MOST_WRITTEN_CELLS and grid.shape[1] <= 40:
         _write(ax, percents, mesh.to_rgba(percents), ".0f" if top >= 0.1 else ".1f")
-    box, (width, height) = ax.get_position(), ax.get_figure().get_size_inches()
+    box, (width, height) = ax.get_position(), fig.get_size_inches()
     _name_cells(ax.xaxis, grid.columns, box.width * width)
     _name_cells(ax.yaxis, grid.index, box.height * height)
     ax.set_facecolor(MISSING)
