@@ -113,7 +113,7 @@ def nearest(table: pd.DataFrame, level: str, kind: str) -> str | None:
         return None
     i, j, _ = pair
     named = LEVELS[level].words.format(*(":".join(map(str, members[k])) for k in (i, j)))
-    said = f"{named} ({LEVELS[level].measure_words} {matrix[i, j]:.2f}"
+    said = f"{named} ({LEVELS[level].measure_words} {matrix[i, j]:z.2f}"
     if f"{LEVELS[level].measure}_se" not in table:
         return f"{said})"
     _, errors = similarity_matrix(table, level, kind, "_se")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 import config
-from analysis import spectrum_findings
+from analysis import entry_findings, spectrum_findings
 from analysis.margins import error, first_of, not_apart, runner_up, span, spread, tied, told_apart
 from analysis.sinks import SINK, are_too_few, sinks
 from data.cache import KINDS
@@ -34,6 +34,9 @@ def key_findings(tables: Tables, sparse: float, dense: float, top: int) -> list[
         sentences += _dim_findings(table, sparse, dense, top)
     if (table := tables.get("tokens/generation_stages_comparison")) is not None:
         sentences += _stage_findings(table)
+    if (table := tables.get("cache/keys")) is not None:
+        of_first = "Of the first text: " if _means_of(tables) else ""
+        sentences += entry_findings.said(table, tables["cache/values"], of_first)
     if (table := tables.get("spectrum/ranks")) is not None:
         sentences += spectrum_findings.said(table, tables["spectrum/subspace_overlap"])
     return sentences
@@ -240,7 +243,7 @@ def _stage_findings(table: pd.DataFrame) -> list[str]:
 
 def points(moved: dict[str, float], errors: dict[str, float], kind: str) -> str:
     more = f" ± {100 * errors[kind]:.1f}" if errors[kind] else ""
-    return f"{100 * moved[kind]:+.1f}{more} points"
+    return f"{100 * moved[kind]:+z.1f}{more} points"
 
 
 def drift(table: pd.DataFrame) -> dict[str, float]:

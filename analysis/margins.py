@@ -1,5 +1,8 @@
 """How sure a mean over texts is, in words: one is called larger than another only where the two
-intervals of a standard error to both sides part."""
+intervals of a standard error to both sides part.
+
+What rounds to 0 is written without a minus: the z of a format, here and wherever what may be below
+0 is told."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,8 +18,8 @@ def error(rows: pd.DataFrame, column: str) -> pd.Series:
 def spread(row: pd.Series, column: str, form: str) -> str:
     """A mean and its standard error, where there is one: 12.3% ± 0.4%."""
     name = f"{column}_se"
-    more = f" ± {row[name]:{form}}" if name in row and pd.notna(row[name]) else ""
-    return f"{row[column]:{form}}{more}"
+    more = f" ± {row[name]:z{form}}" if name in row and pd.notna(row[name]) else ""
+    return f"{row[column]:z{form}}{more}"
 
 
 def not_apart(others: pd.DataFrame, column: str, best: pd.Series, least: bool = False) -> int:
@@ -46,14 +49,14 @@ def told_apart(numbers: Sequence[float], digits: int, most: int = 4) -> int:
     """How many digits after the point make the first two numbers read differently: `digits` or up
     to `most`; `digits` where even those do not."""
     two = numbers[:2]
-    enough = (n for n in range(digits, most + 1) if len({f"{x:.{n}f}" for x in two}) == len(two))
+    enough = (n for n in range(digits, most + 1) if len({f"{x:z.{n}f}" for x in two}) == len(two))
     return next(enough, digits)
 
 
 def span(numbers: Iterable[float], form: str) -> str:
     """From the least to the largest, as 1.0 to 2.0; one number where both read the same."""
     numbers = list(numbers)
-    low, high = f"{min(numbers):{form}}", f"{max(numbers):{form}}"
+    low, high = f"{min(numbers):z{form}}", f"{max(numbers):z{form}}"
     return low if low == high else f"{low} to {high}"
 
 

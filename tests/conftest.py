@@ -27,6 +27,14 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def models_stay_as_they_are():
+    """No test may change a model that others are given too."""
+    yield
+    changed = [name for name, one in families.shared.items() if not families.is_as_it_was(one)]
+    assert not changed, f"changed by some test, which is to take families.fresh: {changed}"
+
+
 @pytest.fixture(autouse=True)
 def own_cache_folder(request, tmp_path_factory, monkeypatch):
     """What is kept between runs is kept apart from other tests', unless a module shares it."""

@@ -1,5 +1,7 @@
 """Tiny random models of every kind of cache, and a tokenizer for them; nothing to download."""
 
+from types import MethodType
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -29,6 +31,7 @@ from tests.family_settings import (  # noqa: F401 (for who reads families.SETTIN
 )
 
 SHARPNESS = 20  # by which an output layer is larger than a random one
+shared: dict = {}  # name -> what `loaded` gives
 CONTEXT, SCORED = 40, 6  # tokens of `scored`; the window has forgotten some
 
 
@@ -57,16 +60,40 @@ def save(a_model: torch.nn.Module, folder) -> None:
     tokenizer().save_pretrained(folder)
 
 
-def loaded(name: str, **changes):
-    """A family's model as the toolkit holds it after loading."""
+def loaded(name: str):
+    """A family's model as the toolkit holds it after loading: one for all tests, so that what it is
+    like is found out once. It may not be changed, which conftest.py watches over; `fresh` may."""
+    if name not in shared:
+        shared[name] = fresh(name)
+    torch.manual_seed(0)  # whether it was there or not
+    return shared[name]
+
+
+def fresh(name: str, **changes):
+    """The same for one test alone."""
     from data.models import LoadedModel
 
     return LoadedModel(model(name, **changes), tokenizer(), name, "random weights, seed 0")
 
 
+def is_as_it_was(a_model) -> bool:
+    """Whether a shared model still is what it was made as."""
+    new = model(a_model.name)
+    ours, theirs = a_model.model.state_dict(), new.state_dict()
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in a_model.model.modules())
+    return (
+        ours.keys() == theirs.keys()
+        and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        and a_model.model.config.to_diff_dict() == new.config.to_diff_dict()
+        and not hooked
+        and a_model.model.forward == MethodType(type(a_model.model).forward, a_model.model)
+        and not a_model.model.training
+    )
+
+
 def sharp(name: str):
     """A family's model whose predictions are: a random model's hardly move, whatever is wrong."""
-    a_model = loaded(name)
+    a_model = fresh(name)
     head = a_model.model.get_output_embeddings()
     head.weight = torch.nn.Parameter(SHARPNESS * head.weight.detach())
     return a_model
@@ -78,11 +105,11 @@ def token_ids(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 250, (n,), generator=generator)
 
 
-def scored(name: str):
+def scored(name: str, make=loaded):
     """A family's model, the prefill of a context, and the continuation after it."""
     from data.extraction import prefill
     from data.scoring import Continuation
 
-    a_model, ids = loaded(name), token_ids(CONTEXT + SCORED + 1)
+    a_model, ids = make(name), token_ids(CONTEXT + SCORED + 1)
     start = prefill(a_model, ids[:CONTEXT])
     return a_model, ids, start, Continuation(a_model, start.past, ids[CONTEXT:])

@@ -13,8 +13,8 @@ import pytest
 from tests.commands import ROOT, modules_after
 
 OURS = {"config", "main", "data", "analysis", "compression", "visualization", "benchmarks", "tests"}
-HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "seaborn", "scipy"}
-PICTURES = {"matplotlib", "seaborn"}
+HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "scipy"}
+PICTURES = {"matplotlib"}
 MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.signals", "data.writing"}
 SAVING = {"data.own_files", "data.saving"}
@@ -113,7 +113,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.inventory": ({"data.cache"}, HEAVY - {"torch"}),
     "data": ({"config", "data"}, PICTURES | {"pandas"}),
     "analysis.sinks": (set(), HEAVY - {"pandas"}),
-    "analysis": ({"config", "analysis.sinks", "data.cache", "data.inventory"}, MODELS | PICTURES),
+    "analysis.entry_findings": (set(), HEAVY - {"pandas", "numpy"}),
+    "analysis": (
+        {"config", "analysis.sinks", "analysis.entry_findings", "data.cache", "data.inventory"},
+        MODELS | PICTURES,
+    ),
     "compression.stored": (set(), HEAVY - {"torch"}),
     "compression.parts": (set(), HEAVY),
     "compression.deflated": (set(), HEAVY - {"torch", "numpy"}),
@@ -312,7 +316,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", *MODELS},
     ),
     "visualization": (
-        {"config", "analysis.sinks", "visualization.style", "visualization.lettering"},
+        {
+            "config",
+            "analysis.sinks",
+            "analysis.entry_findings",
+            "visualization.style",
+            "visualization.lettering",
+        },
         {"torch", *MODELS},
     ),
     "main": (OURS - {"main", "benchmarks", "tests"}, HEAVY),

@@ -37,6 +37,7 @@ def learned(name="alike", seed=0):
     return calibrate([random_gradients(caches.SHAPES[name](), seed + k) for k in (0, 1)], "random")
 
 
+@once
 def codec(name="alike", step=0.01, model=MODEL, seed=0):
     shapes = tuple(LayerShape.of(layer) for layer in caches.SHAPES[name]().layers)
     return ChunkCodec(shapes, model, learned(name, seed), step)
@@ -138,10 +139,15 @@ def test_what_is_no_chunk_of_the_model_is_refused():
         one.encode(none, none, torch.arange(0))
 
 
+@once
+def a_chunk() -> bytes:
+    return codec().encode(*given_layers())
+
+
 @few
 @given(st.data())
 def test_damage_anywhere_is_found(data):
-    chunk = bytearray(codec().encode(*given_layers()))
+    chunk = bytearray(a_chunk())
     place = data.draw(st.integers(0, len(chunk) - 1))
     chunk[place] ^= data.draw(st.integers(1, 255))
     with pytest.raises(UsageError):
@@ -173,13 +179,16 @@ def test_a_chunk_that_is_taken_apart_and_joined_again_is_the_same():
     assert sealed(joined(parts(chunk))) == chunk
 
 
+@once
+def a_chunk_of_mixed_layers() -> bytes:
+    return codec("mixed").encode_layers(caches.mixed().in_16_bits().layers, 0, 10)
+
+
 @few
 @given(st.data())
 def test_a_chunk_whose_checksum_fits_is_refused_or_of_the_sizes_it_claims(data):
     """Structure-aware: fields and sections are changed, and the seal is made to fit."""
-    one = codec("mixed")
-    cache = caches.mixed().in_16_bits()
-    pieces = parts(one.encode_layers(cache.layers, 0, 10))
+    one, pieces = codec("mixed"), parts(a_chunk_of_mixed_layers())
     for _ in range(data.draw(st.integers(1, 3))):
         which = data.draw(st.integers(0, len(pieces) - 1))
         piece = bytearray(pieces[which])
@@ -241,7 +250,7 @@ def test_adversarial_integers_go_through_a_chunk_exactly(integers, data):
 
 def test_two_threads_agree_with_one():
     keys, values, _ = given_layers()
-    starts = list(range(0, 400, 10))
+    starts = list(range(0, 120, 10))
     alone = codec()
     chunks = [alone.encode(keys, values, torch.arange(s, s + 10)) for s in starts]
     back = [alone.decode(chunk) for chunk in chunks]

@@ -274,9 +274,9 @@ def _between(cache, start, end):
 @pytest.mark.parametrize("way", ["compress", "restore"])
 def test_what_it_works_with_does_not_grow_with_the_text(monkeypatch, way):
     """Memory of numpy at its peak, beyond what is stored; what torch takes is of one group."""
-    monkeypatch.setattr(method_module, "MOST_ENTRIES", 1 << 17)
+    monkeypatch.setattr(method_module, "MOST_ENTRIES", 1 << 16)
     peaks = []
-    for n_tokens in (1 << 12, 1 << 14):
+    for n_tokens in (1 << 11, 1 << 13):
         layers = (caches.layer(i, 3, n_tokens, (8, 8), dtype=torch.float16) for i in range(4))
         cache = caches.watched(caches.cache(*layers))
         coder = method("alike, watched", step=0.03)

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from analysis import margins
 from compression.studies import comparison_words as words
 from compression.studies.presets import ENGINES, families
 
@@ -72,6 +73,18 @@ def test_where_nothing_that_saves_bytes_is_cheap_none_is_to_be_taken():
     assert words.taken(costly, None, {"max_kl": 0.1}) == []
     idle = TABLE[TABLE["label"] == "none"]
     assert words.taken(idle, None, {}) == ["Take none: no setting measured saves bytes."]
+
+
+def test_what_rounds_to_nought_has_no_minus():
+    """Half-precision noise: a setting may cost a little less than nothing."""
+    table = TABLE.assign(kl_mean_nats=-1e-6, kl_mean_nats_se=0.0, delta_perplexity_percent=-1e-4)
+    table = table.assign(frontier=True)
+    lines = [*words.taken(table, table.iloc[1], {}), words.frontier(table)]
+    assert "KL 0.0000 ± 0.0000 nats per token, perplexity +0.00 %" in lines[0]
+    assert not any("-0.0" in line for line in lines)
+    row = table.iloc[1]
+    assert margins.spread(row, "kl_mean_nats", ".4f") == "0.0000 ± 0.0000"
+    assert margins.span([-1e-6, 1e-6], ".4f") == "0.0000"
 
 
 def test_engines_keep_their_settings_apart():

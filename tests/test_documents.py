@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 import config
+from compression.studies import presets
 from tests import families
 from tests.commands import ROOT, run
+from visualization import drawing
 from visualization.catalogue import PICTURES
 from visualization.report import reading
 from visualization.report.pictures import explanations
@@ -24,9 +26,13 @@ STARTS = {
     "python compression/run_tucker_analysis.py": ["--mode", "tucker"],
     "python -m compression.run_tucker_analysis": ["--mode", "tucker"],
 }
+STANDS_IN = "the tiny model"
 NOT_HERE = ("smollm2-135m", "Qwen/Qwen3-0.6B", "./model.Q4_K_M.gguf")  # the tiny model stands in
 ELSEWHERE = ("--ray", "--help")  # see test_cluster.py and test_command_line.py
 TASK_TOKENS = 500  # of a byte each: room for some of the tasks
+EXAMINED = {"none": ("none",), "fp8": ("fp8",)}  # every setting is examined in test_exams.py
+LONG = 512  # a larger number of tokens is cut
+CUT = {"--sequence_length", "--prefill_chunk"}
 SHORT = {
     "DEVICE": "cpu",
     "SEQUENCE_LENGTH": 48,
@@ -68,7 +74,26 @@ def arguments(command: str) -> list[str]:
     return STARTS[start] + shlex.split(ours)
 
 
-ALL = {line: page.name for page in PAGES[::-1] for line in commands(page) + inline(page)}
+def as_tried(command: str) -> tuple[str, ...]:
+    """Its arguments on the tiny model that stands in for others, and on shorter texts."""
+    given = [",".join(map(standing_in, each.split(","))) for each in arguments(command)]
+    for flag in CUT & set(given):
+        place = given.index(flag) + 1
+        given[place] = str(min(int(given[place]), LONG // 2 if flag == "--prefill_chunk" else LONG))
+    return tuple(given) if given != ["--model", STANDS_IN] else ("--mode", "analyze")
+
+
+def standing_in(name: str) -> str:
+    return STANDS_IN if name in NOT_HERE else name
+
+
+def once_each(lines: dict[str, str]) -> dict[str, str]:
+    """Without those that would be tried as one before them is."""
+    first = {as_tried(line): line for line in reversed(lines)}
+    return {line: page for line, page in lines.items() if first[as_tried(line)] == line}
+
+
+ALL = once_each({line: page.name for page in PAGES[::-1] for line in commands(page) + inline(page)})
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +104,27 @@ def long_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def drawn() -> dict[tuple[object, ...], bytes]:
+    """Pictures, by name, format and the columns of their tables."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def each_picture_is_drawn_once(drawn, monkeypatch):
+    """Of how many tables it is drawn has its tests in test_visualization.py and others."""
+    draw = drawing._draw
+
+    def draw_once(stem, table, about, path):
+        kind = (stem, *table.columns, Path(path).suffix)
+        if kind not in drawn:
+            draw(stem, table, about, path)
+            drawn[kind] = Path(path).read_bytes()
+        Path(path).write_bytes(drawn[kind])
+
+    monkeypatch.setattr(drawing, "_draw", draw_once)
+
+
 @pytest.fixture
 def desk(long_model, tmp_path, monkeypatch, shared_cache) -> Path:
     """A folder with the files that the pages speak of; the default model is a tiny one."""
@@ -86,7 +132,7 @@ def desk(long_model, tmp_path, monkeypatch, shared_cache) -> Path:
     monkeypatch.setattr(config, "DEFAULT_MODEL", str(long_model))
     for name, value in SHORT.items():
         monkeypatch.setattr(config, name, value)
-    text = "A river carries what the rain has taken from the hills, and gives it to the sea. " * 60
+    text = "A river carries what the rain has taken from the hills, and gives it to the sea. " * 8
     (tmp_path / "essay.txt").write_text(text)
     (tmp_path / "essays").mkdir()
     for i in range(3):
@@ -97,11 +143,6 @@ def desk(long_model, tmp_path, monkeypatch, shared_cache) -> Path:
     for name in ("my-model", "large-model"):
         shutil.copytree(long_model, tmp_path / name)
     return tmp_path
-
-
-def with_the_tiny_model(given: str) -> str:
-    names = [config.DEFAULT_MODEL if name in NOT_HERE else name for name in given.split(",")]
-    return ",".join(names)
 
 
 def make_what_is_gone_on_from(given: list[str]) -> None:
@@ -130,12 +171,13 @@ def dump(given: list[str]) -> None:
 
 @pytest.mark.parametrize("command", ALL, ids=lambda command: f"{ALL[command]}: {command}")
 def test_a_command_of_the_pages_runs(command, desk, monkeypatch):
-    given = [with_the_tiny_model(each) for each in arguments(command)]
+    given = [each.replace(STANDS_IN, config.DEFAULT_MODEL) for each in as_tried(command)]
     if is_only_understood(given):
         assert understood(given)
         return
     if "tasks" in given:
         monkeypatch.setattr(config, "CONTEXT_TOKENS", TASK_TOKENS)
+        monkeypatch.setattr(presets, "EXAMINED", EXAMINED)
     dump(given)
     if "report" in given:
         for folder in ("graphs", "earlier"):

@@ -257,7 +257,7 @@ def test_the_sign_test_counts_all_splits(n):
 def test_a_whole_run(monkeypatch, empty_cache):
     """On a model that knows nothing: every task is set, scored and told of."""
     monkeypatch.setattr("compression.studies.exams.SPARE", 0)
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     loaded.model.config.max_position_embeddings = 4000
     kept = ("niah_single_1", "niah_multikey_1", "instructions")
     for name in set(TASKS) - set(kept):

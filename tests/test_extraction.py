@@ -114,7 +114,7 @@ def test_generation_does_not_reach_into_the_prefill_before_it():
 
 
 def test_prefill_asks_for_the_last_logits_only():
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     asked = []
     forward = loaded.model.forward
 
@@ -143,7 +143,7 @@ def test_a_model_without_keys_and_values_is_refused(model_type, settings):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_inf_are_refused_with_the_layer(value):
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     loaded.model.model.layers[1].self_attn.v_proj.weight.data[3] = value
     with pytest.raises(UsageError, match=r"values of layer 1 .* hold NaN or Inf in float32"):
         prefill(loaded, families.token_ids(8))
@@ -151,7 +151,7 @@ def test_nan_and_inf_are_refused_with_the_layer(value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_inf_in_the_head_are_refused_naming_the_logits(value):
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     start = prefill(loaded, families.token_ids(8))
     loaded.model.lm_head.weight.data[3] = value
     for go in (

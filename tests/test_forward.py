@@ -73,7 +73,7 @@ def test_every_call_of_the_toolkit_says_its_positions(monkeypatch):
 
 
 def test_a_model_that_is_told_no_positions_is_run_all_the_same():
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     assert "position_ids" in inspect.signature(loaded.model.forward).parameters
     run = loaded.model.forward
     loaded.model.forward = lambda input_ids, past_key_values=None, use_cache=None: run(

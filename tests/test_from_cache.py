@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from compression.coded import calibration_files, learned_text
 from compression.costs import COSTS
+from compression.studies import from_cache
 from compression.studies.analyze import Analysis
 from compression.studies.compare import CompareStudy
 from compression.studies.compress import CompressStudy
@@ -133,9 +134,13 @@ def test_the_cache_itself_is_that_of_the_run_with_the_model(saved, name):
     assert found.facts["thresholds"] == beside.facts["thresholds"]
 
 
-def test_a_layer_that_a_saved_cache_lacks_is_refused(file):
-    with pytest.raises(UsageError, match=r"`layer` is 4, .*: it takes 0, 2, 3 or 5"):
-        run(Sight(analysis_focus="cache", layer=4), file)
+def test_a_layer_that_a_saved_cache_lacks_is_refused_before_its_entries_are_read(file):
+    for name in ("cache", "all"):
+        with pytest.MonkeyPatch.context() as patch:
+            for reads in ("thresholds", "sweep"):
+                patch.setattr(from_cache, reads, lambda *_: pytest.fail("entries were read"))
+            with pytest.raises(UsageError, match=r"`layer` is 4, .*: it takes 0, 2, 3 or 5"):
+                run(Sight(analysis_focus=name, layer=4), file)
     assert set(run(Sight("cache", 5), file).tables["cache/values"]["layer"]) == {5}
 
 

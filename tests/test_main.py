@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import config
 from compression.studies.analyze import ATTENTION_FILE, Analysis
-from compression.studies.one_text import NORMS
+from compression.studies.one_text import NORMS, ReadText
 from config import UsageError
 from data import extraction
 from data.texts import Sample, visible
@@ -153,9 +153,10 @@ def test_the_cache_itself_is_shown_of_the_layer_and_head_that_are_asked_for(flag
 
 
 @pytest.mark.parametrize("asked", [["--layer", "2"], ["--layer", "1", "--head", "2"]])
-def test_a_layer_or_head_that_is_not_there_is_refused_in_one_sentence(
-    flags, tmp_path, capsys, asked
+def test_a_layer_or_head_that_is_not_there_is_refused_in_one_sentence_and_before_the_text_is_read(
+    flags, tmp_path, capsys, monkeypatch, asked
 ):
+    monkeypatch.setattr(ReadText, "run", lambda *_: pytest.fail("the text was read"))
     assert run(*flags, "--analysis_focus", "cache", *asked) == 2
     said = capsys.readouterr().err
     assert said.strip().splitlines()[-1].endswith("it takes 0 to 1.") and asked[-2] in said

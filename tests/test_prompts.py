@@ -138,7 +138,7 @@ def test_what_grows_in_a_way_that_is_not_known_is_not_stored(tmp_path, monkeypat
 
 
 def test_states_that_are_not_finite_are_not_stored(tmp_path, monkeypatch):
-    loaded = families.loaded("deepseek_v32")
+    loaded = families.fresh("deepseek_v32")
     monkeypatch.setattr(self_test, "_tried", {loaded.model})  # which would find out before
     with torch.no_grad():
         loaded.model.model.layers[1].self_attn.indexer.wk.weight.fill_(torch.nan)
@@ -227,7 +227,7 @@ def test_a_prompt_of_one_token_and_a_file_that_is_not_there_are_refused(mode, tm
 
 
 def test_numbers_beyond_16_bits_are_not_stored(tmp_path):
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     with torch.no_grad():
         loaded.model.model.layers[0].self_attn.v_proj.weight.mul_(1e8)
     text = Sample(0, "a", "prompt", TEXT)

@@ -19,7 +19,8 @@ EVERY = [*families.SETTINGS, *families.KEEPS_MORE, *families.WRAPPERS]
 
 
 def in_chunks(name: str, chunk: int | None, **changes):
-    return dataclasses.replace(families.loaded(name, **changes), prefill_chunk=chunk)
+    read = families.fresh(name, **changes) if changes else families.loaded(name)
+    return dataclasses.replace(read, prefill_chunk=chunk)
 
 
 def assert_alike(whole, chunked) -> None:

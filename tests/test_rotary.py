@@ -58,7 +58,7 @@ def test_every_layer_is_undone_and_redone(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "deepseek_v2", "deepseek_v3"])
 def test_keys_that_nothing_rotated_are_returned_as_they_are(name):
-    for layer in prefill(families.loaded(name), families.token_ids(12)).cache.layers:
+    for layer in prefill(families.fresh(name), families.token_ids(12)).cache.layers:
         assert layer.rotary == NOT_ROTATED
         assert torch.equal(layer.unrotated_keys(), layer.keys)
 
@@ -66,7 +66,7 @@ def test_keys_that_nothing_rotated_are_returned_as_they_are(name):
 @pytest.mark.parametrize("name", ["llama_gqa", "gpt_oss", "gemma3", "gpt_neox"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_models_are_undone_as_well(name, dtype):
-    loaded = families.loaded(name)
+    loaded = families.fresh(name)
     exact = prefill(loaded, families.token_ids(40)).cache.layers
     loaded.model.to(dtype)
     for layer, reference in zip(

@@ -60,7 +60,7 @@ def projected(loaded, ids: torch.Tensor, name: str) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", PROJECTED)
 def test_unrotated_keys_are_the_models_own_before_rotary_embedding(name):
-    loaded, ids = families.loaded(name), families.token_ids(N)
+    loaded, ids = families.fresh(name), families.token_ids(N)
     layers = prefill(loaded, ids).cache.layers  # after which the model is not tried any more
     own = projected(loaded, ids, PROJECTED[name])
     assert len(own) == len(layers)
@@ -76,7 +76,7 @@ def test_unrotated_keys_are_the_models_own_before_rotary_embedding(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", sorted(set(families.SETTINGS) - families.UNKNOWN_ROTATION))
 def test_layers_without_positions_are_told_from_those_with_them_in_every_dtype(name, dtype):
-    loaded = families.loaded(name)
+    loaded = families.fresh(name)
     exact = rotations.rotations(loaded, N)
     still = {slot for slot, rotary in exact.items() if rotary == NOT_ROTATED}
     assert still == WITHOUT_POSITIONS.get(name, set()) and None not in exact.values()
@@ -88,9 +88,9 @@ def test_layers_without_positions_are_told_from_those_with_them_in_every_dtype(n
 
 
 def test_the_energy_of_keys_is_in_fewer_directions_where_nothing_is_turned():
-    loaded, ids = families.loaded("smollm3"), families.token_ids(N)
+    loaded, ids = families.fresh("smollm3"), families.token_ids(N)
     layer = prefill(loaded, ids).cache.layers[1]
-    turned = families.loaded("llama_gqa")
+    turned = families.fresh("llama_gqa")
     by_tables = prefill(turned, ids).cache.layers[0].rotary
 
     def share(keys):
@@ -119,7 +119,7 @@ SCALED = {
 @pytest.mark.parametrize("kind", SCALED)
 def test_scaled_frequencies_are_those_of_a_text_of_that_length(kind, n_tokens):
     model = families.model("llama_gqa", SCALED[kind])
-    loaded = dataclasses.replace(families.loaded("llama_gqa"), model=model)
+    loaded = dataclasses.replace(families.fresh("llama_gqa"), model=model)
     ids = families.token_ids(n_tokens)
     layers = prefill(loaded, ids).cache.layers
     for layer, own in zip(layers, projected(loaded, ids, "k_proj"), strict=True):
@@ -131,7 +131,7 @@ def test_scaled_frequencies_are_those_of_a_text_of_that_length(kind, n_tokens):
 @pytest.mark.parametrize(("kind", "n_known"), [("yarn", 2), ("dynamic", 2), ("longrope", 0)])
 def test_keys_of_before_and_after_a_change_of_frequencies_are_not_undone_as_one(kind, n_known):
     model = families.model("llama_gqa", SCALED[kind])
-    loaded = dataclasses.replace(families.loaded("llama_gqa"), model=model)
+    loaded = dataclasses.replace(families.fresh("llama_gqa"), model=model)
     grown = generate(loaded, prefill(loaded, families.token_ids(30)), 5)
     assert sum(layer.rotary is not None for layer in grown.layers) == n_known
 
@@ -140,7 +140,7 @@ def test_keys_that_are_weighted_after_rotation_are_not_undone():
     settings = {**families.SETTINGS["llama_gqa"][1], "head_dim": 16}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(families.SETTINGS, "hunyuan", ("hunyuan_v1_dense", settings))
-        alike, weighted = families.loaded("hunyuan"), families.loaded("hunyuan")
+        alike, weighted = families.fresh("hunyuan"), families.fresh("hunyuan")
     for layer in weighted.model.model.layers:
         layer.self_attn.key_layernorm.weight.data.uniform_(0.2, 2.0)
     assert None not in rotations.rotations(alike, N).values()
@@ -151,7 +151,7 @@ def test_keys_that_are_weighted_after_rotation_are_not_undone():
 
 @pytest.mark.parametrize("name", ["llama_gqa", "gemma3"])
 def test_a_model_that_does_not_heed_its_positions_is_not_believed(name):
-    deaf, untold = families.loaded(name), families.loaded(name)
+    deaf, untold = families.fresh(name), families.fresh(name)
     run, run_untold = deaf.model.forward, untold.model.forward
     deaf.model.forward = lambda *args, position_ids=None, **rest: run(*args, **rest)
 
@@ -167,7 +167,7 @@ def test_without_anything_to_rotate_by_and_positions_nothing_is_rotated():
     with pytest.MonkeyPatch.context() as patch:
         sizes = {"vocab_size": 300, "hidden_size": 64, "n_layer": 2, "n_head": 4}
         patch.setitem(families.SETTINGS, "bloom", ("bloom", sizes))  # biases by distance
-        loaded = families.loaded("bloom")
+        loaded = families.fresh("bloom")
     assert rotations.rotations(loaded, N) == {0: NOT_ROTATED, 1: NOT_ROTATED}
 
 
@@ -180,14 +180,14 @@ def test_tokens_are_looked_at_once_and_again_up_to_the_last_position(n):
 
 
 def test_a_model_is_looked_at_once_for_a_length(monkeypatch):
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     first = rotations.rotations(loaded, N)
     monkeypatch.setattr(rotations, "forward_at", None)
     assert rotations.rotations(loaded, N) is first
 
 
 def test_a_model_that_runs_on_one_text_at_a_time_is_analysed_without(caplog):
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     run = loaded.model.forward
 
     def of_one(input_ids, position_ids=None, **rest):

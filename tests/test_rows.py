@@ -157,16 +157,16 @@ def test_a_run_on_damaged_rows_measures_anew_and_says_which_file(mode, empty_cac
 
 
 def test_kept_rows_are_taken_and_new_ones_kept_by_every_study(empty_cache):
-    work, samples = Here(families.loaded("llama_gqa")), reference_samples()
+    work, samples = Here(families.fresh("llama_gqa")), reference_samples()
     given = {"context_tokens": 100, "score_tokens": 4, "num_samples": 1, "no_sensitivity": True}
     study = TuckerStudy(token_rank=8, embedding_rank=8, **given)
     once = carry_out(study, work, samples).rows
-    ids = scored_texts.long_enough(families.loaded("llama_gqa"), samples, 100, 4, 1)[0][1]
+    ids = scored_texts.long_enough(families.fresh("llama_gqa"), samples, 100, 4, 1)[0][1]
     rows = Rows(work, ids, 100)
     kept = rows.get(Uncompressed())
     assert kept is not None and kept.row["kl_mean_nats"] == 0
     rows.put(Uncompressed(), replace(kept, row=kept.row | {"ratio": 7}))
-    again = carry_out(study, Here(families.loaded("llama_gqa")), samples).rows
+    again = carry_out(study, Here(families.fresh("llama_gqa")), samples).rows
     assert again["ratio"].tolist() == [7, *once["ratio"][1:]]
     assert again["compress_s"].tolist() == once["compress_s"].tolist()  # nothing measured anew
 
@@ -179,11 +179,11 @@ def test_a_folder_that_cannot_be_written_keeps_no_rows(empty_cache):
 
 
 def identity(name: str, settings: dict | None = None, **changes) -> str:
-    return families.loaded(name, settings=settings, **changes).identity
+    return families.fresh(name, settings=settings, **changes).identity
 
 
 def test_a_models_identity_follows_its_weights():
-    same = families.loaded("llama_gqa")
+    same = families.fresh("llama_gqa")
     assert same.identity == identity("llama_gqa")
     changed = replace(same)  # an identity is computed once for what was loaded
     changed.model.lm_head.weight.data[0, 0] += 1
@@ -208,7 +208,7 @@ def test_equal_weights_under_other_settings_are_another_model(name, setting):
 
 
 def test_a_buffer_that_no_checkpoint_holds_is_part_of_the_identity():
-    other = families.loaded("falcon_h1")
+    other = families.fresh("falcon_h1")
     other.model.model.layers[0].mamba.mup_vector += 1
     assert "mup_vector" not in "".join(other.model.state_dict())
     assert other.identity != identity("falcon_h1")
@@ -248,7 +248,7 @@ def test_a_model_stays_the_same_while_a_long_text_renews_its_frequencies(name, r
     changed = {"rope_parameters": rope, "max_position_embeddings": 64}
     if name == "phi3":
         changed["original_max_position_embeddings"] = 32
-    loaded = families.loaded(name, settings=changed)
+    loaded = families.fresh(name, settings=changed)
     before, turning = loaded.identity, loaded.model.model.rotary_emb.inv_freq.clone()
     prefill(loaded, families.token_ids(100))
     assert not torch.equal(loaded.model.model.rotary_emb.inv_freq, turning)
@@ -256,7 +256,7 @@ def test_a_model_stays_the_same_while_a_long_text_renews_its_frequencies(name, r
 
 
 def test_rows_are_of_chunks_where_a_text_is_longer_than_one():
-    plain = families.loaded("llama_gqa")
+    plain = families.fresh("llama_gqa")
     chunked = replace(plain, prefill_chunk=4)
     assert plain.reading(5) == plain.reading(4) == chunked.reading(4) != chunked.reading(5)
     assert replace(plain, cache_offload="disk").reading(4) != plain.reading(4)

@@ -15,7 +15,7 @@ FORGETFUL = {"zamba"}  # its state, when several tokens follow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", families.SETTINGS)
 def test_every_family_is_right_by_far(name, dtype):
-    loaded = families.loaded(name)
+    loaded = families.fresh(name)
     loaded.model.to(dtype)
     at_once, stepwise = self_test.differences(loaded)
     assert stepwise < (1e-5 if dtype == torch.float32 else 0.02)
@@ -39,12 +39,12 @@ def test_a_model_that_goes_on_from_wrong_positions_is_refused_in_one_sentence(na
 
 
 def test_a_model_is_tried_once(monkeypatch):
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     prefill(loaded, families.token_ids(20))
     monkeypatch.setattr(self_test, "differences", None)
     prefill(loaded, families.token_ids(20))
     with pytest.raises(TypeError):
-        refuse_wrong_cache(families.loaded("llama_gqa"))
+        refuse_wrong_cache(families.fresh("llama_gqa"))
 
 
 def test_a_model_that_cannot_go_on_from_its_cache_is_refused_with_its_reason():
@@ -52,7 +52,7 @@ def test_a_model_that_cannot_go_on_from_its_cache_is_refused_with_its_reason():
         sizes = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "dim_head": 16}
         sizes |= {"num_attention_heads": 4, "dim_ff": 96}
         patch.setitem(families.SETTINGS, "cpmant", ("cpmant", sizes))  # its bias has no past
-        loaded = families.loaded("cpmant")
+        loaded = families.fresh("cpmant")
     with pytest.raises(
         UsageError, match=r"cannot be run both .* \(RuntimeError: The size of tenso"
     ):

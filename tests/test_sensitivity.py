@@ -19,7 +19,7 @@ CONTEXT, SCORED = 24, 16
 
 @lru_cache
 def tiny_model():
-    return families.loaded("llama_gqa"), families.token_ids(CONTEXT + SCORED + 1)
+    return families.fresh("llama_gqa"), families.token_ids(CONTEXT + SCORED + 1)
 
 
 def logs(start, cache, model=None):
@@ -55,7 +55,7 @@ def test_gradients_are_finite_differences(layer, kind):
 def test_gradients_go_through_linear_attention(name, kind):
     """transformers writes the state of the layer between two that attend over what autograd needs,
     which was an error before."""
-    loaded = families.loaded(name)
+    loaded = families.fresh(name)
     refuse_other_gradients(loaded, 0, kind, change=0.01)
 
 
@@ -82,7 +82,7 @@ def refuse_other_gradients(loaded, layer, kind, change):
 
 
 def test_the_values_that_a_model_never_reads_are_named():
-    loaded = families.loaded("deepseek_v4")
+    loaded = families.fresh("deepseek_v4")
     with pytest.raises(UsageError, match="no gradients by the values of layer 0"):
         draws(loaded, families.token_ids(CONTEXT + SCORED + 1), CONTEXT)
 
@@ -172,7 +172,7 @@ def test_autograds_own_complaints_are_a_sentence(monkeypatch):
 
 
 def test_predictions_that_are_nan_are_named(monkeypatch):
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     _, ids = tiny_model()
     start = prefill(loaded, ids[:CONTEXT])
     loaded.model.lm_head.weight.data[3] = torch.nan

@@ -38,7 +38,7 @@ def watched(model) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", families.INDEXED)
 def test_an_evicted_token_takes_no_place_of_an_index(name):
     """The index chooses as many kept tokens as it would have chosen of any."""
-    loaded, _, start, continuation = families.scored(name)
+    loaded, _, start, continuation = families.scored(name, families.fresh)
     chosen = watched(loaded.model)
     gone = some()
     continuation.log_probabilities(without(start.cache, [gone] * 2))
@@ -76,7 +76,7 @@ def test_evicting_from_an_index_is_scoring_its_tokens_at_minus_infinity(name, mo
 
 
 def test_an_index_that_serves_two_layers_hides_what_both_have_evicted():
-    loaded, _, start, continuation = families.scored("glm_moe_dsa")
+    loaded, _, start, continuation = families.scored("glm_moe_dsa", families.fresh)
     chosen = watched(loaded.model)
     one, two = some(1), some(2)
     continuation.log_probabilities(without(start.cache, [one, two]))
@@ -115,7 +115,7 @@ def test_an_index_that_is_given_no_mask_is_refused():
 
 
 def test_an_index_of_blocks_takes_none_of_what_is_evicted():
-    loaded, _, start, continuation = families.scored("qwen4")
+    loaded, _, start, continuation = families.scored("qwen4", families.fresh)
     chosen, gone = watched(loaded.model), some()
     continuation.log_probabilities(without(start.cache, [gone] * 2))
     assert chosen and not any(mask[0, :, : families.CONTEXT][:, gone].any() for mask in chosen)

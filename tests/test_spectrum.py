@@ -191,7 +191,7 @@ def test_rotary_embedding_at_one_position_leaves_the_spectrum_and_at_all_changes
 
 
 def test_unrotated_keys_are_the_models_own_projections():
-    loaded, ids = families.loaded("llama_gqa"), families.token_ids(40)
+    loaded, ids = families.fresh("llama_gqa"), families.token_ids(40)
     projected = []
     for block in loaded.model.model.layers:
         block.self_attn.k_proj.register_forward_hook(lambda *args: projected.append(args[2]))

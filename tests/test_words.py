@@ -12,7 +12,8 @@ import config
 from analysis.sinks import sinks
 from tests.drawn import ABOUT, is_within, texts_of
 from visualization import words
-from visualization.words import COLUMNS, GROUND, LINES, laid_out, letters_on, luminance
+from visualization.lettering import letters_on, luminance
+from visualization.words import COLUMNS, GROUND, LINES, laid_out
 
 LATIN = ["The", "␣cat", "␣sat", ".", "\\n", "\\n", "␣␣Then", "␣it", "␣slept", ".\\n", "Well", "␣"]
 

@@ -59,4 +59,4 @@ def spread(row: pd.Series, column: str, form: str) -> str:
     """A mean with its standard error, where there is one."""
     error = row.get(f"{column}_se")
     more = "" if error is None or pd.isna(error) else f" ± {error:{form}}"
-    return f"{row[column]:{form}}{more}"
+    return f"{row[column]:z{form}}{more}"

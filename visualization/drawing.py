@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 ENDS_S = 10.0  # for a worker that has closed its pipe
+BEHIND = 10  # steps of priority that a worker stands back, so that the model goes first
 ALIVE_S = 0.1  # how often waiting looks up, since on Windows only then Ctrl-C is heard
 
 
@@ -178,6 +179,8 @@ def serve() -> None:
     """A worker's life: bring in what draws, then draw what is asked for until nobody asks."""
     tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a print must not end up among the answers
+    if hasattr(os, "nice"):
+        os.nice(BEHIND)
     gc.disable()  # imports leave no garbage, and to look for it takes a fifth of their time
     for module in sorted(set(MODULES.values())):
         import_module(f"visualization.{module}")

@@ -9,6 +9,7 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from analysis.entry_findings import OUTLIER, outliers
 from visualization.style import (
     ACCENT,
     COLOURS,
@@ -24,7 +25,6 @@ from visualization.style import (
 from visualization.token_marks import named
 
 SIGNED_MAP = "RdBu_r"
-OUTLIER = 3  # times the usual magnitude that make a dimension an outlier channel
 MOST_NAMED = 6  # outlier channels that are named
 MOST_WORDS = 48  # rows that each bear their token
 STRIP, STRIP_GAP = 1.3, 0.25  # inches
@@ -149,8 +149,7 @@ def _strip(ax: Axes, grid: np.ndarray, kind: str) -> None:
 
 
 def _name_outliers(ax: Axes, usual: np.ndarray) -> None:
-    limit = OUTLIER * np.median(usual)
-    many = [int(i) for i in np.argsort(-usual, kind="stable") if usual[i] > limit]
+    many = outliers(usual)
     note = f"no dimension's median is above {OUTLIER} times the usual"
     if many:
         note = f"outlier dimensions (median above {OUTLIER} × the usual): {_listed(many)}"

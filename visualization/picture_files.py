@@ -5,8 +5,10 @@ from typing import IO, Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
+from PIL import Image
 
 import config
 
@@ -24,13 +26,21 @@ def save(fig: Figure, path: str | Path | IO[bytes]) -> None:
     picture is the same bytes each time."""
     ending = Path(path).suffix if isinstance(path, str | Path) else ".png"
     if ending == ".png":  # compressed quickly: the best compression takes as long as all drawing
-        fig.savefig(path, dpi=config.FIGURE_DPI, pil_kwargs={"compress_level": 2})
+        _pixels(fig).save(path, "png", dpi=(config.FIGURE_DPI,) * 2, compress_level=2)
         return
     for artist in fig.findobj(Collection):
         if _n_parts(artist) > MOST_PARTS:
             artist.set_rasterized(True)
     with matplotlib.rc_context(VECTOR):
         fig.savefig(path, dpi=config.FIGURE_DPI, metadata={UNDATED[ending]: None})
+
+
+def _pixels(fig: Figure) -> Image.Image:
+    """A picture as it is seen: opaque, a fourth channel would say nothing."""
+    fig.set_dpi(config.FIGURE_DPI)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _n_parts(artist: Collection) -> int:

@@ -115,7 +115,7 @@ def _ring(ax: Axes, grid: np.ndarray, heads: Sequence[Head]) -> str:
     look: Look = {"s": 110, "facecolors": "none", "edgecolors": ACCENT, "lw": 1.5}
     ax.scatter([b, a], [a, b], **look)
     pair = " and ".join(f"{layer}:{head}" for layer, head in sorted((heads[a], heads[b])))
-    return f"\nmost alike: {pair} ({others[a, b]:.2f})"
+    return f"\nmost alike: {pair} ({others[a, b]:z.2f})"
 
 
 def _chance(rows: pd.DataFrame, measure: str) -> str:
@@ -205,7 +205,7 @@ def embedding_dimension_correlations(table: pd.DataFrame, about: str) -> Figure:
         grid = square(table[table["kind"] == kind], "dim", "mean_abs_correlation")
         show(ax, without_diagonal(grid), scale.look)
         highest = others.loc[others["kind"] == kind, "mean_abs_correlation"].max()
-        ax.set_title(NAMES[kind] + (f" (highest: {highest:.2f})" if pd.notna(highest) else ""))
+        ax.set_title(NAMES[kind] + (f" (highest: {highest:z.2f})" if pd.notna(highest) else ""))
         round_numbers(ax, most=16)
     label = "|Correlation|, mean over layers and heads"
     shared_bar(fig, axes[0], label + ITSELF, scale.extend)

@@ -40,6 +40,7 @@ RC: dict[Any, object] = {  # matplotlib would have each name as a literal
     "axes.spines.right": False,
     "axes.edgecolor": "#888888",
     "axes.titlesize": 11,
+    "axes.titley": 1.0,  # where titles go unless ticks are above them, which takes long to look up
     "axes.labelsize": 10,
     "legend.frameon": False,
     "legend.fontsize": 9,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import config
 from analysis.sinks import sinks
-from visualization.lettering import is_from_the_right
+from visualization.lettering import is_from_the_right, letters_on
 from visualization.style import ACCENT, Look, Spaces, figure, plain_log, shown, styled
 from visualization.token_marks import sink_list, write
 
@@ -133,18 +133,6 @@ def _grounds(ax: Axes, table: pd.DataFrame, pieces: list[Piece], colours: np.nda
     framed = [piece.corners for piece in pieces if piece.row in of_sinks]
     frames = PolyCollection(framed, facecolors="none", edgecolors=ACCENT, linewidths=1.8, zorder=3)
     ax.add_collection(frames, autolim=False)
-
-
-def letters_on(ground: Sequence[float]) -> str:
-    """Black or white, whichever stands out more from a colour (by the contrast of WCAG 2)."""
-    return "black" if (luminance(ground) + 0.05) ** 2 > 1.05 * 0.05 else "white"
-
-
-def luminance(colour: Sequence[float]) -> float:
-    """Relative luminance of an sRGB colour, from 0 to 1."""
-    parts = np.asarray(colour[:3])
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def _letters(ax: Axes, pieces: list[Piece], colours: np.ndarray, size: float) -> None:

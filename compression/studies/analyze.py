@@ -12,7 +12,7 @@ from safetensors.torch import save as serialised
 import config
 from analysis import over_texts
 from analysis.advice import recommendations
-from analysis.cached_entries import Shown
+from analysis.cached_entries import USUAL, Shown
 from analysis.findings import key_findings
 from analysis.inventory import kept, what_it_is
 from compression.studies.base import Tables, refuse_counts
@@ -23,6 +23,7 @@ from config import UsageError
 from data import own_files, scored_texts
 from data.inventory import Inventory
 from data.models import LoadedModel
+from data.own_cache import OwnCache
 from data.scored_texts import Text
 from data.texts import Sample, TextRead, in_all
 from data.vocabulary import FOCUSES
@@ -159,6 +160,11 @@ class Analysis:
             )
 
     @property
+    def shown(self) -> Shown:
+        """Whose entries are."""
+        return Shown(self.layer, self.head)
+
+    @property
     def n_texts(self) -> int:
         return self.num_samples or config.ANALYZED_TEXTS
 
@@ -200,8 +206,7 @@ class Analysis:
         at_once = isinstance(work, Here) and not several
         tasks = [self._task(text, several) for text in chosen]
         by_token = self.analysis_focus in ("all", "tokens")
-        shown = Shown(self.layer, self.head)
-        tasks[0] = replace(tasks[0], told_by_token=by_token, shown=shown)
+        tasks[0] = replace(tasks[0], told_by_token=by_token, shown=self.shown)
         if at_once:
             tasks = [replace(tasks[0], made=lambda tables: made(tables, texts))]
         each, sums = _gathered(work, tasks)
@@ -256,6 +261,8 @@ class Choice(Task[list[Text]]):
 
     def run(self, worker: Worker) -> list[Text]:
         with worker.phase("text"):
+            if self.analysis.shown != USUAL:  # refused before a text is read
+                self.analysis.shown.of(OwnCache.of(worker.loaded, n_tokens=1, token=0).cache)
             return self._chosen(worker.loaded)
 
     def _chosen(self, loaded: LoadedModel) -> list[Text]:

@@ -186,5 +186,5 @@ def errors(row: pd.Series) -> str:
 
 def spread(row: pd.Series) -> str:
     """A measured KL with its standard error, where there is one."""
-    error = "" if row["texts"] < 2 else f" ± {row['kl_mean_nats_se']:.4f}"
-    return f"{row['kl_mean_nats']:.4f}{error}"
+    error = "" if row["texts"] < 2 else f" ± {row['kl_mean_nats_se']:z.4f}"
+    return f"{row['kl_mean_nats']:z.4f}{error}"

@@ -255,7 +255,7 @@ class ComparePlan(Plan):
         return UsageError(
             f"No setting measured fits {asked}; the closest is {near['label']} with "
             f"{near['bits_per_value']:.2f} bits per value, {near['bytes_per_token']:.0f} bytes per "
-            f"token, at KL {max(0, near['kl_mean_nats']):.4f}. All results were written"
+            f"token, at KL {max(0, near['kl_mean_nats']):z.4f}. All results were written"
         )
 
     def shown(self, summary: pd.DataFrame) -> tuple[str, Compressor] | None:

@@ -27,7 +27,7 @@ def taken(table: pd.DataFrame, best: pd.Series | None, budget: Mapping[str, floa
     line = (
         f"Take {best['label']}, {why}: {best['bytes_per_token']:.0f} bytes per token "
         f"({best['ratio']:.2f} x smaller, {best['bits_per_value']:.2f} bits per value), costs KL "
-        f"{spread(best)} nats per token, perplexity {best['delta_perplexity_percent']:+.2f} %; "
+        f"{spread(best)} nats per token, perplexity {best['delta_perplexity_percent']:+z.2f} %; "
         f"{_once(best)}{best['restore_s']:.2f} s to restore {n_tokens:,.0f} tokens."
     )
     return [line, _today(table, best, budget)]
@@ -81,7 +81,7 @@ def learned_from(said: str, rows: pd.DataFrame) -> str:
 
 def frontier(table: pd.DataFrame) -> str:
     rows = table[table["frontier"]]
-    named = [f"{r.label} ({r.ratio:.2f} x, KL {r.kl_mean_nats:.4f})" for r in rows.itertuples()]
+    named = [f"{r.label} ({r.ratio:.2f} x, KL {r.kl_mean_nats:z.4f})" for r in rows.itertuples()]
     return f"Frontier, smallest first: {', '.join(named)}."
 
 

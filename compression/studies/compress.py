@@ -167,7 +167,7 @@ def _cheapest(rows: pd.DataFrame) -> str:
     rows = rows[~rows["settings"].str.contains("similarity=")].sort_values("kl_mean_nats")
     best, rest = rows.iloc[0], rows.iloc[1:]
     others = ", ".join(
-        f"{_named(row)} {row['kl_mean_nats']:.3f} at {row['ratio']:.2f} x"
+        f"{_named(row)} {row['kl_mean_nats']:z.3f} at {row['ratio']:.2f} x"
         for _, row in rest.iterrows()
     )
     as_little = tied(not_apart(rest, "kl_mean_nats", best, least=True))

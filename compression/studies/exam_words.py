@@ -52,7 +52,7 @@ def _of_label(row: pd.Series) -> str:
     chance = "" if row["p_value"] < CHANCE else ", which may be chance"
     return (
         f"{row['label']}, {row['ratio']:.1f} x: {row['accuracy']:.1%}, "
-        f"{100 * row['difference']:+.1f}{error} points over {_counted(row['tasks'], 'task')}; of "
+        f"{100 * row['difference']:+z.1f}{error} points over {_counted(row['tasks'], 'task')}; of "
         f"{row['exams']} contexts {row['better']} better and {row['worse']} worse "
         f"(p = {row['p_value']:.2g}{chance}); probability of the right answer "
         f"{row['probability']:.3f}, untouched {row['probability_full']:.3f}."
@@ -109,7 +109,7 @@ def _went_on(continued: pd.DataFrame) -> list[str]:
     for n, rows in continued[continued["label"] != FULL].groupby("tokens"):
         parts = (
             f"{r.label} {r.equal_share:.0%} equal, the first {r.first_difference:.0f} throughout, "
-            f"KL p50 {r.kl_p50_nats:.4f}, p99 {r.kl_p99_nats:.3f}, largest {r.kl_max_nats:.2f}"
+            f"KL p50 {r.kl_p50_nats:z.4f}, p99 {r.kl_p99_nats:z.3f}, largest {r.kl_max_nats:z.2f}"
             for r in rows.itertuples()
         )
         lines.append(f"Of {n} tokens that the model itself goes on with: {'; '.join(parts)}.")

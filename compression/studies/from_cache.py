@@ -160,6 +160,7 @@ def _seen_of(asked: Sight, saved: SavedCache) -> tuple[Tables, dict[str, float]]
     """Tables, and the thresholds of sparsity; only the one layer is read where no more is shown."""
     cache, percentage = saved.cache, config.SPARSITY_THRESHOLD_PERCENTAGE
     shown = Shown(asked.layer, asked.head)
+    shown.of(cache)  # refused before anything is read
     if asked.analysis_focus == "cache":
         limits = thresholds(cache, percentage, saved.largest)
         return cached_entries(cache, tokens(saved), shown), limits

@@ -159,7 +159,7 @@ def _sentence(choice: Choice, rows: pd.DataFrame, texts: pd.DataFrame) -> str:
     what = choice.what[0].upper() + choice.what[1:]
     line = (
         f"{what}: saves {saved:.1%} of the bytes, measured KL {spread(chosen)} nats "
-        f"per token, perplexity {chosen['delta_perplexity_percent']:+.1f} %: {cheap}"
+        f"per token, perplexity {chosen['delta_perplexity_percent']:+z.1f} %: {cheap}"
     )
     if saved <= 0:
         return f"{line}, and nothing is saved."

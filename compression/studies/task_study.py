@@ -93,7 +93,7 @@ class TaskPlan(ComparePlan):
         tables, lines = self.of_tasks()
         table = self.labelled(summary)
         kl = ", ".join(
-            f"{r.label} {r.kl_mean_nats:.4f}" for r in table.itertuples() if r.label != "none"
+            f"{r.label} {r.kl_mean_nats:z.4f}" for r in table.itertuples() if r.label != "none"
         )
         lines.append(f"On running text, KL in nats per token: {kl}.")
         lines += self.told_left_out()

@@ -129,7 +129,7 @@ def told(correlations: pd.DataFrame) -> list[str]:
 def _surest(rows: pd.DataFrame) -> str:
     """Heuristics with their correlations, the strongest first."""
     listed = [
-        f"{row.heuristic} {row.spearman:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        f"{row.heuristic} {row.spearman:+z.2f} ({row.low:+z.2f} to {row.high:+z.2f})"
         for row in rows.itertuples()
     ]
     return first_of(listed, SAID) or "none"

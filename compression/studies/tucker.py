@@ -272,14 +272,14 @@ def _stored_and_lost(rows: pd.DataFrame) -> list[str]:
         "values.",
         f"Measured over {row['texts']:.0f} text(s): KL {cost} nats per "
         f"token, perplexity {row['perplexity_full']:.2f} -> {row['perplexity']:.2f} "
-        f"({row['delta_perplexity_percent']:+.1f} %), same top token {row['top1_agreement']:.1%}.",
+        f"({row['delta_perplexity_percent']:+z.1f} %), same top token {row['top1_agreement']:.1%}.",
     ]
     if len(rows) > 1:
         other = rows.iloc[0]
         lines.append(
             f"Keys were decomposed before rotary embedding; as they are stored, after it, the same "
             f"setting errs by {other['key_error']:.3f} on keys and costs KL "
-            f"{other['kl_mean_nats']:.4f}."
+            f"{other['kl_mean_nats']:z.4f}."
         )
     return lines
 

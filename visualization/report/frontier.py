@@ -29,7 +29,7 @@ def frontier(results: Results) -> dict[str, Any] | None:
         kl_low=(kl - error).clip(lower=floor),
         kl_high=(kl + error).clip(lower=floor),
         kl_said=[_with_error(k, e) for k, e in zip(kl, error, strict=True)],
-        perplexity_said=[f"{p:+.2f} %" for p in _given(table, "delta_perplexity_percent", 0.0)],
+        perplexity_said=[f"{p:+z.2f} %" for p in _given(table, "delta_perplexity_percent", 0.0)],
         per_model_said=[nbytes(n) if n else "nothing" for n in table["per_model_bytes"]],
         tasks_said=[_tasks(results, label) for label in table["label"]],
         engine=engine,
@@ -59,7 +59,7 @@ def _with_error(value: float, error: float) -> str:
     if not error:
         return number(value)
     decimals = min(8, max(0, -math.floor(math.log10(error))))
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+    return f"{value:z.{decimals}f} ± {error:.{decimals}f}"
 
 
 def _names(named: pd.Series, sizes: pd.Series) -> list[str]:
