@@ -13,8 +13,8 @@ import pytest
 from tests.commands import ROOT, modules_after
 
 OURS = {"config", "main", "data", "analysis", "compression", "visualization", "benchmarks", "tests"}
-HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "scipy"}
-PICTURES = {"matplotlib"}
+HEAVY = {"torch", "transformers", "datasets", "pandas", "numpy", "matplotlib", "seaborn", "scipy"}
+PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.signals", "data.writing"}
 SAVING = {"data.own_files", "data.saving"}

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from visualization.bands import errors, n_texts, words
-from visualization.lettering import letters_on
 from visualization.style import (
     ACCENT,
     MISSING,
@@ -18,7 +17,6 @@ from visualization.style import (
     Look,
     Spaces,
     beside,
-    bin_width,
     by_kind,
     figure,
     from_zero,
@@ -28,7 +26,6 @@ from visualization.style import (
 )
 
 MOST_WRITTEN_CELLS = 400  # beyond, a number in each cell is noise
-NAME_HIGH = 0.125  # inches that the name of a cell takes of an axis
 
 
 @styled
@@ -41,7 +38,7 @@ def head_sparsity(table: pd.DataFrame, about: str) -> Figure:
     top = _scale_top(table)
     for ax, (kind, rows) in zip(axes, by_kind(table), strict=True):
         grid = rows.pivot(index="layer", columns="head", values="sparsity")
-        _heat_map(fig, ax, grid, top)
+        _heat_map(ax, grid, top)
         ax.set_title(NAMES[kind])
         ax.set_xlabel("KV head")
         ax.set_ylabel("Layer" if kind == "key" else "")
@@ -85,7 +82,7 @@ def pruning_heatmap_by_layer_head(table: pd.DataFrame, about: str) -> Figure:
     fig, ax = figure(title, about, size, right=1.2, head=0.15)
     grid = table.pivot(index="head", columns="layer", values="sparsity")
     top = _scale_top(table)
-    _heat_map(fig, ax, grid, top)
+    _heat_map(ax, grid, top)
     ax.set_xlabel("Layer")
     ax.set_ylabel("KV head")
     _colour_bar(fig, [ax], f"of keys alone, the scale's end the largest: {top:.1%}")
@@ -96,37 +93,23 @@ def _scale_top(table: pd.DataFrame) -> float:
     return max(float(table["sparsity"].max()), 0.01)
 
 
-def _heat_map(fig: Figure, ax: Axes, grid: pd.DataFrame, top: float) -> None:
+def _heat_map(ax: Axes, grid: pd.DataFrame, top: float) -> None:
     """Cells in percent where they can be read, grey where a layer has no such head."""
-    percents = 100 * grid.to_numpy(dtype=float)
-    look: Look = {"cmap": SPARSITY_MAP, "vmin": 0, "vmax": 100 * top}
-    mesh = ax.pcolormesh(percents, **look)
-    ax.set_xlim(0, grid.shape[1])
-    ax.set_ylim(grid.shape[0], 0)
-    if grid.size <= MOST_WRITTEN_CELLS and grid.shape[1] <= 40:
-        _write(ax, percents, mesh.to_rgba(percents), ".0f" if top >= 0.1 else ".1f")
-    box, (width, height) = ax.get_position(), fig.get_size_inches()
-    _name_cells(ax.xaxis, grid.columns, box.width * width)
-    _name_cells(ax.yaxis, grid.index, box.height * height)
+    written = grid.size <= MOST_WRITTEN_CELLS and grid.shape[1] <= 40
+    sns.heatmap(
+        100 * grid,
+        ax=ax,
+        cmap=SPARSITY_MAP,
+        vmin=0,
+        vmax=100 * top,
+        cbar=False,
+        annot=written,
+        fmt=".0f" if top >= 0.1 else ".1f",
+        annot_kws={"fontsize": 8},
+    )
     ax.set_facecolor(MISSING)
     ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def _write(ax: Axes, percents: np.ndarray, grounds: np.ndarray, form: str) -> None:
-    """The number of each cell that there is, in letters that its ground lets stand out."""
-    look: Look = {"ha": "center", "va": "center", "fontsize": 8}
-    for row, column in np.argwhere(~np.isnan(percents)):
-        colour = letters_on(grounds[row, column])
-        text = f"{percents[row, column]:{form}}"
-        ax.text(column + 0.5, row + 0.5, text, color=colour, **look)
-
-
-def _name_cells(axis: Axis, names: pd.Index, inches: float) -> None:
-    """Ticks in the middle of cells, as many as an axis of this length has room for."""
-    step = bin_width(len(names), max(1, int(inches / NAME_HIGH)))
-    axis.set_ticks(np.arange(0, len(names), step) + 0.5, [str(name) for name in names[::step]])
+    ax.tick_params(rotation=0)
 
 
 def _colour_bar(fig: Figure, axes: Sequence[Axes] | np.ndarray, scale: str) -> None:

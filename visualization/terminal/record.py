@@ -10,7 +10,7 @@ from typing import Any
 import config
 from visualization.terminal.progress import rounded
 
-LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib")
+LIBRARIES = ("torch", "transformers", "numpy", "pandas", "matplotlib", "seaborn")
 CONSTANTS = (  # of config.py that no flag shows
     "SPARSITY_THRESHOLD_PERCENTAGE",
     "IMPORTANCE_WEIGHTS",
