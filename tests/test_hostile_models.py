@@ -26,7 +26,7 @@ PLAIN = {"sink_tokens": 0, "recent_tokens": 0}
 
 @pytest.fixture
 def zeros():
-    loaded = families.loaded("llama_gqa")
+    loaded = families.fresh("llama_gqa")
     with torch.no_grad():
         for weights in loaded.model.parameters():
             weights.zero_()

@@ -194,7 +194,7 @@ def test_a_cache_of_another_text_is_refused_with_the_figures(made, tmp_path):
 def test_a_cache_of_other_weights_or_of_swapped_layers_is_refused(made, tmp_path):
     here = made("llama_gqa")
     torch.manual_seed(7)
-    other = families.loaded("llama_gqa")
+    other = families.fresh("llama_gqa")
     for weights in other.model.parameters():
         torch.nn.init.normal_(weights, std=0.02)
     with pytest.raises(UsageError, match=REFUSED):

@@ -14,6 +14,13 @@ SCRIPT = "compression/run_tucker_analysis.py"
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="asks for signals")
 
 
+def heard() -> None:
+    """A shell's background job ignores Ctrl-C, one of nohup that its terminal goes, and so would all
+    that it starts."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("sent", "codes"), [(signal.SIGTERM, {143}), (signal.SIGINT, {130}),
                                              (signal.SIGHUP, {129, -1})])  # fmt: skip
 def test_a_signal_to_the_script_ends_the_run(tiny_model, tmp_path, sent, codes):
@@ -25,8 +32,7 @@ def test_a_signal_to_the_script_ends_the_run(tiny_model, tmp_path, sent, codes):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A shell's background job ignores Ctrl-C, and so would all that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heard,
     )
     while not any(out.glob(".unfinished-*/*")):  # it works
         assert script.poll() is None
