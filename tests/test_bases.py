@@ -39,7 +39,7 @@ def test_little_of_the_large_columns_leaks_into_the_small_ones():
     back = bases.orthonormal(stored, 256)
     seen = (back.T @ covariance @ back).diagonal()
     octaves = 0.5 * torch.log2(seen / spread.square())
-    assert 0 <= octaves.mean() < 0.1  # bits more for each number, were all coded
+    assert 0 <= octaves.mean() < 0.15  # bits more for each number, were all coded
     alike = bases.kept(basis, torch.ones(256))
     leaking = bases.orthonormal(alike, 256)
     seen = (leaking.T @ covariance @ leaking).diagonal()

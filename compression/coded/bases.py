@@ -14,7 +14,7 @@ import torch
 from compression.methods.packing import nbytes_of, pack, unpack
 from compression.stored import Tensors, taken
 
-USUAL_BITS = 1.25  # of a column that spreads like the usual one of the last quarter
+USUAL_BITS = 0.75  # of a column that spreads like the usual one of the last quarter
 FEWEST, MOST, PLAIN = 2, 8, 16  # bits of a number; beyond MOST it is a float16
 REACHES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of codes, in a column's largest number
 

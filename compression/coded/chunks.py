@@ -2,7 +2,7 @@
 hundred tokens and no queries, and want them back, from anywhere, or a refusal.
 
 The coder is that of `coded` under three constraints. A chunk knows no other: its mean is coded as
-one more token, which weighs as much as all, and magnitudes are its own. It knows no queries: a
+one more token, which weighs more than all, and magnitudes are its own. It knows no queries: a
 token's weight follows from its keys. It says what it is: chunk_bytes.py has the bytes. What each
 constraint costs stands in docs/codec.md.
 """
