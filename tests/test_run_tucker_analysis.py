@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="asks for signals")
 
 
 def heard() -> None:
-    """A shell's background job ignores Ctrl-C, and one of nohup a hang-up; so would what they start."""
+    """A shell's background job ignores Ctrl-C, one of nohup a hang-up, and all they start too."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
