@@ -13,7 +13,8 @@ from compression.coded import fixed_rate
 from compression.coded import method as method_module
 from compression.coded.calibration import calibrate, grouped
 from compression.coded.coefficients import transformed
-from compression.coded.method import Coded, CodedFixed
+from compression.coded.fixed import CodedFixed
+from compression.coded.method import Coded
 from compression.coded.transform import classes, magnitudes, read
 from compression.costs import relative_errors
 from compression.shapes import CacheShape
