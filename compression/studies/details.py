@@ -23,8 +23,8 @@ def details(
 
     SCORED_TOKENS: label, settings, text_index, then the columns of `ScoredTokens.table`.
     BYTE_LEDGER, of the first text: label, settings, then the columns of `ledger`.
-    BITS_BY_TOKEN, of the first text: label, text_index, then the columns of `token_bits`; of methods
-    that spend more on some tokens than on others, and not there without any.
+    BITS_BY_TOKEN, of the first text: label, text_index, then the columns of `token_bits`; only of
+    methods that spend more on some tokens than on others, and not there without any.
     """
     tables = {
         SCORED_TOKENS: _by_token(named, indexes, scored),
