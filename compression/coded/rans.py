@@ -125,8 +125,8 @@ def _entries(
 
 
 def costs(integers: np.ndarray, classes: np.ndarray, tables: Tables) -> np.ndarray:
-    """(n,) float32: the bits that each integer takes, of which `decode` gave the dtype that escapes
-    are kept in."""
+    """(n,) float32: the bits that each of these integers takes. They are of the dtype in which
+    `decode` gives them, which is that of the escapes."""
     bits = np.empty(len(integers), np.float32)
     for part in _parts(len(integers), MOST_LANES):
         f, _, escaped = _entries(integers[part], classes[part], tables)
