@@ -190,7 +190,8 @@ def test_attention_that_does_not_fit_is_named(tmp_path):
     folder = reported.analysed(tmp_path, tokens=40)
     (folder / "tokens/attention.safetensors").write_bytes(b"nonsense")
     results = Results(folder)
-    assert ribbon(results)["by_head"] is None and "attention.safetensors" in results.missing[0]
+    (data,) = ribbon(results)["texts"]
+    assert data["by_head"] is None and "attention.safetensors" in results.missing[0]
 
 
 def test_pictures_that_find_no_room_are_named_the_largest_first(tmp_path):
