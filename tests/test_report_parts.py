@@ -143,6 +143,15 @@ def test_of_another_text_the_ribbon_is_made_apart(changed_at, tmp_path):
         assert spent["token"][changed_at] == "␣another" != looked["token"][changed_at]
 
 
+def test_settings_that_read_other_tokens_than_the_first_have_no_ribbon(tmp_path):
+    reported.compared(tmp_path)
+    bits = reported.spent()
+    bits.loc[3, "token"] = "␣another"  # of one setting alone
+    reported.write(tmp_path, "compare/bits_by_token", bits)
+    with pytest.raises(ValueError, match=r"coded 5\.0e-05 has other tokens"):
+        ribbon(Results(tmp_path))
+
+
 def test_without_analyze_the_ribbon_is_of_the_bits_alone(tmp_path):
     reported.compared(tmp_path)
     (data,) = ribbon(Results(tmp_path))["texts"]

@@ -56,23 +56,28 @@ def _spent(results: Results) -> dict[str, Any] | None:
         return None
     groups = dict(list(table.groupby("label", sort=False)))
     labels = by_size(results, list(groups))
-    tokens = groups[labels[0]]
-    for label, rows in groups.items():
-        if rows["position"].tolist() != tokens["position"].tolist():
-            raise ValueError(f"{label} has other tokens than {labels[0]} in {SPENT}")
+    texts = {
+        label: (column(rows["position"]), [*map(text, rows["token"])])
+        for label, rows in groups.items()
+    }
+    positions, tokens = texts[labels[0]]
+    other = [label for label in labels if texts[label] != (positions, tokens)]
+    if other:
+        raise ValueError(f"{other[0]} has other tokens than {labels[0]} in {SPENT}")
     return {
         "named": "The first text that compare read",
-        "token": [text(token) for token in tokens["token"]],
-        "position": column(tokens["position"]),
+        "token": tokens,
+        "position": positions,
         "by_head": None,
-        "bits": [
-            {
-                "label": label,
-                "per_value": column(groups[label]["bits_per_value"]),
-                "mean": column([groups[label]["bits_per_value"].mean()])[0],
-            }
-            for label in labels
-        ],
+        "bits": [_of_setting(label, groups[label]["bits_per_value"]) for label in labels],
+    }
+
+
+def _of_setting(label: str, per_value: "pd.Series[float]") -> dict[str, Any]:
+    return {
+        "label": label,
+        "per_value": column(per_value),
+        "mean": column([per_value.mean()])[0],
     }
 
 
