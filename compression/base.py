@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
+
 from compression import file_parts
 from compression.parts import BOTH, Part, Words
 from compression.shapes import CacheShape, LayerShape
@@ -64,6 +66,12 @@ class Compressor(ABC):
     def learned_part(self, name: str, shape: CacheShape) -> Part:
         """The same of a tensor of its calibration."""
         raise ValueError(f"{self.name} has learned no {name}")
+
+    def bits_by_token(self, stored: Tensors, shape: CacheShape) -> torch.Tensor | None:
+        """(tokens,) float64: the bits that are stored of each token of the text, those that are of
+        none of them shared out evenly, so that they add up to those of `stored`. None where all
+        cached entries share them evenly, as they do where what is stored tells no tokens apart."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """The fields that say how, as JSON can hold them."""
@@ -131,6 +139,14 @@ class Compressed:
     def ratio(self) -> float:
         """Original bytes, 16 bits an entry, over stored bytes."""
         return self.shape.nbytes / self.stored_nbytes
+
+    @property
+    def bits_by_token(self) -> torch.Tensor | None:
+        """As `Compressor.bits_by_token`, with the header: they add up to those of all that is
+        stored."""
+        bits = self.compressor.bits_by_token(self.stored, self.shape)
+        beside = 8 * (self.stored_nbytes - self.nbytes)
+        return None if bits is None else bits + beside / len(bits)
 
     @property
     def ledger(self) -> Counter[Part]:

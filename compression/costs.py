@@ -32,7 +32,8 @@ BLOCK = 2**20  # entries that are compared at a time, in float64
 class Tried:
     """A cache in 16 bits, or some of its layers, and what came back of it through a method.
 
-    compressed: what was stored without its content, so that it takes no memory.
+    compressed: what was stored without its content, so that it takes no memory. bits_by_token: see
+    `Compressed`, where that was asked for.
     """
 
     cache: KVCache
@@ -40,9 +41,10 @@ class Tried:
     restored: KVCache
     compress_s: float
     restore_s: float
+    bits_by_token: torch.Tensor | None = None
 
 
-def tried(method: Compressor, cache: KVCache) -> Tried:
+def tried(method: Compressor, cache: KVCache, by_token: bool = False) -> Tried:
     began = time.perf_counter()
     compressed = method.compress(cache)
     compressed_at = time.perf_counter()
@@ -51,7 +53,8 @@ def tried(method: Compressor, cache: KVCache) -> Tried:
     served = cache.in_16_bits()
     empty = {name: tensor.to("meta") for name, tensor in compressed.stored.items()}
     outline = replace(compressed, stored=empty)
-    return Tried(served, outline, restored, compressed_at - began, restore_s)
+    bits = compressed.bits_by_token if by_token else None
+    return Tried(served, outline, restored, compressed_at - began, restore_s, bits)
 
 
 def tried_in_parts(method: Compressor, cache: KVCache) -> Iterator[Tried]:

@@ -19,6 +19,7 @@ from compression.base import Compressor
 from compression.costs import COSTS, costs, tried
 from compression.ledger import ledger
 from compression.scored_tokens import ScoredTokens
+from compression.token_bits import token_bits
 from config import UsageError
 from data.cache import KVCache
 from data.inventory import Inventory
@@ -39,13 +40,14 @@ MEASURES = (
     "top1_agreement",
 )
 Row: TypeAlias = dict[str, Any]  # numbers and words by the names of their columns
-TOKENS, LEDGER = "tokens", "ledger"  # of `Scored.tables`
+TOKENS, LEDGER, TOKEN_BITS = "tokens", "ledger", "token_bits"  # of `Scored.tables`
 
 
 @dataclass(frozen=True)
 class Scored:
     """What a method costs on one text. tables: what the row sums up, by name: TOKENS, see
-    `ScoredTokens.table`, and LEDGER, see `ledger`."""
+    `ScoredTokens.table`, LEDGER, see `ledger`, and TOKEN_BITS, see `token_bits`, of a method that
+    spends more on some tokens than on others."""
 
     row: Row
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Judge:
 
     def scored(self, method: Compressor) -> Scored:
         """The row, and what it sums up."""
-        whole = tried(method, self.cache)
+        whole = tried(method, self.cache, by_token=True)
         found = costs(method, [whole])
         tokens = self.tokens(whole.restored, method.words())
         row = {
@@ -87,7 +89,11 @@ class Judge:
         first = self.cache.n_tokens + 1  # the token between is fed, and not scored
         word = lru_cache(maxsize=None)(self._word)
         table = tokens.table(self.continuation.token_ids[1:], first, word)
-        return Scored(row, {TOKENS: table, LEDGER: ledger(whole.compressed)})
+        tables = {TOKENS: table, LEDGER: ledger(whole.compressed)}
+        if whole.bits_by_token is not None:
+            shape = whole.compressed.shape
+            tables[TOKEN_BITS] = token_bits(whole.bits_by_token, shape, word)
+        return Scored(row, tables)
 
     def _ratio_of_all_kept(self, stored_nbytes: int) -> float:
         """What the model keeps beside keys and values stays as it is."""

@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 
 from compression.base import Calibration, Compressor, Uncompressed
 from compression.coded.chunked import CodedChunks
-from compression.coded.method import Coded, CodedFixed
+from compression.coded.fixed import CodedFixed
+from compression.coded.method import Coded
 from compression.methods import (
     dimensions,
     evictions,

@@ -1,5 +1,6 @@
 """What is known of a cache without its keys and values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,10 @@ class LayerShape:
         return self.n_heads * self.n_tokens * (self.key_dim + self.value_dim)
 
     @property
+    def entries_of_token(self) -> int:
+        return self.n_heads * (self.key_dim + self.value_dim)
+
+    @property
     def positions(self) -> torch.Tensor:
         return torch.arange(self.start, self.start + self.n_tokens)
 
@@ -108,6 +113,15 @@ class CacheShape:
     @property
     def n_entries(self) -> int:
         return sum(layer.n_entries for layer in self.layers)
+
+    def entries_by_token(self, spans: Sequence[slice] | None = None) -> torch.Tensor:
+        """(tokens,) float64: the entries of each token of the text. spans: which tokens of each
+        layer count, all that it holds where not given."""
+        entries = torch.zeros(len(self.token_ids), dtype=torch.float64)
+        for i, layer in enumerate(self.layers):
+            span = slice(None) if spans is None else spans[i]
+            entries[layer.positions[span]] += layer.entries_of_token
+        return entries
 
     @property
     def nbytes(self) -> int:

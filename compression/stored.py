@@ -13,6 +13,11 @@ def nbytes(tensors: Tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+def shared_out(bits: torch.Tensor, stored: Tensors) -> torch.Tensor:
+    """(tokens,) float64 bits of tokens, and an even share of all bits of `stored` beside them."""
+    return bits + (8 * nbytes(stored) - bits.sum()) / len(bits)
+
+
 def taken(
     stored: Tensors, name: str, dtypes: tuple[torch.dtype, ...], *sizes: int | None
 ) -> torch.Tensor:

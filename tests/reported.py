@@ -75,6 +75,7 @@ def compared(folder: Path, n_scored: int = 200, token: str = "␣cache") -> Path
         write(folder, "compare/needle", pd.DataFrame(needles)),
         write(folder, "compare/scored_tokens", scored(n_scored, token)),
         write(folder, "compare/byte_ledger", parts()),
+        write(folder, "compare/bits_by_token", spent(token)),
     ]
     manifest(folder, "compare", files, verdict=["Take coded 2.0e-04.", "Nothing else is smaller."])
     return folder
@@ -104,6 +105,28 @@ def scored(n: int, token: str = "␣cache") -> pd.DataFrame:
             for i in range(n)
         ]
     return pd.DataFrame(rows)
+
+
+def spent(token: str = "␣cache", n: int = CONTEXT) -> pd.DataFrame:
+    """The text of `analysed`, under settings that spend more on some of its tokens."""
+    draw = np.random.default_rng(2)
+    rows = []
+    for label in ("coded 5.0e-05", "coded 2.0e-04", "kivi-2"):
+        values = np.minimum(12, SETTINGS[label][0] / PLAIN_BYTES * 16 * draw.lognormal(0, 0.7, n))
+        values[0] = 16.0
+        rows.append(
+            pd.DataFrame(
+                {
+                    "label": label,
+                    "text_index": 0,
+                    "position": np.arange(n),
+                    "token": [token if i == 5 else WORDS[i % len(WORDS)] for i in range(n)],
+                    "bits": values * PLAIN_BYTES / 2,
+                    "bits_per_value": values,
+                }
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
 
 
 def parts() -> pd.DataFrame:

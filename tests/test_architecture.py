@@ -199,6 +199,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "data.headers",
             "compression.methods",
             "compression.coded.chunked",
+            "compression.coded.fixed",
             "compression.coded.method",
         },
         HEAVY,
@@ -211,6 +212,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"compression.base", "compression.parts"},
         MODELS | PICTURES,
     ),
+    "compression.token_bits": ({"compression.shapes"}, MODELS | PICTURES),
     "compression.evaluate": (
         {
             "config",
@@ -218,6 +220,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.costs",
             "compression.ledger",
             "compression.scored_tokens",
+            "compression.token_bits",
             "data.cache",
             "data.inventory",
             *RUNNING,
@@ -238,6 +241,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "data.headers",
             "compression.ledger",
             "compression.scored_tokens",
+            "compression.token_bits",
             "compression.sealed",
             "compression.stored",
             "compression.coded",

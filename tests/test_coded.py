@@ -12,9 +12,10 @@ import torch
 from compression.coded import fixed_rate
 from compression.coded import method as method_module
 from compression.coded.calibration import calibrate, grouped
-from compression.coded.coefficients import transformed
-from compression.coded.method import Coded, CodedFixed
-from compression.coded.transform import classes, magnitudes, read
+from compression.coded.coefficients import centred, transformed
+from compression.coded.fixed import CodedFixed
+from compression.coded.method import Coded
+from compression.coded.transform import classes, is_stored, level_of_mean, magnitudes, read
 from compression.costs import relative_errors
 from compression.shapes import CacheShape
 from config import UsageError
@@ -233,6 +234,84 @@ def test_integers_of_fixed_width_are_decoded_by_tensor_operations_alone(monkeypa
     assert equal(small.restore(), expected)
 
 
+def bits_by_hand(coder, cache, cost):
+    """Of each token: 16 for each entry of the first ones, of the others what `cost` gives for each
+    integer, by its number, itself and its class; and its share of the others."""
+    transform, spent, n_integers = read(coder.calibration), [0.0] * cache.n_tokens, 0
+    levels = transform.levels(cache)
+    for layer in cache.layers:
+        for position in layer.positions.tolist()[: coder.sink_tokens]:
+            spent[position] += 16 * sum(layer.tensor(kind)[:, 0].numel() for kind in KINDS)
+    first = min(int(layer.positions[0]) for layer in cache.layers) + coder.sink_tokens
+    of_mean = level_of_mean(levels[first:])
+    for group in transform.groups:
+        held = cache.layers[group.layers[0]].positions[coder.sink_tokens :]
+        c = transformed(cache.layers, group, slice(coder.sink_tokens, None))
+        with_mean = torch.cat([of_mean, levels[held]])
+        codes, integers, of_integers = centred(c, with_mean, coder.step)
+        places = is_stored(classes(codes, with_mean)).nonzero()[:, 1].tolist()
+        for q, of_q, place in zip(integers, of_integers, places, strict=True):
+            bits = cost(n_integers, int(q), int(of_q))
+            n_integers += 1
+            if place:
+                spent[int(held[place - 1])] += bits
+    rest = 8 * coder.compress(cache).nbytes - sum(spent)
+    return [each + rest / cache.n_tokens for each in spent]
+
+
+@pytest.mark.parametrize("shape", ["alike, watched", "mixed, watched"])
+@pytest.mark.parametrize(("step", "sinks", "kept"), [(0.3, 1, 0), (0.003, 0, 16), (1e-5, 2, 32)])
+def test_bits_of_a_token_are_those_of_its_integers(shape, step, sinks, kept):
+    cache = SHAPES[shape]().in_16_bits()
+    coder = method(shape, step=step, sink_tokens=sinks)
+    stored = coder.encode(cache)
+    assert kept == (8 * stored["escapes"].element_size() if "escapes" in stored else 0)
+
+    def cost(k, q, of_q):
+        row = read(coder.calibration).tables.frequencies[of_q].tolist()
+        alone = row[q + 128] if abs(q) <= 127 else 0
+        return 14 - np.log2(alone) if alone else 14 - np.log2(row[0]) + kept
+
+    expected = bits_by_hand(coder, cache, cost)
+    bits = coder.bits_by_token(stored, CacheShape.of(cache))
+    np.testing.assert_allclose(bits, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_tokens", [400, 800])
+def test_what_integers_take_are_the_bytes_of_their_stream(n_tokens, monkeypatch):
+    """Beside the states of the entropy coder, of which each begins with 16 bits of nothing, and for
+    each token a byte of precision. Parts of a long text are told as they are coded."""
+    layers = (caches.layer(i, 3, n_tokens, (8, 8)) for i in range(4))
+    cache = caches.watched(caches.cache(*layers)).in_16_bits()
+    coder = method("alike, watched", step=0.003, sink_tokens=0)
+    monkeypatch.setattr(method_module, "MOST_ENTRIES", 400 * 3 * 16 * 4)
+    stored = coder.encode(cache)
+    bits = coder.bits_by_token(stored, CacheShape.of(cache))
+    assert any(name.startswith("segments.1.") for name in stored) == (n_tokens == 800)
+
+    def nbytes(*words):
+        return sum(x.numel() * x.element_size() for n, x in stored.items() if n.endswith(words))
+
+    integers = nbytes("words", "escapes") + nbytes("state") / 2
+    monkeypatch.setattr(method_module, "shared_out", lambda bits, stored: bits)
+    alone = coder.bits_by_token(stored, CacheShape.of(cache))
+    assert alone.sum() == pytest.approx(8 * integers, rel=0.01)
+    assert bits.max() > 1.2 * bits.min()
+
+
+def test_bits_of_a_token_in_blocks_of_one_width_are_those_of_its_blocks():
+    cache = SHAPES["mixed, watched"]().in_16_bits()
+    coder = CodedFixed(step=0.003, calibration=learned("mixed, watched"))
+    every = []
+    bits_by_hand(coder, cache, lambda k, q, _: every.append(2 * q if q >= 0 else -2 * q - 1) or 0)
+    blocks = [every[start : start + 64] for start in range(0, len(every), 64)]
+    widths = [max(block).bit_length() for block in blocks]
+    expected = bits_by_hand(coder, cache, lambda k, q, _: widths[k // 64])
+    bits = coder.bits_by_token(coder.encode(cache), CacheShape.of(cache))
+    np.testing.assert_allclose(bits, expected, rtol=1e-5)
+    assert len(set(widths)) > 1
+
+
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 1000])
 @pytest.mark.parametrize("bits", [0, 1, 8, 9, 24, 31])
 def test_integers_of_any_width_come_back_from_blocks_of_one(n, bits):
@@ -271,7 +350,7 @@ def _between(cache, start, end):
     return replace(cache, layers=tuple(layers))
 
 
-@pytest.mark.parametrize("way", ["compress", "restore"])
+@pytest.mark.parametrize("way", ["compress", "restore", "tell"])
 def test_what_it_works_with_does_not_grow_with_the_text(monkeypatch, way):
     """Memory of numpy at its peak, beyond what is stored; what torch takes is of one group."""
     monkeypatch.setattr(method_module, "MOST_ENTRIES", 1 << 16)
@@ -281,7 +360,11 @@ def test_what_it_works_with_does_not_grow_with_the_text(monkeypatch, way):
         cache = caches.watched(caches.cache(*layers))
         coder = method("alike, watched", step=0.03)
         compressed = coder.compress(cache)
-        action = {"compress": lambda c=cache, m=coder: m.compress(c), "restore": compressed.restore}
+        action = {
+            "compress": lambda c=cache, m=coder: m.compress(c),
+            "restore": compressed.restore,
+            "tell": lambda c=compressed: c.compressor.bits_by_token(c.stored, c.shape),
+        }
         tracemalloc.start()
         kept = action[way]()
         peaks.append(tracemalloc.get_traced_memory()[1])

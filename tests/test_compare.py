@@ -150,7 +150,7 @@ def test_compare_measures_and_draws(compared):
     stems = [f"compare/{name}" for name in ("pareto", "perplexity", "needle")]
     tables = {"compare/compare.csv", "compare/texts.csv", "cache_inventory.csv", "compare.json"}
     tables |= {"compare/scored_tokens.csv", "compare/byte_ledger.csv"}
-    tables |= {"report.html"}
+    tables |= {"compare/bits_by_token.csv", "report.html"}
     assert compared.code == 0
     assert compared.files == {f"{s}.{end}" for s in stems for end in ("png", "csv")} | tables
     table = compared.table("compare/compare")
@@ -203,7 +203,7 @@ def test_nothing_is_measured_twice(compared, ended, monkeypatch):
     monkeypatch.setattr(Judge, "recall", lambda *a: measured.append(a) or genuine[1](*a))
     again = ended("compare", *LENGTHS, *ASKED)
     assert again.code == 0 and len(reads) == 1 and measured == []
-    stems = ["compare", "needle", "texts", "scored_tokens", "byte_ledger"]
+    stems = ["compare", "needle", "texts", "scored_tokens", "byte_ledger", "bits_by_token"]
     for stem in (f"compare/{stem}" for stem in stems):
         pd.testing.assert_frame_equal(compared.table(stem), again.table(stem))
 
@@ -240,6 +240,20 @@ def test_the_bytes_of_a_setting_are_those_of_its_parts(compared):
     )
     headers = parts[parts["part"] == HEADER.words].set_index("label")["bytes"]
     assert headers.pop("none") == 0 and len(headers) == len(table) - 1 and headers.min() > 0
+
+
+def test_the_bits_of_tokens_are_those_that_a_setting_stores(compared):
+    """Of the first text; int8, which spends as much on each of them, is not there."""
+    bits, texts = compared.table("compare/bits_by_token"), compared.table("compare/texts")
+    parts, labels = compared.table("compare/byte_ledger"), compared.table("compare/compare")
+    stored = parts[~parts["once_per_model"]].groupby("label")["bytes"].sum()
+    assert set(bits["label"]) == set(labels.loc[labels["family"].isin(["recent", "svd"]), "label"])
+    assert set(bits["text_index"]) == {texts["index"].iloc[0]}
+    for name, rows in bits.groupby("label"):
+        assert rows["position"].tolist() == list(range(100)) and rows["token"].notna().all()
+        assert rows["bits"].sum() == pytest.approx(8 * stored[name])
+    recent = bits[bits["label"] == "recent 0.5"].set_index("position")["bits_per_value"]
+    assert recent[99] > 16 > 1 > recent[config.SINK_TOKENS]
 
 
 def label(table: pd.DataFrame, row: dict) -> str:

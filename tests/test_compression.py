@@ -274,6 +274,17 @@ def nbytes_by_layer_and_kind(small):
 
 
 @every_case
+@every_shape
+def test_bits_of_tokens_are_those_of_all_that_is_stored(name, number, shape):
+    small = compressed(name, number, shape)[1]
+    bits = small.bits_by_token
+    if bits is not None:
+        assert bits.shape == (len(small.shape.token_ids),) and bits.dtype == torch.float64
+        assert bits.sum().item() == pytest.approx(8 * small.stored_nbytes)
+        assert (bits >= 0).all()
+
+
+@every_case
 def test_settings_go_through_json_to_an_equal_method(name, number):
     method = method_for(name, number, of_shape("alike"))
     settings = json.loads(json.dumps(method.settings()))

@@ -182,6 +182,20 @@ def test_evicted_tokens_are_not_stored(way):
 
 
 @every_eviction
+@pytest.mark.parametrize("n_tokens", [N, 60])
+def test_a_token_takes_16_bits_for_each_entry_that_stays(way, n_tokens):
+    cache = watched(n_tokens=n_tokens)
+    small = way(0.3).compress(cache)
+    spent = [0] * n_tokens
+    for layer in small.restore().layers:
+        for row in layer.keep.tolist():
+            for position, stays in zip(layer.positions.tolist(), row, strict=True):
+                spent[position] += 1 + stays * 16 * (8 + 6)
+    bits = way(0.3).bits_by_token(small.stored, small.shape)
+    assert bits.tolist() == spent and sum(spent) == 8 * small.nbytes
+
+
+@every_eviction
 def test_attention_that_was_not_measured_is_asked_for(way):
     cache = watched()
     blind = replace(cache.layers[1], attention=None, recent_attention=None)
@@ -254,6 +268,22 @@ def test_composed_with_nothing_after_is_the_eviction():
     assert caches.equal(composed, alone)
     for one, two in zip(composed.layers, alone.layers, strict=True):
         assert torch.equal(one.keep, two.keep)
+
+
+@pytest.mark.parametrize("then", [make("none"), RotationQuantiser(4), KIVI(3, recent_tokens=0)])
+def test_what_follows_an_eviction_is_of_the_tokens_that_stay(then):
+    cache = watched(n_tokens=60)
+    small, alone = (m.compress(cache) for m in (Composed(DIFFERENT, then), DIFFERENT))
+    masks = 2 * 2 * (torch.arange(60) >= 20)  # a bit for each head of each layer
+    plain = DIFFERENT.bits_by_token(alone.stored, alone.shape) - masks
+    bits = small.compressor.bits_by_token(small.stored, small.shape) - masks
+    torch.testing.assert_close(bits / bits.sum(), plain / plain.sum())
+    assert bits.sum() == pytest.approx(8 * small.nbytes - masks.sum().item())
+
+
+def test_where_plain_tokens_are_is_not_told_of_what_stays():
+    small = Composed(DIFFERENT, KIVI(3, recent_tokens=5)).compress(watched())
+    assert small.compressor.bits_by_token(small.stored, small.shape) is None
 
 
 def test_composed_is_made_of_two_mappings():

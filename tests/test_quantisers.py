@@ -123,6 +123,26 @@ def test_kivi_bytes_by_hand():
     assert small.nbytes == 2 * (key + value + 2 * 7 * (16 + 8) * 2)
 
 
+@pytest.mark.parametrize("sinks", [2, 1000])
+def test_a_token_takes_16_bits_for_each_plain_entry_and_the_others_are_alike(sinks):
+    original = caches.mixed().in_16_bits()
+    method = KIVI(3, 16, recent_tokens=1, sink_tokens=sinks)
+    small = method.compress(original)
+    plain, coded = [0] * 10, [0] * 10  # entries of each token
+    for layer in original.layers:
+        held = layer.positions.tolist()
+        of_token = sum(layer.tensor(kind)[:, 0].numel() for kind in KINDS)
+        for position in held:
+            ends = {*held[:sinks], held[-1]}
+            (plain if position in ends else coded)[position] += of_token
+    left = 8 * small.nbytes - 16 * sum(plain)
+    each = left / sum(coded) if sum(coded) else 0
+    expected = [16 * a + each * b for a, b in zip(plain, coded, strict=True)]
+    bits = method.bits_by_token(small.stored, small.shape)
+    assert bits.tolist() == pytest.approx(expected)
+    assert KIVI(3, 16, recent_tokens=0).compress(original).bits_by_token is None
+
+
 def test_bytes_of_8_bits_by_hand():
     entries = 2 * 2 * 40 * (16 + 8)
     assert FloatQuantiser().compress(cache()).nbytes == entries + 2 * 2 * 2 * 4

@@ -114,7 +114,8 @@ def test_every_picture_is_explained():
 
 
 @pytest.mark.parametrize(
-    "stem", ["compare/compare", "compare/byte_ledger", "compare/scored_tokens"]
+    "stem",
+    [f"compare/{name}" for name in ("compare", "byte_ledger", "scored_tokens", "bits_by_token")],
 )
 def test_a_damaged_table_takes_its_part_away_and_is_named(stem, tmp_path):
     folder = reported.compared(reported.analysed(tmp_path, tokens=40), n_scored=20)

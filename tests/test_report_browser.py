@@ -1,10 +1,13 @@
 """The page in a real browser: chromium without a screen and without a network."""
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests import reported
@@ -42,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
     """What `analyze` and `compare` leave, with a token that looks like markup."""
     made = tmp_path_factory.mktemp("results")
     reported.analysed(made, tokens=120, token=EVIL, findings=[EVIL])
-    reported.compared(made, n_scored=80)
+    reported.compared(made, n_scored=80, token=EVIL)
     (made / "report.html").write_text(build(made), encoding="utf-8")
     return made
 
@@ -159,6 +162,43 @@ def test_a_token_is_text_whatever_it_looks_like_and_shows_its_figures(opened, fo
     page.locator("#ribbon .watchers button").first.click()
     assert page.locator("#ribbon [aria-selected=true]").count() == 1
     page.get_by_label("keys, rotary embedding off").check()
+
+
+def shares(page) -> list[float]:
+    """How strong each token is coloured."""
+    strength = "tokens => tokens.map(one => Number(one.style.getPropertyValue('--w')))"
+    return page.locator("#ribbon [role=option]").evaluate_all(strength)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_tokens_are_coloured_by_the_bits_that_a_setting_spends(opened, folder, tmp_path, alone):
+    file = folder / "report.html"
+    if alone:
+        reported.compared(tmp_path, n_scored=40, token=EVIL)
+        file = tmp_path / "report.html"
+        file.write_text(build(tmp_path), encoding="utf-8")
+    page = opened(file)
+    setting = page.locator("#ribbon [name=setting]")
+    assert setting.is_enabled() == alone  # there is nothing else to colour by
+    page.locator("#ribbon [name=measure]").select_option(label="bits spent")
+    tokens = page.locator("#ribbon [role=option]")
+    assert tokens.nth(5).text_content() == EVIL and page.title() != "taken"
+    table = reported.spent(EVIL).set_index("position")
+    for label in ("kivi-2", "coded 5.0e-05"):
+        setting.select_option(label=label)
+        bits = table.loc[table["label"] == label, "bits_per_value"][: tokens.count()]
+        found = pd.Series(shares(page), bits.index)
+        assert found.idxmax() == bits.idxmax() == 0
+        inside = (found > 0) & (found < 1)
+        slope = np.log(bits[inside] / bits[inside].min()).corr(found[inside])
+        assert inside.sum() > 100 and slope == pytest.approx(1, abs=1e-3)
+        tokens.nth(7).hover()
+        said = page.locator(f"#ribbon .figures dt:text-is('bits spent by {label}') + dd")
+        value, times = map(float, re.findall(r"[0-9.]+", said.text_content()))
+        mean = table.loc[table["label"] == label, "bits_per_value"].mean()
+        assert value == pytest.approx(bits[7], rel=0.006)
+        assert times == pytest.approx(bits[7] / mean, rel=0.006)
+        assert said.text_content().endswith(" times the mean")
 
 
 def test_tables_are_sorted_and_searched(opened, folder):

@@ -103,12 +103,61 @@ def test_what_changed_has_every_scored_token_of_every_setting(folder):
 
 
 def test_the_ribbon_reads_attention_at_the_positions_of_the_table(folder):
-    data = ribbon(Results(folder))
+    (data,) = ribbon(Results(folder))["texts"]
     shape = (len(data["by_head"]["layers"]), data["by_head"]["heads"], len(data["token"]))
     kept_ones = data["by_head"]["received"]
     codes = np.frombuffer(gzip.decompress(base64.b64decode(kept_ones["bytes"])), np.uint8)
     read = kept_ones["low"] * np.exp((codes.reshape(shape).astype(float) - 2) * kept_ones["step"])
     assert np.allclose(read.mean((0, 1)), data["attention_received"], rtol=0.05)
+
+
+def test_the_ribbon_spends_the_bits_of_the_table_at_their_positions(folder):
+    results = Results(folder)
+    (data,) = ribbon(results)["texts"]
+    table = results.table("compare/bits_by_token").set_index("position")
+    assert [one["label"] for one in data["bits"]] == ["coded 2.0e-04", "coded 5.0e-05", "kivi-2"]
+    for one in data["bits"]:
+        own = table.loc[table["label"] == one["label"], "bits_per_value"]
+        np.testing.assert_allclose(one["per_value"], own[data["position"]], rtol=1e-4)
+        assert one["mean"] == pytest.approx(own.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("changed_at", [None, 3])
+def test_of_another_text_the_ribbon_is_made_apart(changed_at, tmp_path):
+    """The last tokens of a text that `analyze` read further have no figure."""
+    reported.compared(reported.analysed(tmp_path, tokens=600))
+    bits = reported.spent()
+    bits.loc[bits["position"] == changed_at, "token"] = "␣another"
+    reported.write(tmp_path, "compare/bits_by_token", bits)
+    texts = ribbon(Results(tmp_path))["texts"]
+    if changed_at is None:
+        (data,) = texts
+        assert data["named"] == "The first text that analyze read" and "importance" in data
+        for one in data["bits"]:
+            told = [x is not None for x in one["per_value"]]
+            assert told == [True] * reported.CONTEXT + [False] * (600 - reported.CONTEXT)
+    else:
+        looked, spent = texts
+        assert looked["bits"] is None and len(looked["token"]) == 600
+        assert spent["named"] == "The first text that compare read" and "importance" not in spent
+        assert spent["token"][changed_at] == "␣another" != looked["token"][changed_at]
+
+
+def test_settings_that_read_other_tokens_than_the_first_have_no_ribbon(tmp_path):
+    reported.compared(tmp_path)
+    bits = reported.spent()
+    bits.loc[3, "token"] = "␣another"  # of one setting alone
+    reported.write(tmp_path, "compare/bits_by_token", bits)
+    with pytest.raises(ValueError, match=r"coded 5\.0e-05 has other tokens"):
+        ribbon(Results(tmp_path))
+
+
+def test_without_analyze_the_ribbon_is_of_the_bits_alone(tmp_path):
+    reported.compared(tmp_path)
+    (data,) = ribbon(Results(tmp_path))["texts"]
+    assert data.keys() == {"named", "token", "position", "by_head", "bits"}
+    tokens = reported.spent().groupby("position")["token"].first()
+    assert data["token"] == tokens.tolist() and data["position"] == tokens.index.tolist()
 
 
 def test_only_what_a_manifest_names_below_its_folder_is_read(tmp_path):
@@ -150,7 +199,8 @@ def test_attention_that_does_not_fit_is_named(tmp_path):
     folder = reported.analysed(tmp_path, tokens=40)
     (folder / "tokens/attention.safetensors").write_bytes(b"nonsense")
     results = Results(folder)
-    assert ribbon(results)["by_head"] is None and "attention.safetensors" in results.missing[0]
+    (data,) = ribbon(results)["texts"]
+    assert data["by_head"] is None and "attention.safetensors" in results.missing[0]
 
 
 def test_pictures_that_find_no_room_are_named_the_largest_first(tmp_path):

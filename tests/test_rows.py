@@ -13,8 +13,9 @@ import torch
 
 from compression import sealed
 from compression.base import Uncompressed
-from compression.evaluate import LEDGER, TOKENS, Judge, Scored
+from compression.evaluate import LEDGER, TOKEN_BITS, TOKENS, Judge, Scored
 from compression.methods.dimensions import PCA
+from compression.methods.evictions import KeyNorm
 from compression.studies.rows import Rows
 from compression.studies.run import carry_out
 from compression.studies.tucker import TuckerStudy
@@ -120,6 +121,22 @@ def test_what_each_token_costs_is_kept_to_the_bit(scored):
     assert len(kept.tables[TOKENS]) == families.SCORED
     for name in (TOKENS, LEDGER):
         pd.testing.assert_frame_equal(kept.tables[name], measured.tables[name], check_exact=True)
+
+
+@pytest.mark.parametrize("method", [PCA(0.5), KeyNorm(0.5)])
+def test_bits_of_tokens_are_kept_with_a_row_where_there_are_any(method, empty_cache):
+    _, ids, start, continuation = families.scored("llama_gqa")
+    rows, measured = Rows(somewhere(), ids, 5), Judge(start.cache, continuation).scored(method)
+    rows.put(method, measured)
+    kept = rows.get(method)
+    assert kept.row == measured.row and set(kept.tables) == set(measured.tables)
+    assert (TOKEN_BITS in kept.tables) == (method == KeyNorm(0.5))
+    for name, table in measured.tables.items():
+        pd.testing.assert_frame_equal(kept.tables[name], table, check_exact=True)
+    if TOKEN_BITS in kept.tables:
+        bits = kept.tables[TOKEN_BITS]
+        assert bits["bits"].sum() == pytest.approx(8 * kept.row["stored_bytes"])
+        assert bits["bits_per_value"].mean() == pytest.approx(kept.row["bits_per_value"])
 
 
 @pytest.fixture

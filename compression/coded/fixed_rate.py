@@ -44,6 +44,13 @@ def decode(stored: Tensors, n: int) -> torch.Tensor:
     return (folded >> 1 & _BELOW_SIGN) ^ -(folded & 1)
 
 
+def costs(stored: Tensors, n: int) -> torch.Tensor:
+    """(n,) float32: the bits that each of n integers takes, which its block tells; takes out what
+    tells it."""
+    widths = take_codes(stored, "widths", WIDTH_BITS, (-(-n // BLOCK),))
+    return widths.float().repeat_interleave(BLOCK)[:n]
+
+
 def _planes(widths: torch.Tensor) -> Iterator[tuple[str, int, int, torch.Tensor]]:
     """Name, lowest bit, bits and blocks of each part: blocks alike in how many bits they have in
     a plane are packed together."""

@@ -11,7 +11,7 @@ weight; both pick the table that codes q. Transform coding of caches: KVTC (arXi
 several layers share a basis, and the coder is per entry.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from compression.base import Calibration, Compressed, Compressor
-from compression.coded import fixed_rate, named, rans
+from compression.coded import named, rans
 from compression.coded.coefficients import centred, restored_places, spread, transformed
 from compression.coded.token_weights import is_watched
 from compression.coded.transform import (
@@ -35,9 +35,9 @@ from compression.deflated import deflated_tensor, inflated_tensor
 from compression.methods.place_by_place import Middles
 from compression.parts import Part
 from compression.shapes import CacheShape, LayerShape
-from compression.stored import FLOATS, Tensors, refuse_left, taken, under
+from compression.stored import FLOATS, Tensors, refuse_left, shared_out, taken, under
 from config import UsageError
-from data.cache import KINDS, KVCache
+from data.cache import BYTES_PER_ENTRY, KINDS, KVCache
 
 FINE, MIDDLE, COARSE = 3.5e-5, 7e-5, 1.4e-4  # steps in sqrt(nats)
 MOST = 1e30  # of a step and of what one is divided by, so that float32 holds both
@@ -137,16 +137,45 @@ class Coded(Compressor):
         shape: CacheShape,
     ) -> Iterator[tuple[slice, Middles]]:
         """Of each group its tokens in the text, and what its places hold of them."""
-        columns = [len(group.analysis) for _, group, _ in groups]
-        codes = self.read_codes(stored, sum(columns)).to(levels.device).split(columns)
-        mean_level = taken(stored, "mean_level", (torch.int8,), 1).to(levels)
-        with_mean = [torch.cat([mean_level, levels[tokens]]) for *_, tokens in groups]
-        entry_classes = [classes(*pair) for pair in zip(codes, with_mean, strict=True)]
+        codes, with_mean, entry_classes = self._read_classes(stored, groups, levels)
         integers = spread(entry_classes, lambda symbols: self.read(stored, symbols, transform))
         parts = zip(groups, codes, with_mean, integers, strict=True)
         for (_, group, tokens), code, of_group, q in parts:
             q /= scales(of_group, self.step)
             yield tokens, restored_places(q, code, of_group, group, shape.layers)
+
+    def _read_classes(
+        self, stored: Tensors, groups: Groups, levels: torch.Tensor
+    ) -> tuple[Sequence[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Of each group the (columns,) codes of magnitude, the (1 + tokens,) levels, that of the
+        mean first, and the classes (columns, 1 + tokens) that they tell."""
+        columns = [len(group.analysis) for _, group, _ in groups]
+        codes = self.read_codes(stored, sum(columns)).to(levels.device).split(columns)
+        mean_level = taken(stored, "mean_level", (torch.int8,), 1).to(levels)
+        with_mean = [torch.cat([mean_level, levels[tokens]]) for *_, tokens in groups]
+        return codes, with_mean, [classes(*pair) for pair in zip(codes, with_mean, strict=True)]
+
+    def bits_by_token(self, stored: Tensors, shape: CacheShape) -> torch.Tensor:
+        """Of the first tokens 16 for each entry, of the others those of their integers; magnitudes
+        and the integers of the mean are of none."""
+        transform, left = self._transform(shape), dict(stored)
+        sinks = [slice(0, self.sink_tokens)] * len(shape.layers)
+        bits = 8 * BYTES_PER_ENTRY * shape.entries_by_token(sinks)
+        for prefix, groups in self._segments(transform, shape):
+            part = under(left, prefix) if prefix else left
+            levels = left["levels"].to(torch.int16)
+            for tokens, of_integers in self._spent(part, groups, levels, transform):
+                bits[tokens] += of_integers
+        return shared_out(bits, stored)
+
+    def _spent(
+        self, stored: Tensors, groups: Groups, levels: torch.Tensor, transform: Transform
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Of each group its tokens in the text, and the (tokens,) bits of their integers."""
+        entry_classes = self._read_classes(stored, groups, levels)[-1]
+        bits = spread(entry_classes, lambda symbols: self.costs(stored, symbols, transform))
+        for (*_, tokens), of_entries in zip(groups, bits, strict=True):
+            yield tokens, of_entries[:, 1:].sum(0).cpu().double()
 
     def _joined(
         self, stored: Tensors, restored: Middles, i: int, kind: str, layer: LayerShape
@@ -193,6 +222,15 @@ class Coded(Compressor):
         """The (n,) integers of these classes, where those are."""
         integers = rans.decode(stored, symbol_classes.cpu().numpy(), transform.tables)
         return torch.from_numpy(integers).to(symbol_classes.device)
+
+    def costs(
+        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
+    ) -> torch.Tensor:
+        """(n,) float32: the bits that each of these integers takes."""
+        of_symbols = symbol_classes.cpu().numpy()
+        integers = rans.decode(stored, of_symbols, transform.tables)
+        bits = rans.costs(integers, of_symbols, transform.tables)
+        return torch.from_numpy(bits).to(symbol_classes.device)
 
     def _transform(self, shape: CacheShape) -> Transform:
         """What was learned of this model; raises UsageError where it was of another."""
@@ -266,33 +304,3 @@ def _fill(restored: Middles, middles: Middles, tokens: slice, shape: CacheShape)
             dtype = getattr(torch, layer.dtype)
             restored[i, kind] = torch.empty(layer.sizes(kind), dtype=dtype, device=middle.device)
         restored[i, kind][:, places] = middle
-
-
-@dataclass(frozen=True)
-class CodedFixed(Coded):
-    """The same integers in blocks of one width, bit-packed, with no entropy coder to run through:
-    for an accelerator, at more bytes. Decoded by operations on tensors alone, where the levels are:
-    on the device of the cache, unless what is stored has been through a file."""
-
-    name: ClassVar[str] = "coded_fixed"
-
-    def written_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        return codes
-
-    def read_codes(self, stored: Tensors, n_columns: int) -> torch.Tensor:
-        return taken(stored, "codes", (torch.uint8,), n_columns)
-
-    def written(
-        self, integers: np.ndarray, symbol_classes: np.ndarray, transform: Transform
-    ) -> Tensors:
-        return fixed_rate.encode(integers)
-
-    def read(
-        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
-    ) -> torch.Tensor:
-        device = symbol_classes.device
-        names = [name for name in stored if name == "widths" or name.startswith("bits.")]
-        part = {name: stored.pop(name).to(device) for name in names}
-        integers = fixed_rate.decode(part, len(symbol_classes))
-        refuse_left(part)
-        return integers

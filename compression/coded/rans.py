@@ -124,6 +124,16 @@ def _entries(
     return tables.flat[entry], tables.starts[entry], escaped
 
 
+def costs(integers: np.ndarray, classes: np.ndarray, tables: Tables) -> np.ndarray:
+    """(n,) float32: the bits that each of these integers takes. They are of the dtype in which
+    `decode` gives them, which is that of the escapes."""
+    bits = np.empty(len(integers), np.float32)
+    for part in _parts(len(integers), MOST_LANES):
+        f, _, escaped = _entries(integers[part], classes[part], tables)
+        bits[part] = BITS - np.log2(f) + 8 * integers.itemsize * escaped
+    return bits
+
+
 def decode(stored: Tensors, classes: np.ndarray, tables: Tables) -> np.ndarray:
     """(n,) the integers that `encode` was given, from the same (n,) classes: int16, or int32 where
     one does not fit. Takes it out of `stored`; raises ValueError for what `encode` has

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import torch
 
 from compression.base import Compressed, Compressor
-from compression.methods.evictions import Eviction
-from compression.methods.packing import pack, take_codes
+from compression.methods.evictions import Eviction, masks
+from compression.methods.packing import pack
 from compression.parts import Part
 from compression.shapes import CacheShape, LayerShape
-from compression.stored import Tensors, refuse_left, under
+from compression.stored import Tensors, nbytes, refuse_left, shared_out, under
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV
 from data.rotary import NOT_ROTATED
@@ -72,11 +72,25 @@ class Composed(Compressor):
         stored = {f"{i}.keep": pack(keep.byte(), 1) for i, keep in enumerate(keeps)}
         return stored | {THEN + name: tensor for name, tensor in self.then.encode(kept).items()}
 
+    def bits_by_token(self, stored: Tensors, shape: CacheShape) -> torch.Tensor | None:
+        """Kept entries share what the second method stores; None where that tells tokens apart, for
+        neighbours there are other tokens in each head."""
+        left = dict(stored)
+        keeps = masks(left, shape)
+        both = list(zip(shape.layers, keeps, strict=True))
+        kept = replace(shape, layers=tuple(_shape_of_kept(*each) for each in both))
+        inner = under(left, THEN)
+        if self.then.bits_by_token(inner, kept) is not None:
+            return None
+        bits = torch.zeros(len(shape.token_ids), dtype=torch.float64)
+        per_entry = 8 * nbytes(inner) / kept.n_entries
+        for layer, keep in both:
+            of_kept = per_entry * (layer.key_dim + layer.value_dim)
+            bits[layer.positions] += layer.n_heads + of_kept * keep.sum(0).cpu()
+        return shared_out(bits, stored)
+
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
-        keeps = [
-            take_codes(stored, f"{i}.keep", 1, (layer.n_heads, layer.n_tokens)).bool()
-            for i, layer in enumerate(shape.layers)
-        ]
+        keeps = masks(stored, shape)
         both = list(zip(shape.layers, keeps, strict=True))
         kept = replace(shape, layers=tuple(_shape_of_kept(*each) for each in both))
         inner = under(stored, THEN)

@@ -18,9 +18,9 @@ from compression.base import Compressor
 from compression.methods.packing import pack, take_codes
 from compression.parts import Words
 from compression.shapes import CacheShape
-from compression.stored import FLOATS, Tensors, taken
+from compression.stored import FLOATS, Tensors, shared_out, taken
 from config import UsageError
-from data.cache import KINDS, KVCache, LayerKV
+from data.cache import BYTES_PER_ENTRY, KINDS, KVCache, LayerKV
 
 POOLED = 7  # neighbours whose largest score a token gets, as in SnapKV
 
@@ -42,10 +42,17 @@ class Eviction(Compressor):
                 stored[f"{i}.{kind}"] = layer.tensor(kind)[keep]  # (entries kept, dim)
         return stored
 
+    def bits_by_token(self, stored: Tensors, shape: CacheShape) -> torch.Tensor:
+        """16 for each entry that stays, and the bit of each token in each mask."""
+        bits = torch.zeros(len(shape.token_ids), dtype=torch.float64)
+        for layer, keep in zip(shape.layers, masks(dict(stored), shape), strict=True):
+            of_kept = 8 * BYTES_PER_ENTRY * (layer.key_dim + layer.value_dim)
+            bits[layer.positions] += layer.n_heads + of_kept * keep.sum(0).cpu()
+        return shared_out(bits, stored)
+
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         layers = []
-        for i, layer in enumerate(shape.layers):
-            keep = take_codes(stored, f"{i}.keep", 1, (layer.n_heads, layer.n_tokens)).bool()
+        for i, (layer, keep) in enumerate(zip(shape.layers, masks(stored, shape), strict=True)):
             both = []
             for kind in KINDS:
                 sizes = (int(keep.sum()), layer.dim(kind))
@@ -244,6 +251,14 @@ class KeyDiff(TokenEviction):
     def _difference(self, keys: torch.Tensor) -> torch.Tensor:
         unit = torch.nn.functional.normalize(keys.float(), dim=-1)
         return -torch.nn.functional.cosine_similarity(unit, unit.mean(1, keepdim=True), dim=-1)
+
+
+def masks(stored: Tensors, shape: CacheShape) -> list[torch.Tensor]:
+    """Takes out of each layer (kv_heads, tokens), True where an entry stays."""
+    return [
+        take_codes(stored, f"{i}.keep", 1, (layer.n_heads, layer.n_tokens)).bool()
+        for i, layer in enumerate(shape.layers)
+    ]
 
 
 EVICTIONS: tuple[type[TokenEviction], ...] = (

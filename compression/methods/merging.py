@@ -137,6 +137,9 @@ class MergedTokens(PlaceByPlace):
             "scale": in_16_bits((rows * merged).sum(1) / norms),
         }
 
+    def bits_by_token(self, stored: Tensors, shape: CacheShape) -> None:
+        """What is stored once is of several tokens."""
+
     def whole(self, parts: Tensors, shape: Shape, place: Place) -> torch.Tensor:
         heads, tokens, dim = shape
         rows = taken(parts, "rows", FLOATS, None, heads * dim)

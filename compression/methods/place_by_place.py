@@ -11,9 +11,9 @@ import torch
 from compression.base import Compressed, Compressor
 from compression.parts import PLAIN, Part
 from compression.shapes import CacheShape, LayerShape
-from compression.stored import FLOATS, Tensors, refuse_left, taken, under
+from compression.stored import FLOATS, Tensors, nbytes, refuse_left, taken, under
 from config import UsageError
-from data.cache import KINDS, KVCache, LayerKV
+from data.cache import BYTES_PER_ENTRY, KINDS, KVCache, LayerKV
 from data.rotary import NOT_ROTATED
 
 ENDS = "ends."  # begins the names of plain tokens
@@ -88,6 +88,15 @@ class BetweenEnds(Compressor):
             )
             layers.append(layer.filled(*both))
         return shape.filled(tuple(layers))
+
+    def bits_by_token(self, stored: Tensors, shape: CacheShape) -> torch.Tensor | None:
+        """16 for each entry of the ends; entries between share the others."""
+        if not self.sink_tokens and not self.recent_tokens:
+            return None
+        between = shape.entries_by_token([self.span(layer) for layer in shape.layers])
+        bits = 8 * BYTES_PER_ENTRY * (shape.entries_by_token() - between)
+        left = 8 * nbytes(stored) - bits.sum()
+        return bits + between * left / between.sum().clamp(min=1)
 
     def part(self, name: str, of: Compressed) -> Part:
         if not name.startswith(ENDS):

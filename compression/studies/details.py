@@ -1,15 +1,18 @@
 """What the rows of a study sum up, for who wants to know where a cost comes from: what each scored
-token costs through each method, and which part of what is stored its bytes are."""
+token costs through each method, which part of what is stored its bytes are, and on which tokens its
+bits are spent."""
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from compression import token_bits
 from compression.base import Compressor
-from compression.evaluate import LEDGER, TOKENS, Scored
+from compression.evaluate import LEDGER, TOKEN_BITS, TOKENS, Scored
 from compression.studies.base import Tables
 
 SCORED_TOKENS, BYTE_LEDGER = "compare/scored_tokens", "compare/byte_ledger"
+BITS_BY_TOKEN = "compare/bits_by_token"
 
 
 def details(
@@ -20,11 +23,22 @@ def details(
 
     SCORED_TOKENS: label, settings, text_index, then the columns of `ScoredTokens.table`.
     BYTE_LEDGER, of the first text: label, settings, then the columns of `ledger`.
+    BITS_BY_TOKEN, of the first text: label, text_index, then the columns of `token_bits`; only of
+    methods that spend more on some tokens than on others, and not there without any.
     """
-    return {
+    tables = {
         SCORED_TOKENS: _by_token(named, indexes, scored),
         BYTE_LEDGER: _of_first(named, scored),
     }
+    spent = [
+        one.tables[TOKEN_BITS].assign(label=label, text_index=indexes[0])
+        for label, one in zip(named.values(), scored, strict=False)
+        if TOKEN_BITS in one.tables
+    ]
+    if spent:
+        columns = ["label", "text_index", *token_bits.COLUMNS]
+        tables[BITS_BY_TOKEN] = pd.concat(spent, ignore_index=True)[columns]
+    return tables
 
 
 def _by_token(

@@ -19,16 +19,20 @@ from typing import Protocol
 import torch
 
 import config
-from compression import ledger, scored_tokens, sealed
+from compression import ledger, scored_tokens, sealed, token_bits
 from compression.base import Compressor
-from compression.evaluate import LEDGER, TOKENS, Scored
+from compression.evaluate import LEDGER, TOKEN_BITS, TOKENS, Scored
 from compression.stored import Tensors, refuse_left
 from compression.studies.stored_tables import restored, stored
 from data import headers
 
 SOURCES = Path(__file__).parent.parent.parent
 FORMAT = "row 2"
-TABLES = {TOKENS: scored_tokens.COLUMNS, LEDGER: ledger.COLUMNS}  # by name, with their columns
+TABLES = {  # by name, with their columns
+    TOKENS: scored_tokens.COLUMNS,
+    LEDGER: ledger.COLUMNS,
+    TOKEN_BITS: token_bits.COLUMNS,
+}
 MEASURING = ("data", "analysis", "compression")  # packages that a measured number goes through
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ def changed(results: Results) -> dict[str, Any] | None:
         return None
     table = table.sort_values(["text_index", "position"], kind="stable")
     groups = dict(list(table.groupby("label", sort=False)))
-    labels = [label for label in _by_size(results, list(groups)) if label != "none"]
+    labels = [label for label in by_size(results, list(groups)) if label != "none"]
     if not labels:
         return None
     tokens = groups[labels[0]]
@@ -80,8 +80,8 @@ def _top(told: str) -> list[list[Any]]:
     return [[str(token), column([float(probability)])[0]] for token, probability in pairs]
 
 
-def _by_size(results: Results, labels: list[str]) -> list[str]:
-    """As the frontier orders them; those that it does not have last."""
+def by_size(results: Results, labels: list[str]) -> list[str]:
+    """Settings as the frontier orders them; those that it does not have last."""
     table = results.table("compare/compare")
     if table is None or not {"label", "bytes_per_token"} <= set(table):
         return labels

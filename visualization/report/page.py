@@ -27,7 +27,7 @@ from visualization.terminal.typed import as_typed
 
 TEMPLATES = Path(__file__).with_name("templates")
 MADE_BY = {
-    "ribbon": ("Token ribbon", "`--mode analyze`, of all or of tokens"),
+    "ribbon": ("Token ribbon", "`--mode analyze`, of all or of tokens, or `--mode compare`"),
     "changed": ("What changed", "`--mode compare`"),
     "ledger": ("Byte ledger", "`--mode compare`"),
     "frontier": ("Frontier", "`--mode compare`"),

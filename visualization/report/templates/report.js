@@ -358,12 +358,22 @@ async function unpackedLogs({ bytes, low, step }) {
   return (i) => (codes[i] === 0 ? null : codes[i] === 1 ? 0 : low * Math.exp((codes[i] - 2) * step));
 }
 
-async function ribbon(widget, data) {
+async function ribbon(widget, { texts }) {
+  const data = texts[Number(widget.dataset.text)];
   const holder = part(widget, ".tokens");
   const n = data.token.length;
-  const spans = data.token.map((token, i) => element("span", { role: "option", id: `${widget.dataset.source}-${i}`, "aria-selected": "false" }, visible(token)));
+  const spans = data.token.map((token, i) => element("span", { role: "option", id: `${widget.dataset.source}-${widget.dataset.text}-${i}`, "aria-selected": "false" }, visible(token)));
   holder.append(...spans);
-  colour(spans, data[control(widget, "measure").value], control(widget, "measure").value);
+  const measure = () => control(widget, "measure").value;
+  const spent = () => data.bits?.[Number(control(widget, "setting").value)] ?? null; // by the chosen setting
+  const shown = () => (measure() === "bits" ? spent().per_value : data[measure()]);
+  const enable = () => {
+    const [layer, setting] = ["layer", "setting"].map((name) => control(widget, name));
+    if (layer) layer.disabled = measure() !== "attention_received";
+    if (setting) setting.disabled = measure() !== "bits";
+  };
+  enable();
+  colour(spans, shown(), measure());
   let chosen = -1;
   let details = { show() {}, watchers: () => [] };
 
@@ -374,7 +384,7 @@ async function ribbon(widget, data) {
     spans[i].setAttribute("aria-selected", "true");
     holder.setAttribute("aria-activedescendant", spans[i].id);
     if (scroll) spans[i].scrollIntoView({ block: "nearest" });
-    part(widget, ".figures").replaceChildren(...figures(data, i));
+    part(widget, ".figures").replaceChildren(...figures(data, i, spent()));
     for (const row of details.watchers(i)) spans[row.index].classList.add("watching");
     details.show(i, choose);
   };
@@ -393,17 +403,17 @@ async function ribbon(widget, data) {
   });
   details = data.by_head ? await byHead(widget, data) : details;
   const recolourTokens = () => {
-    const measure = control(widget, "measure").value;
+    enable();
     const layer = control(widget, "layer");
-    if (layer) layer.disabled = measure !== "attention_received";
-    const one = layer && layer.value !== "" && measure === "attention_received";
-    colour(spans, one ? details.inLayer(Number(layer.value)) : data[measure], measure);
+    const one = layer && layer.value !== "" && measure() === "attention_received";
+    colour(spans, one ? details.inLayer(Number(layer.value)) : shown(), measure());
+    part(widget, ".figures").replaceChildren(...figures(data, chosen, spent()));
   };
   widget.addEventListener("change", recolourTokens);
   choose(0);
 }
 
-const LOGARITHMIC = new Set(["attention_received"]);
+const LOGARITHMIC = new Set(["attention_received", "bits"]);
 
 function colour(spans, values, measure) {
   const scale = LOGARITHMIC.has(measure) ? (x) => (x > 0 ? Math.log(x) : null) : (x) => x;
@@ -418,16 +428,20 @@ function colour(spans, values, measure) {
   });
 }
 
-function figures(data, i) {
+function figures(data, i, spent) {
   const said = [["position", whole(data.position[i])]];
   if (data.attention_received) said.push(["attention received", percent(data.attention_received[i])]);
-  said.push(["importance (a heuristic)", digits(data.importance[i])]);
+  if (data.importance) said.push(["importance (a heuristic)", digits(data.importance[i])]);
+  if (spent) said.push([`bits spent by ${spent.label}`, bitsSaid(spent.per_value[i], spent.mean)]);
   if (data.key_norm) said.push(["key norm", digits(data.key_norm[i])], ["value norm", digits(data.value_norm[i])]);
   if (data.seen_by) said.push(["seen by", `${whole(data.seen_by[i])} queries`]);
   const pairs = said.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
   const few = data.well_seen && !data.well_seen[i] ? element("p", { class: "note" }, "Few queries see it: its mean says little.") : null;
   return [element("h3", {}, `“${visible(data.token[i]).trim() || data.token[i]}”`), element("dl", {}, ...pairs), few].filter(Boolean);
 }
+
+const bitsSaid = (x, mean) =>
+  x === null ? "not told" : `${digits(x)} bits per value, ${digits(x / mean)} times the mean`;
 
 async function byHead(widget, data) {
   const { layers, heads } = data.by_head;
