@@ -189,8 +189,9 @@ def _last(loaded: LoadedModel, content: files.Content) -> int:
     if cached != str(content.n_tokens) or not (last.isdecimal() and len(last) < DIGITS):
         raise files.damaged(content.file, "it does not say what follows its tokens")
     n_known = int(loaded.settings.vocab_size)
-    if int(last) >= n_known:
-        raise files.damaged(content.file, f"token {last} is beyond the {n_known} of the model")
+    largest = max(int(last), *content.shape.token_ids)
+    if largest >= n_known:
+        raise files.damaged(content.file, f"token {largest} is beyond the {n_known} of the model")
     return int(last)
 
 
