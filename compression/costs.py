@@ -45,16 +45,24 @@ class Tried:
 
 
 def tried(method: Compressor, cache: KVCache, by_token: bool = False) -> Tried:
-    began = time.perf_counter()
+    began = _now(cache)
     compressed = method.compress(cache)
-    compressed_at = time.perf_counter()
+    compressed_at = _now(cache)
     restored = compressed.restore()
-    restore_s = time.perf_counter() - compressed_at
+    restore_s = _now(cache) - compressed_at
     served = cache.in_16_bits()
     empty = {name: tensor.to("meta") for name, tensor in compressed.stored.items()}
     outline = replace(compressed, stored=empty)
     bits = compressed.bits_by_token if by_token else None
     return Tried(served, outline, restored, compressed_at - began, restore_s, bits)
+
+
+def _now(cache: KVCache) -> float:
+    """Seconds, once all that was begun where the cache is has been done."""
+    for device in {layer.keys.device for layer in cache.layers}:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def tried_in_parts(method: Compressor, cache: KVCache) -> Iterator[Tried]:

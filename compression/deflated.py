@@ -34,13 +34,13 @@ def inflated_to(content: bytes | memoryview, n_bytes: int) -> bytes:
 
 
 def deflated_tensor(content: torch.Tensor) -> torch.Tensor:
-    """(bytes,) uint8 of a uint8 tensor."""
-    return _as_tensor(deflated(content.cpu().numpy().tobytes()))
+    """(bytes,) uint8 of a uint8 tensor, where that is."""
+    return _as_tensor(deflated(content.cpu().numpy().tobytes())).to(content.device)
 
 
 def inflated_tensor(content: torch.Tensor, n_bytes: int) -> torch.Tensor:
-    """(n_bytes,) uint8 of (bytes,) uint8, as `inflated_to`."""
-    return _as_tensor(inflated_to(content.cpu().numpy().tobytes(), n_bytes))
+    """(n_bytes,) uint8 of (bytes,) uint8, as `inflated_to`, where those are."""
+    return _as_tensor(inflated_to(content.cpu().numpy().tobytes(), n_bytes)).to(content.device)
 
 
 def _as_tensor(content: bytes) -> torch.Tensor:

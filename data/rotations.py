@@ -66,10 +66,13 @@ def rotations(loaded: LoadedModel, n_tokens: int) -> Rotations:
 
 @torch.no_grad()
 def _rotations(loaded: LoadedModel, n_tokens: int) -> Rotations:
+    if loaded.device.type != "cpu" and _takes_blocks(loaded):
+        log.warning("%s", _not_run(loaded, "it would end all work on this device"))
+        return {}
     places = _places(max(n_tokens, min(2 * PAIRS, loaded.max_positions or 2 * PAIRS)))
     ids = some_token_ids(loaded, PAIRS).repeat(2)
     try:
-        with strangers_code(lambda error: _not_run(loaded, error)):
+        with strangers_code(lambda error: _not_run(loaded, said(error))):
             past = forward_at(loaded, ids[:, None], places[:, None], last_only=True).past_key_values
     except UsageError as reason:
         log.warning("%s", reason)
@@ -89,9 +92,15 @@ def _rotations(loaded: LoadedModel, n_tokens: int) -> Rotations:
     return {slot: _rotary(pairs, sources, loaded) for slot, pairs in keys.items()}
 
 
-def _not_run(loaded: LoadedModel, error: Exception) -> UsageError:
+def _takes_blocks(loaded: LoadedModel) -> bool:
+    """Whether its index gathers blocks, which in a text of one token are out of range: an error on
+    the CPU, on an accelerator the end of everything."""
+    return any("sparse" in kind for kind in getattr(loaded.settings, "layer_types", None) or ())
+
+
+def _not_run(loaded: LoadedModel, why: str) -> UsageError:
     return UsageError(
-        f"{loaded.name} cannot be run on several texts at once ({said(error)})",
+        f"{loaded.name} cannot be run on several texts at once ({why})",
         "so what rotates its keys is not known",
     )
 

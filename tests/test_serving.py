@@ -23,21 +23,11 @@ from data.extraction import prefill
 from data.resume import as_past, greedy
 from data.rotary import Rotary
 from data.texts import Sample, printable
-from tests import caches, families
+from tests import caches
+from tests.chats import MODEL, chat
 
-MODEL = 64 * "a"
 TEXT = "The cache of a model holds keys and values. "
 TURNS = (30, 9, 14)
-
-
-@once
-def chat(family, step=0.003):
-    """A model, a codec that is calibrated on another text of it, and token ids of a chat."""
-    loaded = families.sharp(family)
-    learned = prefill(loaded, families.token_ids(40, seed=9)).cache
-    calibration = calibrate([caches.random_gradients(learned)], "random gradients")
-    shapes = tuple(LayerShape.of(layer) for layer in learned.layers)
-    return loaded, ChunkCodec(shapes, MODEL, calibration, step), families.token_ids(60)
 
 
 def empty(family, chunk_tokens=8, recent_tokens=5):

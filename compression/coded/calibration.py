@@ -194,6 +194,7 @@ def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
                 continue
             coefficients = transformed(cache.layers, group, slice(1, None))
             of_all = torch.cat([level_of_mean(levels[positions]), levels[positions]])
+            of_all = of_all.to(coefficients.device)
             _, integers, symbol_classes = centred(coefficients, of_all, MIDDLE)
             entry = symbol_classes.astype(np.int64) * width
             entry += integers.clip(-rans.TOP - 1, rans.TOP + 1) + (rans.TOP + 1)

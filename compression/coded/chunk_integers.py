@@ -41,7 +41,9 @@ def quantised(
     integers, of_integers = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
     for g, group, tokens in _coded(transform, skips, n_sinks, n_tokens):
         coefficients = transformed(layers, group, slice(tokens.start - skips[g], None))
-        codes[g], q, of_q = centred(coefficients, levels[_with_mean(tokens)], step)
+        of_group = levels[_with_mean(tokens)].to(coefficients.device)
+        code, q, of_q = centred(coefficients, of_group, step)
+        codes[g] = code.cpu()
         integers.append(q)
         of_integers.append(of_q)
     return Quantised(
@@ -49,18 +51,21 @@ def quantised(
     )
 
 
-def restored(chunk: Chunk, transform: Transform, layers: Sequence[LayerShape]) -> Middles:
-    """Of each place (heads, tokens, dim) before rotary embedding, without the sinks. Raises
-    ValueError for integers that do not end where they began."""
+def restored(
+    chunk: Chunk, transform: Transform, layers: Sequence[LayerShape], device: torch.device
+) -> Middles:
+    """Of each place (heads, tokens, dim) before rotary embedding, without the sinks, on `device`.
+    Raises ValueError for integers that do not end where they began."""
     columns = [len(group.analysis) for group in transform.groups]
-    levels = torch.from_numpy(chunk.levels.astype(np.int16))
-    codes = torch.from_numpy(chunk.codes).split(columns)
+    levels = torch.from_numpy(chunk.levels.astype(np.int16)).to(device)
+    codes = torch.from_numpy(chunk.codes).to(device).split(columns)
     coded = list(_coded(transform, chunk.skips.tolist(), chunk.n_sinks, chunk.n_tokens))
     entry_classes = [classes(codes[g], levels[_with_mean(tokens)]) for g, _, tokens in coded]
     left = chunk.stream
 
     def read(symbols: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(rans.decode(left, symbols.numpy(), transform.tables))
+        integers = rans.decode(left, symbols.cpu().numpy(), transform.tables)
+        return torch.from_numpy(integers).to(device)
 
     middles: Middles = {}
     integers = spread(entry_classes, read) if coded else read(torch.zeros(0).byte())

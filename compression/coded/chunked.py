@@ -64,7 +64,8 @@ class CodedChunks(Compressor):
         stored: Tensors = {}
         for k, (start, end) in enumerate(chunks):
             chunk = codec.encode_layers(between(cache.layers, start, end), start, end - start)
-            stored[f"{CHUNK}{k}"] = torch.frombuffer(bytearray(chunk), dtype=torch.uint8)
+            as_tensor = torch.frombuffer(bytearray(chunk), dtype=torch.uint8)
+            stored[f"{CHUNK}{k}"] = as_tensor.to(cache.layers[0].keys.device)
         for i, layer in enumerate(between(cache.layers, _end(chunks), cache.n_tokens)):
             if layer.n_tokens:
                 stored |= {f"{i}.{kind}": layer.tensor(kind).clone() for kind in KINDS}
@@ -95,10 +96,10 @@ class CodedChunks(Compressor):
         self, chunk: torch.Tensor, codec: ChunkCodec, shape: CacheShape, start: int, end: int
     ) -> list[LayerKV]:
         """The layers of a chunk, in which they must hold what is due of these positions."""
-        layers = codec.decode_layers(chunk.numpy().tobytes())
+        layers = codec.decode_layers(chunk.cpu().numpy().tobytes(), chunk.device)
         for held, layer in zip(layers, shape.layers, strict=True):
             due = torch.arange(min(end, max(start, layer.start)), end)
-            if not torch.equal(held.positions, due):
+            if not torch.equal(held.positions.cpu(), due):
                 raise ValueError(f"a chunk is not of positions {start} to {end - 1}")
         return layers
 

@@ -30,6 +30,7 @@ ANY_MODEL = 64 * "0"  # where what holds the chunks says of which model they are
 SINKS = 1  # tokens of a text's first chunk that stay in 16 bits
 DTYPES = (torch.float16, torch.bfloat16)  # of layers, by what stands in the bytes
 OfLayers = Sequence[torch.Tensor]  # of each layer (heads, tokens, dim)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class ChunkCodec:
         start = int(positions[0]) if len(positions) else 0
         return self.encode_layers(layers, start, len(positions))
 
-    def decode(self, data: bytes | memoryview) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Keys and values as `encode` was given them, up to what coding costs. Raises UsageError
-        for a chunk that is damaged, of another model or of another calibration."""
-        layers = self.decode_layers(data)
+    def decode(
+        self, data: bytes | memoryview, device: torch.device = CPU
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values as `encode` was given them, up to what coding costs, on `device`. Raises
+        UsageError for a chunk that is damaged, of another model or of another calibration."""
+        layers = self.decode_layers(data, device)
         return [layer.keys for layer in layers], [layer.values for layer in layers]
 
     def encode_layers(self, layers: Sequence[LayerKV], start: int, n_tokens: int) -> bytes:
@@ -92,30 +95,32 @@ class ChunkCodec:
             )
         )
 
-    def decode_layers(self, data: bytes | memoryview) -> list[LayerKV]:
+    def decode_layers(self, data: bytes | memoryview, device: torch.device = CPU) -> list[LayerKV]:
         """The inverse of `encode_layers`."""
         self._refuse_another(*chunk_bytes.identities(data))
         columns = [len(group.analysis) for group in self.transform.groups]
         chunk = chunk_bytes.read(data, len(columns), len(self.layers), sum(columns))
         try:
-            return list(self._layers(chunk, restored(chunk, self.transform, self.layers)))
+            middles = restored(chunk, self.transform, self.layers, device)
+            return list(self._layers(chunk, middles, device))
         except ValueError as error:
             raise damaged(error) from None
 
-    def _layers(self, chunk: Chunk, middles: Middles) -> Iterator[LayerKV]:
+    def _layers(self, chunk: Chunk, middles: Middles, device: torch.device) -> Iterator[LayerKV]:
         """Sinks and what was restored, keys turned again."""
         skips = {
             i: int(chunk.skips[g])
             for g, group in enumerate(self.transform.groups)
             for i in group.layers
         }
-        sinks = torch.from_numpy(chunk.sinks)
+        sinks = torch.from_numpy(chunk.sinks).to(device)
         for i, shape in enumerate(self.layers):
             if chunk.dtypes[i] >= len(DTYPES):
                 raise ValueError(f"layer {shape.index} is of no known dtype")
             first = min(skips[i], chunk.n_tokens)
             n_plain = first_coded(first, chunk.n_sinks, chunk.n_tokens) - first
-            positions = torch.arange(chunk.start + first, chunk.start + chunk.n_tokens)
+            end = chunk.start + chunk.n_tokens
+            positions = torch.arange(chunk.start + first, end, device=device)
             both = []
             for kind in KINDS:
                 sizes = (shape.n_heads, n_plain, shape.dim(kind))

@@ -21,7 +21,8 @@ def transformed(layers: Sequence[LayerKV], group: Group, tokens: slice) -> torch
     """(columns, tokens): the coefficients of what these of the tokens of a group are off the mean
     of all texts."""
     x = rows(layers, group.places, tokens)
-    return (group.analysis.to(x.device) @ (x - group.mean.to(x.device)).T).cpu()
+    group = group.on(x.device)
+    return group.analysis @ (x - group.mean).T
 
 
 def quantised(
@@ -34,12 +35,12 @@ def quantised(
     codes[~is_stored(classes(codes, levels.max()[None]))[:, 0]] = 0
     live = _live(codes != 0)
     entry_classes = classes(codes[:live], levels)
-    coded = is_stored(entry_classes).numpy()
+    coded = is_stored(entry_classes)
     scaled = coefficients[:live].mul_(scales(levels, step)).round_()
-    symbols = scaled.numpy()[coded]
+    symbols = _chosen(scaled, coded)
     if symbols.size and max(symbols.max(), -symbols.min()) >= LARGEST:
         raise UsageError(f"A step of {step:g} is too small for this cache", "give a larger one")
-    return codes, symbols.astype(np.int32), entry_classes.numpy()[coded]
+    return codes, symbols.astype(np.int32), _chosen(entry_classes, coded)
 
 
 def centred(
@@ -80,8 +81,9 @@ def restored_places(
     """(heads, tokens, dim) of each place of a group from its (columns, 1 + tokens) coefficients,
     those of their mean first. They are zero beyond the last column that is stored: early for tokens
     that weigh little."""
-    synthesis = group.synthesis.to(levels.device)
-    mean = group.mean.to(levels.device) + coefficients[:, 0] @ synthesis
+    group = group.on(levels.device)
+    synthesis = group.synthesis
+    mean = group.mean + coefficients[:, 0] @ synthesis
     coefficients, levels = coefficients[:, 1:], levels[1:]
     x = mean.expand(len(levels), -1).contiguous()
     for tokens in levels.argsort(stable=True).split(BLOCK):
@@ -89,6 +91,16 @@ def restored_places(
         x.index_add_(0, tokens, coefficients[:n].index_select(1, tokens).T @ synthesis[:n])
     parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
     return {(i, kind): by_head(part, layers[i].n_heads) for (i, kind), part in parts}
+
+
+def _chosen(x: torch.Tensor, coded: torch.Tensor) -> np.ndarray:
+    """(n,) those that are marked, where the coder runs. Numpy picks them out faster on the CPU, an
+    accelerator does so before they are moved."""
+    if x.device.type == "cpu":
+        chosen: np.ndarray = x.numpy()[coded.numpy()]
+        return chosen
+    moved: np.ndarray = x[coded].cpu().numpy()
+    return moved
 
 
 def _live(kept: torch.Tensor) -> int:

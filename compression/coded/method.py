@@ -98,7 +98,7 @@ class Coded(Compressor):
             start = int(cache.layers[group.layers[0]].positions[0])
             places = slice(tokens.start - start, tokens.stop - start)
             coefficients = transformed(cache.layers, group, places)
-            with_mean = torch.cat([mean_level, levels[tokens]])
+            with_mean = torch.cat([mean_level, levels[tokens]]).to(coefficients.device)
             code, q, of_q = centred(coefficients, with_mean, self.step)
             codes.append(code)
             integers.append(q)

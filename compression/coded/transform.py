@@ -17,7 +17,7 @@ Both sides must agree on every class: it is computed from stored bytes in intege
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -77,6 +77,24 @@ class Group:
     def synthesis(self) -> torch.Tensor:
         """(columns, width): (A^-1 U)^T, which takes coefficients back."""
         return self._after(self.inverses)
+
+    def on(self, device: torch.device) -> "Group":
+        """The same there, and kept there: it is large."""
+        if device == self.mean.device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = replace(
+                self,
+                basis=self.basis.to(device),
+                roots=tuple(root.to(device) for root in self.roots),
+                inverses=tuple(inverse.to(device) for inverse in self.inverses),
+                mean=self.mean.to(device),
+            )
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, "Group"]:
+        return {}
 
     def _after(self, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         rows = self.basis.split(self.widths)  # (dim, columns) each

@@ -186,7 +186,7 @@ class Importance(TokenEviction):
         weights = dict(zip(TERMS, self.weights, strict=True))
         positions, score = importance(cache, weights)
         return [
-            score[torch.searchsorted(positions, layer.positions)]
+            score[torch.searchsorted(positions, layer.positions.cpu())]
             .to(layer.keys.device)
             .expand(layer.n_heads, -1)
             for layer in cache.layers

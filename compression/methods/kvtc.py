@@ -160,8 +160,8 @@ class KVTC(BetweenEnds):
             elif bits:
                 floats = as_floats(x, scales[columns])
                 codes.append(floats.view(torch.uint8).T.flatten())
-        whole = torch.cat([torch.empty(0, dtype=torch.uint8), *(x.cpu() for x in codes + sides)])
-        return deflated_tensor(whole)
+        empty = torch.empty(0, dtype=torch.uint8, device=coefficients.device)
+        return deflated_tensor(torch.cat([empty, *codes, *sides]))
 
     def _inflated(self, stored: torch.Tensor, n_tokens: int, name: str) -> torch.Tensor:
         """(tokens, columns) in float32; raises ValueError for what is not as it was stored."""
@@ -170,8 +170,8 @@ class KVTC(BetweenEnds):
         sizes += [2 * n_tokens for bits, _ in runs if bits in INTEGERS for _ in range(2)]
         parts = inflated_tensor(stored, sum(sizes)).split(sizes)
         codes, sides = parts[: len(runs)], iter(parts[len(runs) :])
-        scales = self.calibration.tensors[f"scales.{name}"]
-        x = torch.zeros(n_tokens, len(scales))
+        scales = self.calibration.tensors[f"scales.{name}"].to(stored.device)
+        x = torch.zeros(n_tokens, len(scales), device=stored.device)
         for (bits, columns), part in zip(runs, codes, strict=True):
             by_column = (_width(columns), n_tokens)
             if bits in INTEGERS:

@@ -58,7 +58,7 @@ def _energy_table(x: torch.Tensor) -> torch.Tensor:
     dims = leading_dims(gram, heads, min(dim, heads * tokens))[0]
     u = leading_tokens(gram, rows[None], min(tokens, heads * dim))[0]
     core = u.T @ (x @ dims)  # (heads, R_t, R_e)
-    corner = core.square().sum(0).cumsum(0).cumsum(1).double()
+    corner = core.square().sum(0).cumsum(0).cumsum(1).double().cpu()
     return corner / corner[-1, -1].clamp(min=torch.finfo(torch.float32).tiny)
 
 

@@ -125,7 +125,7 @@ class CompressedCache(DynamicCache):  # type: ignore[misc]
             layer.n_resting = 0
         for k, chunk in enumerate(self.chunks):
             start = k * self.method.chunk_tokens
-            for part in self.codec.decode_layers(chunk):
+            for part in self.codec.decode_layers(chunk, resting[0].keys.device):
                 layer = self.layers[part.index]
                 for kind in KINDS if isinstance(layer, RestingLayer) else ():
                     held = getattr(layer, f"{kind}s")[0, :, start : start + part.n_tokens]
@@ -157,6 +157,7 @@ class CompressedCache(DynamicCache):  # type: ignore[misc]
             keys, values = layer.keys[0], layer.values[0]
             if not isinstance(layer, RestingLayer):
                 keys, values = keys[:, :0], values[:, :0]
-            positions = torch.arange(n_tokens - keys.shape[1], n_tokens)
+            start = n_tokens - keys.shape[1]
+            positions = torch.arange(start, n_tokens, device=keys.device)
             layer = LayerKV(keys, values, positions, shape.index, shape.kind, rotary=shape.rotary)
             yield layer.in_16_bits()

@@ -88,7 +88,7 @@ class ChunkDeserializer:
         """Fill `dst` with the chunk that the bytes of `src` begin with; raises UsageError, and
         leaves `dst` as it was, where that is another model's, is damaged or of another length."""
         data = memoryview(src.tensor.flatten().cpu().numpy())
-        both = self.codec.decode(next(split(data)))
+        both = self.codec.decode(next(split(data)), dst.tensor.device)
         whole = torch.stack([torch.stack([wide(x) for x in kind]) for kind in both])
         if whole.shape != dst.tensor.shape:
             raise UsageError(

@@ -70,7 +70,7 @@ def in_place(own: KVCache, saved: KVCache) -> tuple[KVCache, Off]:
     put, errors, n_own = [], [], 0
     for mine, theirs in zip(own.layers, saved.layers, strict=True):
         _refuse_misfit(own.model, mine, theirs)
-        held = torch.isin(mine.positions, theirs.positions)
+        held = torch.isin(mine.positions, theirs.positions.to(mine.positions.device))
         ours, its = _part(mine, held.nonzero()[:, 0]), _at(theirs, mine.positions[held], mine)
         if held.any():
             refuse_non_finite(replace(own, layers=(its,)), "the saved cache", ADVICE)
@@ -90,7 +90,8 @@ def in_place(own: KVCache, saved: KVCache) -> tuple[KVCache, Off]:
 
 def _at(layer: LayerKV, positions: torch.Tensor, like: LayerKV) -> LayerKV:
     """Its entries at these positions, all of which it holds; copies, where `like` has its own."""
-    part = _part(layer, torch.searchsorted(layer.positions, positions))
+    places = torch.searchsorted(layer.positions, positions.to(layer.positions.device))
+    part = _part(layer, places)
     device = like.keys.device
     return replace(part, keys=part.keys.to(device), values=part.values.to(device))
 
@@ -99,7 +100,10 @@ def _part(layer: LayerKV, places: torch.Tensor) -> LayerKV:
     """Keys and values at these of its places, copied, and nothing else that was measured."""
     there = places.to(layer.keys.device)
     return LayerKV(
-        layer.keys[:, there], layer.values[:, there], layer.positions[places], layer.index
+        layer.keys[:, there],
+        layer.values[:, there],
+        layer.positions[there.to(layer.positions.device)],
+        layer.index,
     )
 
 
