@@ -12,10 +12,10 @@ import torch
 from compression.coded import fixed_rate
 from compression.coded import method as method_module
 from compression.coded.calibration import calibrate, grouped
-from compression.coded.coefficients import centred, transformed
+from compression.coded.coefficients import LARGE_MEAN, integers_of
 from compression.coded.fixed import CodedFixed
 from compression.coded.method import Coded
-from compression.coded.transform import classes, is_stored, level_of_mean, magnitudes, read
+from compression.coded.transform import classes, is_stored, level_of_mean, magnitudes, read, rows
 from compression.costs import relative_errors
 from compression.shapes import CacheShape
 from config import UsageError
@@ -67,12 +67,14 @@ def by_hand(cache, calibration, step, sinks):
         x = torch.cat(parts, dim=1)
         root = torch.block_diag(*(r.double() for r in group.roots))
         exact = (x.double() - group.mean.double()) @ root @ group.basis.double()
-        c = transformed(cache.layers, group, slice(sinks, None)).T
-        assert torch.allclose(c.double(), exact, atol=1e-5 * float(exact.abs().max()))
+        off = x - group.mean
+        mean = off.mean(0)
+        c, mean = (group.analysis @ (off - mean).T).T, group.analysis @ mean
+        assert torch.allclose((c + mean).double(), exact, atol=1e-5 * float(exact.abs().max()))
         levels = transform.levels(cache).numpy()
         held = cache.layers[group.layers[0]].positions[sinks:]
         of_all = level_by_hand(levels[sinks:])
-        x = quantised_by_hand(c, of_all, levels[held], step)
+        x = quantised_by_hand(c, mean, of_all, levels[held], step)
         x = x @ group.basis.double().T @ torch.linalg.inv(root) + group.mean
         restored |= dict(zip(group.places, x.split(group.widths, dim=1), strict=True))
     return restored
@@ -83,13 +85,14 @@ def level_by_hand(levels):
     return min(127, round(4 * np.log2(16 * np.exp2(levels / 4.0).sum())))
 
 
-def quantised_by_hand(c, of_all, levels, step):
-    """(tokens, columns) in float64: the mean as coded, and what is left of each token as coded. The
-    product is in float32: a tie may fall either way."""
+def quantised_by_hand(c, means, of_all, levels, step):
+    """(tokens, columns) in float64: the mean as coded, and what is left of each token as coded, of
+    coefficients (tokens, columns) that are off their (columns,) means. Sums and products are in
+    float32, in which a tie falls as it does in the coder."""
     quantised = torch.zeros(c.shape, dtype=torch.float64)
     for j in range(c.shape[1]):
-        mean = c[:, j].mean().item()
-        rms = max((c[:, j] - mean).square().mean().sqrt().item(), abs(mean) / 4, 1e-30) / step
+        mean = means[j].item()
+        rms = max(c[:, j].square().mean().sqrt().item(), abs(mean) / 4, 1e-30) / step
         code = min(255, max(1, round(8 * np.log2(rms) + 128)))
 
         def coded(x, level, code=code):
@@ -98,8 +101,9 @@ def quantised_by_hand(c, of_all, levels, step):
             return float(np.rint(np.float32(x) * scale)) / float(scale) if kept else 0.0
 
         mean = coded(mean, of_all)
+        left = np.float32(means[j].item()) - np.float32(mean)
         for t in range(len(c)):
-            quantised[t, j] = mean + coded(c[t, j].item() - mean, levels[t])
+            quantised[t, j] = mean + coded(np.float32(c[t, j].item()) + left, levels[t])
     return quantised
 
 
@@ -132,9 +136,40 @@ def test_a_step_far_too_small_is_still_exact_or_refused():
         method("alike", step=1e-30).compress(cache)
 
 
+@pytest.mark.parametrize("step", [0.01, 0.2])
+def test_of_long_texts_magnitudes_are_told_by_some_tokens_and_integers_are_those_of_all(step):
+    """Every integer is its coefficient rounded, whichever block its token was taken in."""
+    layers = [caches.layer(i, 2, 700, (6, 6)) for i in range(2)]
+    for layer in layers:
+        layer.keys[0, 0, 0] = 1.0  # no token is like no other
+    generator = torch.Generator().manual_seed(3)
+    loud = 1 + 3 * torch.rand(700, generator=generator)[None, :, None] ** 4  # tokens differ
+    layers = [replace(x, keys=x.keys * loud, values=x.values * loud) for x in layers]
+    transform = read(calibrate([random_gradients(caches.cache(*layers))], "random gradients"))
+    (group,) = transform.groups
+    levels = torch.randint(-90, 40, (701,), generator=generator).to(torch.int16)
+    levels[0] = 120
+    codes, integers, of_integers = integers_of(layers, group, slice(None), levels, step)
+
+    x = rows(layers, group.places, slice(None)).double()
+    c = group.analysis.double() @ (x - group.mean.double()).T  # (columns, tokens)
+    mean = c.mean(1, keepdim=True)
+    rms = torch.maximum((c - mean).square().mean(1).sqrt(), mean[:, 0].abs() / LARGE_MEAN)
+    exact = magnitudes(rms, step).short()
+    assert ((codes.short() - exact).abs() <= 3)[codes > 0].all()  # of eight to an octave
+    entry_classes = classes(codes, levels)
+    stored = is_stored(entry_classes)
+    assert stored.any() and not stored.all()
+    assert of_integers.tolist() == entry_classes[stored].tolist()
+    scale = torch.exp2(levels.double() / 8) / step
+    coded = torch.where(stored[:, :1], (mean * scale[0]).round() / scale[0], 0.0)
+    expected = (torch.cat([coded, c - coded], dim=1) * scale)[stored]
+    assert (expected - torch.from_numpy(integers)).abs().max() < 0.5 + 1e-3
+
+
 def test_classes_are_the_magnitude_times_the_weight_in_quarter_octaves():
     rms = 2.0 ** torch.arange(-10, 12)  # in steps
-    codes = magnitudes(rms[:, None].expand(-1, 7) * 0.5, 0.5)
+    codes = magnitudes(rms * 0.5, 0.5)
     levels = torch.tensor([-16, 0, 24], dtype=torch.int16)  # sqrt(w) is 1/4, 1, 8
     octaves = torch.arange(-10, 12)[:, None] + levels / 8
     assert torch.equal(classes(codes, levels), ((4 * octaves).clamp(-24, 40) + 24).byte())
@@ -246,9 +281,11 @@ def bits_by_hand(coder, cache, cost):
     of_mean = level_of_mean(levels[first:])
     for group in transform.groups:
         held = cache.layers[group.layers[0]].positions[coder.sink_tokens :]
-        c = transformed(cache.layers, group, slice(coder.sink_tokens, None))
         with_mean = torch.cat([of_mean, levels[held]])
-        codes, integers, of_integers = centred(c, with_mean, coder.step)
+        places = slice(coder.sink_tokens, None)
+        codes, integers, of_integers = integers_of(
+            cache.layers, group, places, with_mean, coder.step
+        )
         places = is_stored(classes(codes, with_mean)).nonzero()[:, 1].tolist()
         for q, of_q, place in zip(integers, of_integers, places, strict=True):
             bits = cost(n_integers, int(q), int(of_q))

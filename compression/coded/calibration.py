@@ -14,7 +14,7 @@ import torch
 
 from compression.base import Calibration
 from compression.coded import bases, rans
-from compression.coded.coefficients import centred, transformed
+from compression.coded.coefficients import integers_of
 from compression.coded.method import MIDDLE
 from compression.coded.roots import half_of, root_of
 from compression.coded.token_weights import Energies, is_watched
@@ -192,10 +192,10 @@ def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
             positions = cache.layers[group.layers[0]].positions[1:].cpu()
             if not len(positions):
                 continue
-            coefficients = transformed(cache.layers, group, slice(1, None))
             of_all = torch.cat([level_of_mean(levels[positions]), levels[positions]])
-            of_all = of_all.to(coefficients.device)
-            _, integers, symbol_classes = centred(coefficients, of_all, MIDDLE)
+            _, integers, symbol_classes = integers_of(
+                cache.layers, group, slice(1, None), of_all, MIDDLE
+            )
             entry = symbol_classes.astype(np.int64) * width
             entry += integers.clip(-rans.TOP - 1, rans.TOP + 1) + (rans.TOP + 1)
             counts += np.bincount(entry, minlength=len(counts))

@@ -9,7 +9,7 @@ import torch
 
 from compression.coded import rans
 from compression.coded.chunk_bytes import Chunk
-from compression.coded.coefficients import centred, restored_places, spread, transformed
+from compression.coded.coefficients import integers_of, restored_places, spread
 from compression.coded.transform import Group, Transform, classes, level_of_mean, scales
 from compression.methods.place_by_place import Middles
 from compression.shapes import LayerShape
@@ -40,9 +40,8 @@ def quantised(
     codes = [torch.zeros(len(g.analysis), dtype=torch.uint8) for g in transform.groups]
     integers, of_integers = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
     for g, group, tokens in _coded(transform, skips, n_sinks, n_tokens):
-        coefficients = transformed(layers, group, slice(tokens.start - skips[g], None))
-        of_group = levels[_with_mean(tokens)].to(coefficients.device)
-        code, q, of_q = centred(coefficients, of_group, step)
+        held = slice(tokens.start - skips[g], None)
+        code, q, of_q = integers_of(layers, group, held, levels[_with_mean(tokens)], step)
         codes[g] = code.cpu()
         integers.append(q)
         of_integers.append(of_q)

@@ -12,50 +12,84 @@ from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import LayerKV, by_head
 
-BLOCK = 256  # tokens of like weight restored at once: those that weigh little need few columns
+BLOCK = 256  # tokens of like weight at once: those that weigh little need few columns
+SAMPLED = 256  # of the tokens beyond the first block, that magnitudes of columns are told by
 LARGE_MEAN = 4  # times the deviations from it: a chunk's mean counts for its column's magnitude
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
 
 
-def transformed(layers: Sequence[LayerKV], group: Group, tokens: slice) -> torch.Tensor:
-    """(columns, tokens): the coefficients of what these of the tokens of a group are off the mean
-    of all texts."""
-    x = rows(layers, group.places, tokens)
-    group = group.on(x.device)
-    return group.analysis @ (x - group.mean).T
-
-
-def quantised(
-    coefficients: torch.Tensor, levels: torch.Tensor, step: float, codes: torch.Tensor | None = None
+def integers_of(
+    layers: Sequence[LayerKV], group: Group, tokens: slice, levels: torch.Tensor, step: float
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Codes of magnitude (columns,) uint8 of (columns, tokens) coefficients, and of those that are
-    stored the integers (n,) int32 and their classes (n,) uint8, column by column. codes: where they
-    are to be others than those of the coefficients."""
-    codes = magnitudes(coefficients, step) if codes is None else codes.clone()
-    codes[~is_stored(classes(codes, levels.max()[None]))[:, 0]] = 0
+    """What is coded of these of the tokens of a group: codes of magnitude (columns,) uint8, and of
+    the coefficients that are stored the integers (n,) int32 and their classes (n,) uint8, column by
+    column, in each first that of the mean over tokens and then what is left of each token.
+
+    levels: (1 + tokens,) int16, that of the mean first. A block of tokens that weigh little is
+    taken to its first columns alone.
+    """
+    x = rows(layers, group.places, tokens)  # (tokens, width)
+    group, levels = group.on(x.device), levels.to(x.device)
+    x = x - group.mean
+    mean = x.mean(0)
+    x -= mean
+    analysis, mean = group.analysis, group.analysis @ mean  # (columns, width), (columns,)
+    of_mean, levels = levels[:1], levels[1:]
+    blocks = levels.argsort(descending=True, stable=True).split(BLOCK)
+    heaviest = analysis @ x[blocks[0]].T  # (columns, tokens of the block)
+    codes = torch.maximum(
+        magnitudes(_root_mean_squares(x, analysis, blocks, heaviest), step),
+        magnitudes(mean.abs() / LARGE_MEAN, step),
+    )
+    most = torch.maximum(of_mean, levels.max())
+    codes[~is_stored(classes(codes, most))[:, 0]] = 0
     live = _live(codes != 0)
-    entry_classes = classes(codes[:live], levels)
+    whole = x.new_zeros((live, 1 + len(levels)))
+    whole[:, 0] = _rounded(mean, codes, of_mean, step)[:live]
+    left = (mean[:live] - whole[:, 0])[:, None]  # of the mean, for each token
+    for block in blocks:
+        n = _live(is_stored(classes(codes, levels[block].max()[None]))[:, 0])
+        of_block = heaviest[:n] if block is blocks[0] else analysis[:n] @ x[block].T
+        whole[:n].index_copy_(1, 1 + block, of_block + left[:n])
+    return codes, *_rounded_integers(whole, codes[:live], torch.cat([of_mean, levels]), step)
+
+
+def _root_mean_squares(
+    x: torch.Tensor,
+    analysis: torch.Tensor,
+    blocks: Sequence[torch.Tensor],
+    heaviest: torch.Tensor,
+) -> torch.Tensor:
+    """(columns,) over all tokens; those beyond the heaviest, of which the coefficients are at hand,
+    are told by some of them."""
+    energy = heaviest.square().sum(1)
+    if len(blocks) > 1:
+        others = torch.cat(list(blocks[1:]))
+        some = others[:: -(-len(others) // SAMPLED)]
+        energy += (analysis @ x[some].T).square().sum(1) * (len(others) / len(some))
+    return (energy / len(x)).sqrt()
+
+
+def _rounded(
+    mean: torch.Tensor, codes: torch.Tensor, level: torch.Tensor, step: float
+) -> torch.Tensor:
+    """(columns,) the mean as it will be restored."""
+    scale = scales(level, step)
+    kept = is_stored(classes(codes, level))[:, 0]
+    return torch.where(kept, (mean * scale).round() / scale, 0.0)
+
+
+def _rounded_integers(
+    coefficients: torch.Tensor, codes: torch.Tensor, levels: torch.Tensor, step: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers (n,) int32 and classes (n,) uint8 of the (columns, tokens) that are stored, in whose
+    place they are worked out."""
+    entry_classes = classes(codes, levels)
     coded = is_stored(entry_classes)
-    scaled = coefficients[:live].mul_(scales(levels, step)).round_()
-    symbols = _chosen(scaled, coded)
+    symbols = _chosen(coefficients.mul_(scales(levels, step)).round_(), coded)
     if symbols.size and max(symbols.max(), -symbols.min()) >= LARGEST:
         raise UsageError(f"A step of {step:g} is too small for this cache", "give a larger one")
-    return codes, symbols.astype(np.int32), _chosen(entry_classes, coded)
-
-
-def centred(
-    coefficients: torch.Tensor, levels: torch.Tensor, step: float
-) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """As `quantised`, of what is left of (columns, tokens) coefficients after their mean over
-    tokens, which is coded in front of them as one more token: (1 + tokens,) levels."""
-    mean = coefficients.mean(1, keepdim=True)
-    codes = torch.maximum(
-        magnitudes(coefficients - mean, step), magnitudes(mean / LARGE_MEAN, step)
-    )
-    kept = is_stored(classes(codes, levels[:1]))
-    scale = scales(levels[:1], step)
-    coded = torch.where(kept, (mean * scale).round() / scale, 0.0)
-    return quantised(torch.cat([coded, coefficients - coded], dim=1), levels, step, codes)
+    return symbols.astype(np.int32), _chosen(entry_classes, coded)
 
 
 def spread(

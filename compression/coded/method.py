@@ -20,7 +20,7 @@ import torch
 
 from compression.base import Calibration, Compressed, Compressor
 from compression.coded import named, rans
-from compression.coded.coefficients import centred, restored_places, spread, transformed
+from compression.coded.coefficients import integers_of, restored_places, spread
 from compression.coded.token_weights import is_watched
 from compression.coded.transform import (
     Group,
@@ -97,9 +97,8 @@ class Coded(Compressor):
         for _, group, tokens in groups:
             start = int(cache.layers[group.layers[0]].positions[0])
             places = slice(tokens.start - start, tokens.stop - start)
-            coefficients = transformed(cache.layers, group, places)
-            with_mean = torch.cat([mean_level, levels[tokens]]).to(coefficients.device)
-            code, q, of_q = centred(coefficients, with_mean, self.step)
+            with_mean = torch.cat([mean_level, levels[tokens]])
+            code, q, of_q = integers_of(cache.layers, group, places, with_mean, self.step)
             codes.append(code)
             integers.append(q)
             symbol_classes.append(of_q)

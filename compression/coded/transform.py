@@ -244,11 +244,9 @@ def rows(layers: Sequence[LayerKV], places: Iterable[Place], tokens: slice) -> t
     return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
 
 
-def magnitudes(coefficients: torch.Tensor, step: float) -> torch.Tensor:
-    """(columns,) uint8 codes of the root mean square over tokens of (columns, tokens)."""
-    n = max(1, coefficients.shape[1])
-    rms = torch.linalg.vector_norm(coefficients, dim=1).double() / (step * n**0.5)
-    octaves = torch.log2(rms.clamp(min=1e-30))
+def magnitudes(sizes: torch.Tensor, step: float) -> torch.Tensor:
+    """(columns,) uint8 codes of the (columns,) sizes of their coefficients."""
+    octaves = torch.log2((sizes.cpu().double() / step).clamp(min=1e-30)).to(sizes.device)
     return (STEPS_PER_OCTAVE * octaves + ZERO_CODE).round().clamp(1, 255).to(torch.uint8)
 
 
