@@ -2,7 +2,6 @@
 the same whoever looks at them and take no model."""
 
 import re
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from compression.base import Compressed, Compressor
 from data.cache import BYTES_PER_ENTRY, KINDS, KVCache
+from data.clock import now
 
 COSTS = (
     "original_bytes",
@@ -45,24 +45,17 @@ class Tried:
 
 
 def tried(method: Compressor, cache: KVCache, by_token: bool = False) -> Tried:
-    began = _now(cache)
+    device = cache.layers[-1].keys.device
+    began = now(device)
     compressed = method.compress(cache)
-    compressed_at = _now(cache)
+    compressed_at = now(device)
     restored = compressed.restore()
-    restore_s = _now(cache) - compressed_at
+    restore_s = now(device) - compressed_at
     served = cache.in_16_bits()
     empty = {name: tensor.to("meta") for name, tensor in compressed.stored.items()}
     outline = replace(compressed, stored=empty)
     bits = compressed.bits_by_token if by_token else None
     return Tried(served, outline, restored, compressed_at - began, restore_s, bits)
-
-
-def _now(cache: KVCache) -> float:
-    """Seconds, once all that was begun where the cache is has been done."""
-    for device in {layer.keys.device for layer in cache.layers}:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 def tried_in_parts(method: Compressor, cache: KVCache) -> Iterator[Tried]:

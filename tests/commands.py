@@ -80,8 +80,11 @@ def modules_after(code: str) -> set[str]:
 
 
 def without_seconds(lines: list[str]) -> list[str]:
-    """Sentences without the seconds in them, which no two runs share."""
-    return [re.sub(r"\d+\.\d+ s ", "", line) for line in lines]
+    """Sentences without the seconds in them, and what follows from those: no two runs share it."""
+    timed = re.compile(
+        r"\d+\.\d+ s |[\d.,e+-]+ MB/s|, and never as .* takes longer|, which is .*MB/s"
+    )
+    return [timed.sub("", line) for line in lines]
 
 
 def files_below(folder: Path) -> set[str]:

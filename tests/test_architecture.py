@@ -48,6 +48,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.vocabulary": (set(), HEAVY),
     "data.threads": (set(), HEAVY - {"torch"}),  # where torch is there already, it is settled too
     "data.locks": (set(), HEAVY),
+    "data.clock": (set(), HEAVY - {"torch"}),
     "data.signals": (set(), HEAVY),
     "data.writing": ({"data.locks"}, HEAVY),
     "data.own_files": ({"config", *WRITING}, HEAVY),
@@ -151,7 +152,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"config", "compression.file_parts", *CONTRACT, *PARTS},
         HEAVY - {"torch"},
     ),
-    "compression.costs": ({"config", "compression.base", *PARTS}, MODELS | PICTURES),
+    "compression.costs": ({"config", "compression.base", "data.clock", *PARTS}, MODELS | PICTURES),
     "compression.scored_tokens": (set(), MODELS | PICTURES),
     "compression.methods": (
         {"config", *CONTRACT, "analysis.tokens", "compression.deflated", *PARTS},
@@ -241,6 +242,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "data.headers",
             "compression.ledger",
             "compression.scored_tokens",
+            "data.clock",
             "compression.token_bits",
             "compression.sealed",
             "compression.stored",

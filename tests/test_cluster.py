@@ -24,6 +24,7 @@ ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
 TIMES = ["compress_s", "restore_s"]
+BANDWIDTHS = ["prefill_s", "beats_prefill_from", "beats_plain_below"]
 ROUNDED = ["top", "top_full"]  # words with rounded numbers
 ROUNDING = 1e-5
 STUDY = CompareStudy(
@@ -101,7 +102,7 @@ def spread(work):
 def assert_the_same(one, other) -> None:
     assert one.report.tables.keys() == other.report.tables.keys()
     for stem, table in one.report.tables.items():
-        drop = [column for column in (*TIMES, *ROUNDED) if column in table]
+        drop = [column for column in (*TIMES, *BANDWIDTHS, *ROUNDED) if column in table]
         there = other.report.tables[stem].drop(columns=drop)
         pd.testing.assert_frame_equal(table.drop(columns=drop), there, rtol=ROUNDING, atol=1e-7)
     assert without_seconds(one.report.lines) == without_seconds(other.report.lines)

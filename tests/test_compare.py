@@ -165,10 +165,11 @@ def test_what_a_comparison_says_are_the_numbers_of_its_tables(compared):
     said = compared.manifest("compare")["verdict"]
     frontier = table[table["frontier"]]
     named = [f"{r.label} ({r.ratio:.2f} x, KL {r.kl_mean_nats:.4f})" for r in frontier.itertuples()]
-    assert said[2] == f"Frontier, smallest first: {', '.join(named)}."
+    assert said[2].startswith("Reading 100 tokens anew takes ")
+    assert said[3] == f"Frontier, smallest first: {', '.join(named)}."
     beaten = table[~table["frontier"]]
     named = [f"{r.label} by {r.dominated_by}" for r in beaten.itertuples()]
-    assert said[3].endswith(f": {', '.join(named)}.") and len(beaten)
+    assert said[4].endswith(f": {', '.join(named)}.") and len(beaten)
     assert "Check: the untouched cache through the same path costs KL 0." in said
     costly = table[table["kl_mean_nats"] > 0].sort_values("kl_mean_nats")
     median = costly.iloc[len(costly) // 2]

@@ -26,7 +26,7 @@ STUDIES = {
     "similarity": SimilarityStudy(**LENGTHS),
     "tucker": TuckerStudy(**LENGTHS, token_rank=8, embedding_rank=8),
 }
-TIMES = ["compress_s", "restore_s"]
+TIMES = ["compress_s", "restore_s", "prefill_s", "beats_prefill_from", "beats_plain_below"]
 
 
 class Pickled(Work):

@@ -61,12 +61,14 @@ class Plan(ABC):
     tables of what was seen in the first text and is looked at in the others as well (see
     `Study.see`), before `report` those over all texts. named: what the tables of tokens and of
     bytes call each method, see details.py; empty where there are to be none. examined: before
-    `report` what came of the tasks, where the study has any."""
+    `report` what came of the tasks, where the study has any. prefill_s: what it takes to read the
+    first text anew, where the study times that."""
 
     methods: list[Compressor]
     named: Mapping[Compressor, str] = MappingProxyType({})
     examined: "Examined | None" = None
     looked: Mapping[str, pd.DataFrame] = MappingProxyType({})
+    prefill_s: float | None = None
 
     @abstractmethod
     def report(
@@ -90,6 +92,7 @@ class Study(ABC):
 
     title: ClassVar[str]
     probes: ClassVar[bool] = False  # whether caches come with the attention that tokens receive
+    times_prefill: ClassVar[bool] = False  # whether loading is to be held against prefilling anew
     context_tokens: int | None = None
     score_tokens: int | None = None
     num_samples: int | None = None

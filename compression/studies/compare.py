@@ -34,6 +34,7 @@ class CompareStudy(Study):
 
     title: ClassVar[str] = "Comparison"
     probes: ClassVar[bool] = True
+    times_prefill: ClassVar[bool] = True
     methods: tuple[str, ...] | None = None
     quick: bool = False
     levels: tuple[float, ...] | None = None
@@ -181,6 +182,8 @@ class ComparePlan(Plan):
             tables["compare/needle"] = needles
         best = self._best(table)
         lines = words.taken(table, best, self.study.budget)
+        if self.prefill_s is not None:
+            lines.append(words.loading(table, best, self.prefill_s))
         lines += [words.frontier(table), words.dominated(table)]
         lines += self.told_left_out()
         lines += [*words.checked(table), *words.ahead(table)]
@@ -220,13 +223,14 @@ class ComparePlan(Plan):
     def labelled(self, summary: pd.DataFrame) -> pd.DataFrame:
         """The summary with family, label, bytes_per_token, pays_from_tokens (the context from which
         what is stored for the model pays), engine (the setting of one that stores alike, or
-        empty), frontier and dominated_by."""
+        empty), frontier and dominated_by; and where a prefill was timed what `bandwidths` adds."""
         table = labelled(summary, self.labels)
         table["bytes_per_token"] = table["stored_bytes"] / self.study.context
         saved = (table["original_bytes"] - table["stored_bytes"]) / self.study.context
         pays = (table["per_model_bytes"] / saved).where(table["per_model_bytes"] > 0)
         engine = table["label"].map(presets.ENGINES).fillna("")
-        return table.assign(pays_from_tokens=pays, engine=engine)
+        table = table.assign(pays_from_tokens=pays, engine=engine)
+        return table if self.prefill_s is None else bandwidths(table, self.prefill_s)
 
     def _named(self, needles: pd.DataFrame) -> pd.DataFrame:
         """label, depth, settings, right, probability."""
@@ -265,6 +269,19 @@ class ComparePlan(Plan):
             return None
         method = next(m for m, (_, label) in self.labels.items() if label == best["label"])
         return best["label"], method
+
+
+def bandwidths(table: pd.DataFrame, prefill_s: float) -> pd.DataFrame:
+    """With prefill_s, and in bytes a second of disk or network: beats_prefill_from, above which a
+    stored context is there sooner than a prefilled one, nan where never; and beats_plain_below,
+    under which it is there sooner than in 16 bits. What is stored once for the model is at hand."""
+    spared = prefill_s - table["restore_s"]
+    saved = table["original_bytes"] - table["stored_bytes"]
+    return table.assign(
+        prefill_s=prefill_s,
+        beats_prefill_from=(table["stored_bytes"] / spared).where(spared > 0),
+        beats_plain_below=(saved / table["restore_s"]).where(saved > 0),
+    )
 
 
 def _compressed(table: pd.DataFrame) -> pd.DataFrame:

@@ -33,6 +33,27 @@ def taken(table: pd.DataFrame, best: pd.Series | None, budget: Mapping[str, floa
     return [line, _today(table, best, budget)]
 
 
+def loading(table: pd.DataFrame, best: pd.Series | None, prefill_s: float) -> str:
+    """From which bandwidth on a stored context is there sooner than a prefilled one; `table` with
+    the columns of `compare.bandwidths`."""
+    plain = table[table["family"] == "none"].iloc[0]
+    n_tokens = plain["stored_bytes"] / plain["bytes_per_token"]
+    line = (
+        f"Reading {n_tokens:,.0f} tokens anew takes {prefill_s:.2f} s here. Loading them is faster "
+        f"from {_rate(plain['beats_prefill_from'])} of disk or network on in 16 bits"
+    )
+    if best is None:
+        return f"{line}."
+    if best["restore_s"] >= prefill_s:
+        return f"{line}, and never as {best['label']}, whose restoring alone takes longer."
+    line += f", from {_rate(best['beats_prefill_from'])} on as {best['label']}"
+    return f"{line}, which is there before 16 bits below {_rate(best['beats_plain_below'])}."
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e6:,.3g} MB/s"
+
+
 def _once(best: pd.Series) -> str:
     """What is stored once for the model, and from which length it pays."""
     once = best["per_model_bytes"]

@@ -19,7 +19,16 @@ from compression.studies.details import details
 from compression.studies.examined import examined
 from compression.studies.kept_rows import kept_or_measured
 from compression.studies.kept_tables import kept_or_done
-from compression.studies.tasks import Choice, Hidden, Look, Recall, Score, See, SideBySide
+from compression.studies.tasks import (
+    Choice,
+    Hidden,
+    Look,
+    Prefilled,
+    Recall,
+    Score,
+    See,
+    SideBySide,
+)
 from compression.studies.work import Here, Model, Phase, Work, untimed
 from data.inventory import Inventory
 from data.models import LoadedModel
@@ -98,6 +107,8 @@ def carry_out_on(
     samples = tuple(sample for sample, _ in texts)
     too_good = leak(samples) if study.calibrates else []
     plan, inventory = work.one(Look(study, texts[0][1], list(others)))
+    if study.times_prefill:
+        (_, plan.prefill_s), *_ = kept_or_done(work, [Prefilled(study, texts[0][1])], "text")
     methods = list(dict.fromkeys(plan.methods))
     scored = _scored(study, work, texts, methods)
     rows = _rows(samples, methods, scored)

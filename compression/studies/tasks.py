@@ -17,6 +17,7 @@ from compression.studies.needle import Needle, needles
 from compression.studies.work import T, Task, Worker
 from config import UsageError
 from data import extraction, scored_texts
+from data.clock import now
 from data.inventory import Inventory
 from data.models import LoadedModel
 from data.resume import side_by_side
@@ -85,6 +86,31 @@ class Look(OfText[tuple[Plan, Inventory]]):
         judge = self.judge(worker)
         with worker.phase("scoring"):
             return self.study.look(judge, learned), judge.inventory
+
+
+@dataclass(frozen=True, eq=False)
+class Prefilled(OfText[float], Keepable[float]):
+    """The seconds that reading the context takes by itself, once it has been read before. Kept, as
+    those are that methods take."""
+
+    @property
+    def asked(self) -> list[str | int]:
+        return ["prefilled"]
+
+    def to_kept(self, result: float) -> Kept:
+        return Kept({}, words=result)
+
+    def from_kept(self, kept: Kept) -> float:
+        if not isinstance(kept.words, float):
+            raise ValueError("it holds no seconds")
+        return kept.words
+
+    def run(self, worker: Worker) -> float:
+        loaded, ids = worker.loaded, self.ids[: self.context]
+        with worker.phase("prefill"):
+            began = now(loaded.device)
+            extraction.prefill(loaded, ids)
+            return now(loaded.device) - began
 
 
 @dataclass(frozen=True, eq=False)
