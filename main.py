@@ -18,6 +18,7 @@ from visualization.terminal import (
     inputs,
     light,
     notices,
+    storing,
     streams,
 )
 from visualization.terminal.flags import Given, arguments_of
@@ -134,27 +135,6 @@ def calibrate(given: Given, session: Session) -> None:
     session.end("Calibrated", [said], model=loaded.facts)
 
 
-def store(given: Given, session: Session) -> None:
-    """Keep the cache of a prompt in a file, compressed or plain, or go on from one."""
-    from compression import prompts
-    from data import texts
-
-    prompts.refuse(**arguments_of(prompts.refuse, given))
-    loaded = inputs.model(given, session.phase)
-    if given["load_compressed"] is not None:
-        with session.phase("generation"):
-            continued = prompts.go_on(loaded, given["load_compressed"], given["new_tokens"])
-        session.end_with_text("Generated after the prompt", continued, model=loaded.facts)
-        return
-    with session.phase("text"):
-        sample = texts.only_first(texts.candidates(**arguments_of(texts.candidates, given)))
-    with session.phase("prefill"):
-        said = prompts.save(loaded, sample, **arguments_of(prompts.save, given))
-    kept = given["save_compressed"] or given["save_cache"]
-    text = {name: getattr(sample, name) for name in ("source", "index", "title")}
-    session.end("Stored", said, model=loaded.facts, text=text, files=[kept])
-
-
 MODES: dict[str, Callable[[Given, Session], None]] = {
     "analyze": analyze,
     "analyze_generation": partial(analyze, analysis_focus="generation"),
@@ -165,7 +145,7 @@ MODES: dict[str, Callable[[Given, Session], None]] = {
     "compare": partial(study, "compare.CompareStudy"),
     "tasks": partial(study, "task_study.TaskStudy"),
     "calibrate": calibrate,
-    "store": store,
+    "store": storing.store,
     "report": light.report,
     "list_samples": light.list_samples,
 }

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression import prompts
+from compression import prompts, turns
 from compression.coded.calibration import calibrate
 from compression.coded.method import Coded
 from compression.evaluate import Judge
@@ -99,7 +99,7 @@ def _resumed(tried: Tried) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "prompt.kv")
         prompts.save(loaded, sample, file, methods=("none",), context_tokens=len(ids))
-        said = prompts.go_on(loaded, file, NEW)
+        said, _ = turns.go_on(loaded, file, NEW)
     start = prefill(loaded, ids[:-1])
     uninterrupted = Continuation(loaded, start.past, ids[-1:]).greedy(start.cache.in_16_bits(), NEW)
     return _yes(said == printable(loaded.tokenizer.decode(uninterrupted)))

@@ -1,23 +1,21 @@
-"""A prompt whose compressed cache is kept in a file, and gone on from later."""
+"""A prompt whose compressed cache is kept in a file; turns.py goes on from it."""
 
 from collections.abc import Sequence
 
 from compression import files, prompt_file
 from compression.base import Compressor
-from compression.coded.kept_calibrations import calibration_of, earlier_calibration
+from compression.coded.kept_calibrations import calibration_of
 from compression.registry import learns, make, needs_calibration
 from compression.stored import Tensors, nbytes
 from compression.studies import presets
 from config import UsageError
 from data import extraction, memory, own_files, saving
 from data.cache import KVCache, Past
-from data.headers import shown
 from data.models import LoadedModel
 from data.own_cache import OwnCache, states_of
-from data.resume import as_past, greedy
-from data.texts import Sample, printable
+from data.resume import as_past
+from data.texts import Sample
 
-DIGITS = 10  # of a token id, and more than any has
 USUAL = "coded 3.5e-05"
 
 
@@ -53,10 +51,17 @@ def refuse(
     save_cache: str | None = None,
 ) -> None:
     """Raise UsageError for what cannot work, before any work is done."""
-    if [save_compressed, load_compressed, save_cache].count(None) != 2:
+    files_of = {
+        "save_compressed": save_compressed,
+        "load_compressed": load_compressed,
+        "save_cache": save_cache,
+    }
+    given = {name for name, file in files_of.items() if file is not None}
+    if len(given) != 1 and given != {"save_compressed", "load_compressed"}:
         raise UsageError(
             "A prompt is stored, compressed or plain, or gone on from: give one of "
-            "`save_compressed` FILE, `save_cache` FILE and `load_compressed` FILE"
+            "`save_compressed` FILE, `save_cache` FILE and `load_compressed` FILE, or the first "
+            "and the last to store what is added as well"
         )
     chosen(methods)
     own_files.refuse(save_cache, text_file, model)
@@ -153,57 +158,3 @@ def _idle(method: Compressor, cache: KVCache) -> list[str]:
         f"All of it is within the {plain} tokens that {method.name} leaves plain, so nothing was "
         "compressed: give a longer text, or another of `methods`."
     ]
-
-
-def go_on(loaded: LoadedModel, load_compressed: str, new_tokens: int) -> str:
-    """Greedy generation after a stored prompt; what the model says, in one line."""
-    file = prompt_file.to_read(load_compressed)
-    content = files.read(file)
-    _refuse_another(loaded, content)
-    last = _last(loaded, content)
-    prompt = content.n_tokens + 1
-    asked = f"A stored prompt of {prompt} tokens and `new_tokens` {new_tokens}"
-    loaded.refuse_beyond(prompt + new_tokens, asked, "`new_tokens`")
-    own = OwnCache.of(loaded, content.n_tokens, last)
-    _refuse_misfit(loaded, content, own)
-    wanted = content.calibration
-    calibration = None if wanted is None else earlier_calibration(loaded, wanted)
-    past = as_past(loaded, content.compressed(calibration).restore(), content.states, own)
-    continued = greedy(loaded, past, content.n_tokens, last, new_tokens)
-    return printable(loaded.tokenizer.decode(continued))
-
-
-def _refuse_another(loaded: LoadedModel, content: files.Content) -> None:
-    if content.facts.get("model") != loaded.identity:
-        made_with = shown(content.facts.get("model_name", "another model"))
-        raise UsageError(
-            f"{content.file} was made with {made_with}, whose weights, settings or dtype are not "
-            f"those of {loaded.name} here",
-            "load that model",
-        )
-
-
-def _last(loaded: LoadedModel, content: files.Content) -> int:
-    """The token that follows what is cached, which generation goes on with."""
-    cached, last = (content.facts.get(name, "") for name in ("cached", "last"))
-    if cached != str(content.n_tokens) or not (last.isdecimal() and len(last) < DIGITS):
-        raise files.damaged(content.file, "it does not say what follows its tokens")
-    n_known = int(loaded.settings.vocab_size)
-    largest = max(int(last), *content.shape.token_ids)
-    if largest >= n_known:
-        raise files.damaged(content.file, f"token {largest} is beyond the {n_known} of the model")
-    return int(last)
-
-
-def _refuse_misfit(loaded: LoadedModel, content: files.Content, own: OwnCache) -> None:
-    """Raise UsageError for layers or states other than those that the model keeps of so many
-    tokens."""
-    held = [
-        (x.index, x.kind, x.n_heads, x.n_tokens, x.key_dim, x.value_dim)
-        for x in content.shape.layers
-        if x.start + x.n_tokens == content.n_tokens
-    ]
-    if held != own.sizes:
-        raise files.damaged(content.file, f"its layers are not those of {loaded.name}")
-    if not own.fit(content.states):
-        raise files.damaged(content.file, f"its states are not those of {loaded.name}")

@@ -190,7 +190,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         MODELS | PICTURES | {"pandas"},
     ),
     "compression.serving": (
-        {"config", "compression.base", "compression.coded", "data.cache", "data.inventory"},
+        {
+            "config",
+            "compression.base",
+            "compression.coded",
+            "compression.shapes",
+            "data.cache",
+            "data.inventory",
+        },
         HEAVY - {"torch", "transformers"},
     ),
     "compression.registry": (
@@ -261,6 +268,21 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         MODELS | PICTURES,
     ),
     "compression.prompt_file": ({"config", "data.own_files"}, HEAVY),
+    "compression.turns": (
+        {
+            "config",
+            "compression.base",
+            "compression.files",
+            "compression.prompt_file",
+            "compression.coded.kept_calibrations",
+            "compression.serving",
+            "data.cache",
+            "data.headers",
+            *RUNNING,
+            *SAVING,
+        },
+        HEAVY - {"torch"},
+    ),
     "compression.prompts": (
         {
             "config",
@@ -306,6 +328,16 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "visualization.terminal.inputs": (
         {"data.models", "data.texts", "visualization.terminal"},
+        HEAVY,
+    ),
+    "visualization.terminal.storing": (
+        {
+            "compression.prompts",
+            "compression.turns",
+            "data.models",
+            "data.texts",
+            "visualization.terminal",
+        },
         HEAVY,
     ),
     "visualization.terminal.light": ({"visualization.report", "visualization.terminal"}, HEAVY),

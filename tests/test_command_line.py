@@ -7,7 +7,7 @@ import pytest
 
 import config
 import main
-from compression.prompts import go_on, refuse, save
+from compression.prompts import refuse, save
 from compression.studies import from_cache, presets
 from compression.studies.analyze import Analysis
 from compression.studies.compare import CompareStudy
@@ -17,6 +17,7 @@ from compression.studies.prune import PruneStudy
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.task_study import TaskStudy
 from compression.studies.tucker import TuckerStudy
+from compression.turns import go_on
 from config import UsageError
 from data import models, texts
 from visualization.report import remade

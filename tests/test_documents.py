@@ -51,6 +51,7 @@ SIZES = {
     "num_key_value_heads": 3,
     "head_dim": 32,
 }
+OURS = ("essay", "readme", "chat")  # how files begin that `store` has made
 SAVED = {"--load_compressed": "--save_compressed", "--load_cache": "--save_cache"}
 
 
@@ -147,8 +148,9 @@ def desk(long_model, tmp_path, monkeypatch, shared_cache) -> Path:
 
 def make_what_is_gone_on_from(given: list[str]) -> None:
     for load, save in SAVED.items():
-        if load in given and (file := given[given.index(load) + 1]).startswith(("essay", "readme")):
-            assert run("--mode", "store", "--text_file", "essay.txt", save, file) == 0
+        if load in given and (file := given[given.index(load) + 1]).startswith(OURS):
+            chat = ["--methods", "coded_chunks"] if file.startswith("chat") else []
+            assert run("--mode", "store", "--text_file", "essay.txt", save, file, *chat) == 0
 
 
 def dump(given: list[str]) -> None:

@@ -194,7 +194,11 @@ SAVE = ["--save_compressed", "x.kv"]
     ("arguments", "says"),
     [
         ([], "give one of --save_compressed FILE, --save_cache FILE and --load_compressed FILE"),
-        ([*SAVE, "--load_compressed", "x.kv"], "give one of --save_compressed FILE, --"),
+        (
+            [*SAVE, "--save_cache", "x.cache"],
+            "give one of --save_compressed FILE, --save_cache FILE and --load_compressed FILE",
+        ),
+        (["--load_compressed", "x.kv", "--save_cache", "x.cache"], "or the first and the last"),
         ([*SAVE, "--methods", "zip"], "zip of --methods is not known: take one of"),
         ([*SAVE, "--methods", "kivi-4,coded"], "kivi-4, coded were given"),
         ([*SAVE, "--methods", "snapkv"], "snapkv evicts tokens"),

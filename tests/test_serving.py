@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compression import prompts
+from compression import prompts, turns
 from compression.coded import codec_files
 from compression.coded.calibration import calibrate
 from compression.coded.chunk_positions import likely_start
@@ -85,7 +85,7 @@ def test_the_mode_that_stores_prompts_says_the_same_from_chunks(tmp_path, monkey
     loaded, codec, _ = chat("llama_gqa")
     ids = loaded.ids_of(TEXT)
     monkeypatch.setattr(prompts, "calibration_of", lambda *_: codec.calibration)
-    monkeypatch.setattr(prompts, "earlier_calibration", lambda *_: codec.calibration)
+    monkeypatch.setattr(turns, "earlier_calibration", lambda *_: codec.calibration)
     file, sample = str(tmp_path / "prompt.kv"), Sample(0, "a text", "a test", TEXT)
     prompts.save(loaded, sample, save_compressed=file, methods=["coded_chunks 1.4e-04"])
     finer = replace(codec, step=1.4e-4)
@@ -95,7 +95,7 @@ def test_the_mode_that_stores_prompts_says_the_same_from_chunks(tmp_path, monkey
     past.rest()
     assert all(x.keys.shape[2] == 0 for x in past.layers)
     goes_on = printable(loaded.tokenizer.decode(said(loaded, ids, past)[len(ids) :]))
-    assert prompts.go_on(loaded, file, 12) == goes_on
+    assert turns.go_on(loaded, file, 12) == (goes_on, [])
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "gemma2"])

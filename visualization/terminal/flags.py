@@ -144,10 +144,11 @@ _DECLARED = (
          RULES["CACHE_OFFLOAD"], "CACHE_OFFLOAD"),
     Flag("trust_remote_code", MODEL, LOAD, "let a model run Python code of its own",
          SWITCH, "TRUST_REMOTE_CODE"),
-    Flag("prompt", TEXT, READ, "this text", WORDS, not_beside=STORED_TEXT),
+    Flag("prompt", TEXT, READ, "this text", WORDS,
+         more={"store": "with --load_compressed it is read after what is stored"}),
     Flag("text_file", TEXT, READ, "a UTF-8 text file, a folder of .txt and .md files, or a .jsonl "
          "file with a text in the field `text` of each line",
-         rules.path("a file or folder", "FILE"), not_beside=("prompt", *STORED_TEXT)),
+         rules.path("a file or folder", "FILE"), not_beside=("prompt",)),
     Flag("use_wikitext", TEXT, (*READ, "list_samples"),
          "a WikiText article, or else the offline corpus",
          SWITCH, "USE_WIKITEXT", not_beside=("prompt", "text_file", *STORED_TEXT)),
@@ -241,7 +242,8 @@ _DECLARED = (
          above_zero("a number above 0", "CPUS"), 1.0, only_with=ON_CLUSTER),
     Flag("ray_gpus", CLUSTER, DRAW, "GPUs of each worker, or a fraction of one",
          rules.number(0, 1024, "a number of 0 or more", "GPUS"), 0.0, only_with=ON_CLUSTER),
-    Flag("save_compressed", OUTPUT, ("store",), "the file of a compressed prompt",
+    Flag("save_compressed", OUTPUT, ("store",), "the file of a compressed prompt; beside "
+         "--load_compressed, of that with all that was added, for what is stored as coded_chunks",
          rules.path("a file", "FILE")),
     Flag("save_cache", OUTPUT, ("analyze", "store"), "keep the cache of the text in a file, in 16 "
          "bits", rules.path("a file", "FILE")),

@@ -93,6 +93,7 @@ MODES = {
             "--mode store --text_file README.md --context_tokens 512 --save_compressed readme.kv",
             "--mode store --wikitext_index 3 --methods kivi-4 --save_compressed sample.kv",
             "--mode store --load_compressed readme.kv --new_tokens 40",
+            "--mode store --load_compressed readme.kv --prompt 'What is it for?'",
             "--mode store --text_file README.md --save_cache readme.cache",
         ),
     ),

@@ -35,10 +35,16 @@ class Session:
         self.done(findings={title: said}, **facts)
         self.results.say(escaped("\n".join(said)))
 
-    def end_with_text(self, title: str, generated: str, **facts: Any) -> None:
-        """What the model says is what the command is for."""
+    def end_with_text(
+        self, title: str, generated: str, lines: Sequence[str] = (), **facts: Any
+    ) -> None:
+        """What the model says is what the command is for; lines: what was found out beside it."""
+        if lines:
+            facts["findings"] = {title: [as_flags(line) for line in lines]}
         self.done(generated={title: generated}, **facts)
         self.results.say(escaped(generated), asked_for=True)
+        for line in facts.get("findings", {}).get(title, ()):
+            self.results.say(escaped(line))
 
     def list(self, listing: "Listing") -> None:
         """Each sample as soon as it is counted."""

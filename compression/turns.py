@@ -1,0 +1,117 @@
+"""A stored prompt that is gone on from: something may be added to it and stored with it."""
+
+import torch
+
+from compression import files, prompt_file
+from compression.base import Compressed
+from compression.coded.kept_calibrations import earlier_calibration
+from compression.serving import conversation
+from compression.serving.compressed_cache import CompressedCache
+from config import UsageError
+from data.cache import Past
+from data.headers import shown
+from data.models import LoadedModel
+from data.own_cache import OwnCache
+from data.resume import as_past, likeliest_after
+from data.texts import Sample, printable
+
+DIGITS = 10  # of a token id, and more than any has
+
+
+def go_on(
+    loaded: LoadedModel,
+    load_compressed: str,
+    new_tokens: int,
+    sample: Sample | None = None,
+    save_compressed: str | None = None,
+) -> tuple[str, list[str]]:
+    """Greedy generation after a stored prompt, and after the text of `sample` behind it: what the
+    model says, and what was done in lines. save_compressed: where the prompt, what was added and
+    what the model said are to be stored; what the prompt's chunks hold is not coded again.
+
+    Raises UsageError for a file that is damaged or of another model, for what is beyond the model's
+    positions, and for a prompt that cannot be stored again.
+    """
+    content = files.read(prompt_file.to_read(load_compressed))
+    _refuse_another(loaded, content)
+    last = _last(loaded, content)
+    more = [] if sample is None else loaded.ids_of(sample.text, special_tokens=False).tolist()
+    fed = torch.tensor([last, *more])
+    prompt = content.n_tokens + len(fed)
+    asked = f"A stored prompt of {prompt} tokens and `new_tokens` {new_tokens}"
+    loaded.refuse_beyond(prompt + new_tokens, asked, "`new_tokens`")
+    own = OwnCache.of(loaded, content.n_tokens, last)
+    _refuse_misfit(loaded, content, own)
+    wanted = content.calibration
+    calibration = None if wanted is None else earlier_calibration(loaded, wanted)
+    compressed = content.compressed(calibration)
+    past: Past
+    if save_compressed is None:
+        past = as_past(loaded, compressed.restore(), content.states, own)
+    else:
+        past = conversation.opened(loaded.model.config, compressed, own.past.layers[0].keys)
+    said = list(likeliest_after(loaded, past, content.n_tokens, fed, new_tokens))
+    lines = []
+    if isinstance(past, CompressedCache) and save_compressed is not None:
+        ids = torch.cat([torch.tensor(content.shape.token_ids), fed, torch.tensor(said[:-1])])
+        closed = conversation.closed(past, content.shape, ids.long())
+        lines = [_stored(loaded, closed, said[-1], content, save_compressed)]
+    return printable(loaded.tokenizer.decode(said)), lines
+
+
+def _stored(
+    loaded: LoadedModel,
+    compressed: Compressed,
+    last: int,
+    content: files.Content,
+    save_compressed: str,
+) -> str:
+    """Keeps a conversation; what was kept, in a sentence."""
+    file = prompt_file.to_write(save_compressed)
+    n_tokens = len(compressed.shape.token_ids)
+    facts = content.facts | {"cached": str(n_tokens), "last": str(last)}
+    try:
+        files.save(compressed, file, {}, **facts)
+    except OSError as error:
+        raise prompt_file.not_written(file, error) from None
+    return (
+        f"{n_tokens + 1} tokens, {n_tokens - content.n_tokens} of them new: "
+        f"{compressed.stored_nbytes:,} bytes as {compressed.compressor.name}, "
+        f"{compressed.ratio:.2f} x smaller than {compressed.shape.nbytes:,} in 16 bits, in {file}."
+    )
+
+
+def _refuse_another(loaded: LoadedModel, content: files.Content) -> None:
+    if content.facts.get("model") != loaded.identity:
+        made_with = shown(content.facts.get("model_name", "another model"))
+        raise UsageError(
+            f"{content.file} was made with {made_with}, whose weights, settings or dtype are not "
+            f"those of {loaded.name} here",
+            "load that model",
+        )
+
+
+def _last(loaded: LoadedModel, content: files.Content) -> int:
+    """The token that follows what is cached, which generation goes on with."""
+    cached, last = (content.facts.get(name, "") for name in ("cached", "last"))
+    if cached != str(content.n_tokens) or not (last.isdecimal() and len(last) < DIGITS):
+        raise files.damaged(content.file, "it does not say what follows its tokens")
+    n_known = int(loaded.settings.vocab_size)
+    largest = max(int(last), *content.shape.token_ids)
+    if largest >= n_known:
+        raise files.damaged(content.file, f"token {largest} is beyond the {n_known} of the model")
+    return int(last)
+
+
+def _refuse_misfit(loaded: LoadedModel, content: files.Content, own: OwnCache) -> None:
+    """Raise UsageError for layers or states other than those that the model keeps of so many
+    tokens."""
+    held = [
+        (x.index, x.kind, x.n_heads, x.n_tokens, x.key_dim, x.value_dim)
+        for x in content.shape.layers
+        if x.start + x.n_tokens == content.n_tokens
+    ]
+    if held != own.sizes:
+        raise files.damaged(content.file, f"its layers are not those of {loaded.name}")
+    if not own.fit(content.states):
+        raise files.damaged(content.file, f"its states are not those of {loaded.name}")

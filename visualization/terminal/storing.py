@@ -1,0 +1,43 @@
+"""`--mode store`: the cache of a prompt in a file, and going on from one."""
+
+from typing import TYPE_CHECKING
+
+from visualization.terminal import inputs
+from visualization.terminal.flags import Given, arguments_of
+from visualization.terminal.session import Session
+
+if TYPE_CHECKING:
+    from data.models import LoadedModel
+
+
+def store(given: Given, session: Session) -> None:
+    """Keep the cache of a prompt in a file, compressed or plain, or go on from one."""
+    from compression import prompts
+    from data import texts
+
+    prompts.refuse(**arguments_of(prompts.refuse, given))
+    loaded = inputs.model(given, session.phase)
+    if given["load_compressed"] is not None:
+        go_on(given, session, loaded)
+        return
+    with session.phase("text"):
+        sample = texts.only_first(texts.candidates(**arguments_of(texts.candidates, given)))
+    with session.phase("prefill"):
+        said = prompts.save(loaded, sample, **arguments_of(prompts.save, given))
+    kept = given["save_compressed"] or given["save_cache"]
+    text = {name: getattr(sample, name) for name in ("source", "index", "title")}
+    session.end("Stored", said, model=loaded.facts, text=text, files=[kept])
+
+
+def go_on(given: Given, session: Session, loaded: "LoadedModel") -> None:
+    from compression import turns
+    from data import texts
+
+    added = None
+    if given["prompt"] is not None or given["text_file"] is not None:
+        added = texts.only_first(texts.candidates(given["prompt"], given["text_file"]))
+    with session.phase("generation"):
+        asked = arguments_of(turns.go_on, given)
+        continued, said = turns.go_on(loaded, sample=added, **asked)
+    kept = {"files": [given["save_compressed"]]} if said else {}
+    session.end_with_text("Generated after the prompt", continued, said, model=loaded.facts, **kept)
