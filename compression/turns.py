@@ -8,14 +8,18 @@ from compression.coded.kept_calibrations import earlier_calibration
 from compression.serving import conversation
 from compression.serving.compressed_cache import CompressedCache
 from config import UsageError
+from data import memory
 from data.cache import Past
+from data.extraction import refuse_non_finite
 from data.headers import shown
 from data.models import LoadedModel
 from data.own_cache import OwnCache
+from data.reading import step
 from data.resume import as_past, likeliest_after
 from data.texts import Sample, printable
 
 DIGITS = 10  # of a token id, and more than any has
+FACTS = ("model", "model_name", "text")  # of a file, that hold for the longer one too
 
 
 def go_on(
@@ -26,8 +30,8 @@ def go_on(
     save_compressed: str | None = None,
 ) -> tuple[str, list[str]]:
     """Greedy generation after a stored prompt, and after the text of `sample` behind it: what the
-    model says, and what was done in lines. save_compressed: where the prompt, what was added and
-    what the model said are to be stored; what the prompt's chunks hold is not coded again.
+    model says, and what was stored in lines. save_compressed: the file for the prompt, what was
+    added and what the model said.
 
     Raises UsageError for a file that is damaged or of another model, for what is beyond the model's
     positions, and for a prompt that cannot be stored again.
@@ -37,9 +41,7 @@ def go_on(
     last = _last(loaded, content)
     more = [] if sample is None else loaded.ids_of(sample.text, special_tokens=False).tolist()
     fed = torch.tensor([last, *more])
-    prompt = content.n_tokens + len(fed)
-    asked = f"A stored prompt of {prompt} tokens and `new_tokens` {new_tokens}"
-    loaded.refuse_beyond(prompt + new_tokens, asked, "`new_tokens`")
+    _refuse_too_long(loaded, content.n_tokens + 1, len(more), new_tokens)
     own = OwnCache.of(loaded, content.n_tokens, last)
     _refuse_misfit(loaded, content, own)
     wanted = content.calibration
@@ -49,29 +51,36 @@ def go_on(
     if save_compressed is None:
         past = as_past(loaded, compressed.restore(), content.states, own)
     else:
-        past = conversation.opened(loaded.model.config, compressed, own.past.layers[0].keys)
-    said = list(likeliest_after(loaded, past, content.n_tokens, fed, new_tokens))
-    lines = []
-    if isinstance(past, CompressedCache) and save_compressed is not None:
-        ids = torch.cat([torch.tensor(content.shape.token_ids), fed, torch.tensor(said[:-1])])
-        closed = conversation.closed(past, content.shape, ids.long())
-        lines = [_stored(loaded, closed, said[-1], content, save_compressed)]
-    return printable(loaded.tokenizer.decode(said)), lines
+        past = conversation.opened(loaded.model.config, compressed, own.past.layers)
+    with memory.told(loaded, content.n_tokens + len(fed) + new_tokens):
+        said = _said(loaded, past, content.n_tokens, fed, new_tokens)
+    if not isinstance(past, CompressedCache) or save_compressed is None:
+        return printable(loaded.tokenizer.decode(said)), []
+    ids = torch.tensor([*content.shape.token_ids, *fed.tolist(), *said[:-1]])
+    closed = conversation.closed(past, content.shape, ids)
+    line = _stored(closed, said[-1], content, save_compressed)
+    return printable(loaded.tokenizer.decode(said)), [line]
 
 
-def _stored(
-    loaded: LoadedModel,
-    compressed: Compressed,
-    last: int,
-    content: files.Content,
-    save_compressed: str,
-) -> str:
+def _said(
+    loaded: LoadedModel, past: Past, n_past: int, fed: torch.Tensor, new_tokens: int
+) -> list[int]:
+    """What the model says after (tokens,) token ids, read some at a time where it reads so."""
+    read, last = fed[:-1], fed[-1:]
+    for part in read.split(loaded.chunk_for(len(read)) or len(read)) if len(read) else ():
+        step(loaded, part, past, n_past)
+        n_past += len(part)
+    return list(likeliest_after(loaded, past, n_past, last, new_tokens))
+
+
+def _stored(compressed: Compressed, last: int, content: files.Content, save_compressed: str) -> str:
     """Keeps a conversation; what was kept, in a sentence."""
     file = prompt_file.to_write(save_compressed)
+    refuse_non_finite(compressed.restore(), "16 bits, as it is stored", "store the text anew")
     n_tokens = len(compressed.shape.token_ids)
-    facts = content.facts | {"cached": str(n_tokens), "last": str(last)}
+    facts = {name: content.facts[name] for name in FACTS if name in content.facts}
     try:
-        files.save(compressed, file, {}, **facts)
+        files.save(compressed, file, {}, **facts, cached=str(n_tokens), last=str(last))
     except OSError as error:
         raise prompt_file.not_written(file, error) from None
     return (
@@ -79,6 +88,12 @@ def _stored(
         f"{compressed.stored_nbytes:,} bytes as {compressed.compressor.name}, "
         f"{compressed.ratio:.2f} x smaller than {compressed.shape.nbytes:,} in 16 bits, in {file}."
     )
+
+
+def _refuse_too_long(loaded: LoadedModel, n_stored: int, n_added: int, new_tokens: int) -> None:
+    added = f", {n_added} that are added" if n_added else ""
+    asked = f"A stored prompt of {n_stored} tokens{added} and `new_tokens` {new_tokens}"
+    loaded.refuse_beyond(n_stored + n_added + new_tokens, asked, "`new_tokens`")
 
 
 def _refuse_another(loaded: LoadedModel, content: files.Content) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import main
 from analysis.measures import sweep
 from compression.registry import METHODS
 from compression.serving.compressed_cache import CompressedCache
@@ -145,6 +146,7 @@ def test_a_conversation_that_rested_goes_on_there(family):
 SCORED = ["--context_tokens", "144", "--score_tokens", "8", "--num_samples", "2"]
 MODES = {
     "analyze": ["--sequence_length", "144", "--new_tokens", "4", "--measure"],
+    "analyze_generation": ["--sequence_length", "144", "--new_tokens", "4"],
     "analyze_similarity": ["--sequence_length", "144"],
     "compare": [*SCORED, "--quick"],
     "compress": SCORED,
@@ -167,11 +169,27 @@ def test_every_mode_runs_there(mode, long_model, tmp_path, shared_cache):
     assert run(*given, "--no-use_wikitext", "--output_dir", str(tmp_path), *MODES[mode]) == 0
 
 
-def test_a_stored_prompt_is_gone_on_with(long_model, tmp_path, shared_cache):
+def test_no_mode_that_loads_a_model_is_left_out():
+    assert {*MODES, "calibrate", "store"} == set(main.MODES) - {"report", "list_samples"}
+
+
+def test_a_model_is_calibrated_there(long_model, empty_cache):
+    assert run("--mode", "calibrate", "--model", str(long_model), "--device", DEVICE.type) == 0
+    assert list(empty_cache.glob("calibrations/*/*.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["coded", "coded_chunks"])
+@pytest.mark.parametrize("offload", ["none", "memory"])
+def test_a_stored_prompt_is_gone_on_with(method, offload, long_model, tmp_path, shared_cache):
     file = str(tmp_path / "prompt.kv")
     given = ["--mode", "store", "--model", str(long_model), "--device", DEVICE.type]
-    assert run(*given, "--prompt", 9 * "some text ", "--save_compressed", file) == 0
-    assert run(*given, "--load_compressed", file, "--new_tokens", "4") == 0
+    given += ["--cache_offload", offload]
+    stored = [*given, "--methods", method, "--prompt", 9 * "some text ", "--save_compressed", file]
+    assert run(*stored) == 0
+    again = ["--save_compressed", file] if method == "coded_chunks" else []
+    for _ in range(3):  # until chunks are full
+        more = ["--prompt", 12 * "more text ", "--new_tokens", "4"]
+        assert run(*given, "--load_compressed", file, *more, *again) == 0
 
 
 def test_a_saved_cache_is_compared_on_its_model(long_model, tmp_path, shared_cache):

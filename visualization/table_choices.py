@@ -130,7 +130,7 @@ def _smallest_cheap(table: pd.DataFrame) -> pd.DataFrame:
 BITS = Column("bits_per_value", "bits per value", ".2f")
 RATIO = Column("ratio", "ratio to 16 bits", ".2f")
 PER_TOKEN = Column("bytes_per_token", "bytes per token", ",.0f")
-LOADS = Column("beats_prefill_from", "beats prefill from (MB/s)", "#.2g", 1e-6)
+LOADS = Column("beats_prefill_from", "beats prefill from (MB/s)", ",.2f", 1e-6)
 KL = Column("kl_mean_nats", "KL (nats per token)", ".4f")
 PERPLEXITY = Column("delta_perplexity_percent", "perplexity (%)", "+.2f")
 TOP1 = Column("top1_agreement", "same top token (%)", ".1f", 100)

@@ -13,7 +13,9 @@ from config import UsageError
 from data.cache import LayerKV, by_head
 
 BLOCK = 256  # tokens of like weight at once: those that weigh little need few columns
-SAMPLED = 256  # of the tokens beyond the first block, that magnitudes of columns are told by
+# Of the tokens beyond the first block, that magnitudes of columns are told by: at even distances,
+# and the largest, for a few tokens like no others may be all that there is in a column.
+SAMPLED, LARGE = 256, 64
 LARGE_MEAN = 4  # times the deviations from it: a chunk's mean counts for its column's magnitude
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
 
@@ -61,12 +63,16 @@ def _root_mean_squares(
     heaviest: torch.Tensor,
 ) -> torch.Tensor:
     """(columns,) over all tokens; those beyond the heaviest, of which the coefficients are at hand,
-    are told by some of them."""
+    are told by some of them, but never below what those alone come to."""
     energy = heaviest.square().sum(1)
     if len(blocks) > 1:
         others = torch.cat(list(blocks[1:]))
+        norms = torch.linalg.vector_norm(x[others], dim=1)
+        large = others[norms.topk(min(LARGE, len(others))).indices]
         some = others[:: -(-len(others) // SAMPLED)]
-        energy += (analysis @ x[some].T).square().sum(1) * (len(others) / len(some))
+        both = (analysis @ x[torch.cat([some, large])].T).square()
+        of_some, of_large = (part.sum(1) for part in both.split([len(some), len(large)], dim=1))
+        energy += torch.maximum(of_some * (len(others) / len(some)), of_large)
     return (energy / len(x)).sqrt()
 
 

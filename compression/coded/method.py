@@ -5,8 +5,8 @@ are taken to coefficients c = U^T A (x - mean): A is the root of the Fisher info
 model's predictions, so that an error of the same size costs as much in every direction, and U
 decorrelates. One step sets rate and distortion: q = round(c sqrt(w) / step), w the weight of a
 token by the attention that it receives; the text's own mean is coded before its tokens, as one that
-weighs more than all. Each column's root mean square is stored in a byte, as is each token's
-weight; both pick the table that codes q. Transform coding of caches: KVTC (arXiv
+weighs more than all. How large a column is, is stored in a byte, as is each token's weight; both
+pick the table that codes q. Transform coding of caches: KVTC (arXiv
 2511.01815); here errors are measured in what the model predicts, tokens have their own precision,
 several layers share a basis, and the coder is per entry.
 """

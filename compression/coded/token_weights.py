@@ -58,7 +58,7 @@ def unlikeness(
     for layer, mean in zip(layers, means, strict=True):
         held = slice(n_tokens - layer.n_tokens, n_tokens)
         cosines = torch.cosine_similarity(_keys(layer), mean[:, None].to(layer.keys.device), dim=2)
-        total[held] += 1 - cosines.double().mean(0).cpu()
+        total[held] += 1 - cosines.cpu().double().mean(0)
         seen[held] += 1
     return (total / seen.clamp(min=1)).numpy()
 

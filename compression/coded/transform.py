@@ -246,8 +246,9 @@ def rows(layers: Sequence[LayerKV], places: Iterable[Place], tokens: slice) -> t
 
 def magnitudes(sizes: torch.Tensor, step: float) -> torch.Tensor:
     """(columns,) uint8 codes of the (columns,) sizes of their coefficients."""
-    octaves = torch.log2((sizes.cpu().double() / step).clamp(min=1e-30)).to(sizes.device)
-    return (STEPS_PER_OCTAVE * octaves + ZERO_CODE).round().clamp(1, 255).to(torch.uint8)
+    octaves = torch.log2((sizes.cpu().double() / step).clamp(min=1e-30))
+    codes = (STEPS_PER_OCTAVE * octaves + ZERO_CODE).round().clamp(1, 255)
+    return codes.to(torch.uint8).to(sizes.device)
 
 
 def classes(codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:

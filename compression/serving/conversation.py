@@ -1,5 +1,10 @@
-"""A conversation in a file: its chunks, each coded once and for all, and the tokens after them."""
+"""A conversation in a file: chunks, and the tokens after them as they are until they fill one.
 
+A chunk is coded once. Only the tokens of a last one that was not whole, as `store` leaves it, are
+coded again when it is.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -34,26 +39,29 @@ def refuse_unrested(config: PreTrainedConfig, compressed: Compressed) -> None:
         )
 
 
-def opened(config: PreTrainedConfig, compressed: Compressed, like: torch.Tensor) -> CompressedCache:
-    """What `generate` goes on with. Whole chunks stay as they are; a last one that is not whole is
-    brought back, and is coded again once it is. like: of the dtype and on the device of the
-    model's keys. Raises UsageError as `refuse_unrested`."""
+def opened(
+    config: PreTrainedConfig, compressed: Compressed, own: Sequence[DynamicLayer]
+) -> CompressedCache:
+    """What `generate` goes on with; whole chunks are at hand for when it rests. own: the layers of
+    the model's own cache, which tell where theirs are and in which dtype.
+
+    Raises UsageError as `refuse_unrested`, and what `restore` raises.
+    """
     refuse_unrested(config, compressed)
     method, shape = compressed.compressor, compressed.shape
     assert isinstance(method, CodedChunks)
+    restored = compressed.restore()  # tells whether all is there
     codec = ChunkCodec(shape.layers, ANY_MODEL, method.calibration, method.step)
     past = CompressedCache(config, codec, method.chunk_tokens, RECENT_TOKENS)
     ends = ends_of_chunks(len(shape.token_ids), method.chunk_tokens, method.recent_tokens)
     for k in range(len(ends)):
         past.chunks.append(compressed.stored[f"{CHUNK}{k}"].cpu().numpy().tobytes())
-    n_resting = len(ends) * method.chunk_tokens
-    for layer in compressed.restore().layers:
-        held = past.layers[layer.index]
+    for layer in restored.layers:
+        held, like = past.layers[layer.index], own[layer.index]
         assert isinstance(held, RestingLayer)
-        recent = (layer.tensor(kind)[None, :, n_resting:].to(like, copy=True) for kind in KINDS)
-        keys, values = recent
+        keys, values = (layer.tensor(kind)[None].to(like.device, like.dtype) for kind in KINDS)
         held.lazy_initialization(keys, values)
-        held.keys, held.values, held.n_resting = keys, values, n_resting
+        held.keys, held.values = keys, values
     return past
 
 

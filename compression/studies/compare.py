@@ -274,13 +274,16 @@ class ComparePlan(Plan):
 def bandwidths(table: pd.DataFrame, prefill_s: float) -> pd.DataFrame:
     """With prefill_s, and in bytes a second of disk or network: beats_prefill_from, above which a
     stored context is there sooner than a prefilled one, nan where never; and beats_plain_below,
-    under which it is there sooner than in 16 bits. What is stored once for the model is at hand."""
-    spared = prefill_s - table["restore_s"]
+    under which it is there sooner than in 16 bits, which are taken as they are; nan where never or
+    always. What is stored once for the model is at hand."""
+    plain = table["family"] == "none"
+    restore_s = table["restore_s"].mask(plain, 0.0)
+    spared = prefill_s - restore_s
     saved = table["original_bytes"] - table["stored_bytes"]
     return table.assign(
         prefill_s=prefill_s,
         beats_prefill_from=(table["stored_bytes"] / spared).where(spared > 0),
-        beats_plain_below=(saved / table["restore_s"]).where(saved > 0),
+        beats_plain_below=(saved / restore_s).where((saved > 0) & (restore_s > 0)),
     )
 
 

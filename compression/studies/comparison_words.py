@@ -38,20 +38,26 @@ def loading(table: pd.DataFrame, best: pd.Series | None, prefill_s: float) -> st
     the columns of `compare.bandwidths`."""
     plain = table[table["family"] == "none"].iloc[0]
     n_tokens = plain["stored_bytes"] / plain["bytes_per_token"]
-    line = (
-        f"Reading {n_tokens:,.0f} tokens anew takes {prefill_s:.2f} s here. Loading them is faster "
-        f"from {_rate(plain['beats_prefill_from'])} of disk or network on in 16 bits"
+    ways = [f"in 16 bits from {_rate(plain['beats_prefill_from'])} on"]
+    if best is not None:
+        below = ""
+        if pd.notna(best["beats_plain_below"]):
+            below = f", and before 16 bits below {_rate(best['beats_plain_below'])}"
+        ways.append(f"as {best['label']} {_from(best, prefill_s)}{below}")
+    return (
+        f"Reading {n_tokens:,.0f} tokens anew takes {prefill_s:.2f} s here. Loaded from disk or "
+        f"network they are there sooner {', '.join(ways)}."
     )
-    if best is None:
-        return f"{line}."
-    if best["restore_s"] >= prefill_s:
-        return f"{line}, and never as {best['label']}, whose restoring alone takes longer."
-    line += f", from {_rate(best['beats_prefill_from'])} on as {best['label']}"
-    return f"{line}, which is there before 16 bits below {_rate(best['beats_plain_below'])}."
+
+
+def _from(row: pd.Series, prefill_s: float) -> str:
+    if row["restore_s"] >= prefill_s:
+        return f"never (restoring takes {row['restore_s']:.2f} s)"
+    return f"from {_rate(row['beats_prefill_from'])} on"
 
 
 def _rate(bytes_per_s: float) -> str:
-    return f"{bytes_per_s / 1e6:,.3g} MB/s"
+    return f"{bytes_per_s / 1e6:,.2f} MB/s"
 
 
 def _once(best: pd.Series) -> str:

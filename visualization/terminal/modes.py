@@ -88,12 +88,13 @@ MODES = {
     ),
     "store": Mode(
         "keeps the cache of a prompt in a file, compressed or plain, and generates from a "
-        "compressed one",
+        "compressed one, after a question of it, or turn by turn",
         (
             "--mode store --text_file README.md --context_tokens 512 --save_compressed readme.kv",
             "--mode store --wikitext_index 3 --methods kivi-4 --save_compressed sample.kv",
             "--mode store --load_compressed readme.kv --new_tokens 40",
             "--mode store --load_compressed readme.kv --prompt 'What is it for?'",
+            "--mode store --load_compressed chat.kv --prompt 'Why?' --save_compressed chat.kv",
             "--mode store --text_file README.md --save_cache readme.cache",
         ),
     ),

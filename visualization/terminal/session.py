@@ -38,12 +38,12 @@ class Session:
     def end_with_text(
         self, title: str, generated: str, lines: Sequence[str] = (), **facts: Any
     ) -> None:
-        """What the model says is what the command is for; lines: what was found out beside it."""
-        if lines:
-            facts["findings"] = {title: [as_flags(line) for line in lines]}
-        self.done(generated={title: generated}, **facts)
+        """What the model says is what the command is for; lines: what was stored beside it."""
+        said = [as_flags(line) for line in lines]
+        stored = {"findings": {"Stored": said}} if said else {}
+        self.done(generated={title: generated}, **stored, **facts)
         self.results.say(escaped(generated), asked_for=True)
-        for line in facts.get("findings", {}).get(title, ()):
+        for line in said:
             self.results.say(escaped(line))
 
     def list(self, listing: "Listing") -> None:
