@@ -278,6 +278,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.serving",
             "data.cache",
             "data.headers",
+            "data.reading",
             *RUNNING,
             *SAVING,
         },

@@ -31,6 +31,19 @@ def test_columns_get_a_bit_for_each_octave_that_they_spread_wider():
     assert {bits.count(n) for n in range(4, 9)} <= {5, 6}  # 64 columns over 12 octaves
 
 
+def test_bases_have_as_many_bits_as_there_is_room_for():
+    directions = [problem(64, 6), problem(32, 3)]
+    sizes = []
+    for room in (float("inf"), 2700, 2200, 0):
+        of_all = bases.fitting(directions, room)
+        numbers = sum(nbytes({n: x for n, x in part.items() if n != "scales"}) for part in of_all)
+        sizes.append(numbers - 64 - 32)  # without the bits themselves
+        assert sizes[-1] <= room or room == 0
+        for (basis, _), part in zip(directions, of_all, strict=True):
+            assert bases.orthonormal(part, len(basis)).shape == basis.shape
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[1] > sizes[2] > sizes[3]
+
+
 def test_little_of_the_large_columns_leaks_into_the_small_ones():
     basis, spread = problem(256, 8)
     stored = bases.kept(basis, spread)

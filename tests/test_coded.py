@@ -211,9 +211,14 @@ def test_layers_are_grouped_by_kind():
     assert grouped(caches.mixed()) == [(0,), (1, 3), (2,)]
     assert grouped(caches.alike()) == [(0, 1, 2, 3)]
     seven = caches.cache(*(caches.layer(i, 1, 5, (4, 4)) for i in range(7)))
-    assert grouped(seven) == [(0, 1, 2, 3, 4), (5, 6)]
+    assert grouped(seven) == [(0, 1, 2, 3, 4, 5, 6)]
+    numbers = 2 * 7 * 4**2  # of roots, half of them in 16 bits
+    assert grouped(seven, numbers / 1 + (4 * 56**2) / 8) == [(0, 1, 2, 3, 4, 5, 6)]
+    assert grouped(seven, numbers + (4 * 56**2) / 8 - 1) == [(0, 1, 2, 3), (4, 5, 6)]
+    assert grouped(seven, 1) == [(i,) for i in range(7)]
     broad = caches.cache(*(caches.layer(i, 1, 5, (1200, 400)) for i in range(3)))
-    assert grouped(broad) == [(0, 1), (2,)]
+    assert grouped(broad) == [(0,), (1,), (2,)]
+    assert grouped(caches.cache(*broad.layers[:1])) == [(0,)]
 
 
 def test_a_cache_whose_attention_was_not_measured_is_refused_and_not_coded_worse():

@@ -7,6 +7,7 @@ the last quarter. The columns are made orthonormal again, in order, as they are 
 to their many bits, and the others are at right angles to them. docs/codec.md says what it costs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,18 +15,33 @@ import torch
 from compression.methods.packing import nbytes_of, pack, unpack
 from compression.stored import Tensors, taken
 
-USUAL_BITS = 0.75  # of a column that spreads like the usual one of the last quarter
+# Of a column that spreads like the usual one of the last quarter: as many of these as there is room
+# for. More than the most gain nothing.
+USUAL_BITS = (3, 2, 1.5, 1, 0.75)
 FEWEST, MOST, PLAIN = 2, 8, 16  # bits of a number; beyond MOST it is a float16
 REACHES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of codes, in a column's largest number
 
 
-def kept(basis: torch.Tensor, spread: torch.Tensor) -> Tensors:
+Directions = tuple[torch.Tensor, torch.Tensor]  # (width, columns), and (columns,) their spread
+
+
+def fitting(directions: Sequence[Directions], room: float) -> list[Tensors]:
+    """What is stored of each basis, all with as many usual bits as `room` bytes allow, or with the
+    fewest."""
+    for usual in USUAL_BITS:
+        n_bits = sum(len(basis) * int(_bits(spread, usual).sum()) for basis, spread in directions)
+        if n_bits / 8 <= room:
+            break
+    return [kept(basis, spread, usual) for basis, spread in directions]
+
+
+def kept(basis: torch.Tensor, spread: torch.Tensor, usual: float = USUAL_BITS[-1]) -> Tensors:
     """What is stored of (width, columns) orthonormal columns, whose coefficients have these
-    (columns,) falling standard deviations.
+    (columns,) falling standard deviations, with so many usual bits.
 
     bits: uint8 (columns,), falling. plain: float16, the columns of 16 bits. scales: float16, of the
     others. <bits>: their codes, packed. What there is none of is left out."""
-    basis, bits = basis.float(), _bits(spread)
+    basis, bits = basis.float(), _bits(spread, usual)
     stored, scales = {"bits": bits}, []
     for n in (PLAIN, *range(MOST, FEWEST - 1, -1)):
         columns = basis[:, bits == n]
@@ -87,9 +103,9 @@ def parts(stored: Tensors, width: int) -> list[Columns]:
     return made
 
 
-def _bits(spread: torch.Tensor) -> torch.Tensor:
-    usual = spread[-max(1, len(spread) // 4) :].median().clamp(min=1e-30)
-    bits = (USUAL_BITS + torch.log2(spread.clamp(min=1e-30) / usual)).round()
+def _bits(spread: torch.Tensor, usual: float) -> torch.Tensor:
+    narrow = spread[-max(1, len(spread) // 4) :].median().clamp(min=1e-30)
+    bits = (usual + torch.log2(spread.clamp(min=1e-30) / narrow)).round()
     bits = torch.where(bits > MOST, PLAIN, bits.clamp(min=FEWEST))
     return bits.cummin(0).values.to(torch.uint8)
 

@@ -27,23 +27,28 @@ from compression.coded.transform import (
 )
 from compression.methods.layer_groups import neighbours
 from compression.methods.place_by_place import Place
-from compression.stored import Tensors
+from compression.stored import Tensors, nbytes
 from config import UsageError
 from data.cache import KINDS, KVCache, wide
 from data.sensitivity import Sensitivity
 
-MOST_LAYERS = 5  # in a group: more gain little and cost the square
-MOST_COLUMNS = 4096  # of a group: the basis is as large as their square
+MOST_COLUMNS = 3072  # of a group: the basis is as large as their square, and so is the work
+BITS_OF_BASIS = 4  # of a number of it, about, with the fewest of bases.USUAL_BITS
 REGULAR = 0.5  # share of the mean sensitivity that is added in every direction of a place
 SINKS = 4  # first tokens that nothing is learned from: they are like no others
 COUNTED = 3  # contexts that integers are counted on
+# Bytes of the tables of integers, which are counted last
+TABLES = 2 * (HIGHEST - LOWEST + 1) * rans.N_SYMBOLS
 PRIOR = 50  # counts that a Laplace distribution of its magnitude adds to each class
 
 
-def calibrate(draws: Iterable[Sensitivity], learned_from: str) -> Calibration:
+def calibrate(
+    draws: Iterable[Sensitivity], learned_from: str, room: float = math.inf
+) -> Calibration:
     """What `coded` stores once for the model that these draws are of, those on one cache one after
-    the other; `learned_from` says on what in words."""
-    moments = _Moments()
+    the other; `learned_from` says on what in words. room: the bytes that it should take at most,
+    for which layers share a basis with fewer others, and its columns have fewer bits."""
+    moments = _Moments(room)
     kept: deque[KVCache] = deque(maxlen=COUNTED)
     latest = None
     for draw in draws:
@@ -55,9 +60,10 @@ def calibrate(draws: Iterable[Sensitivity], learned_from: str) -> Calibration:
     tensors = moments.roots() | moments.weights()
     for g, layers in enumerate(moments.groups):
         tensors[f"layers.{g}"] = torch.tensor(layers, dtype=torch.int32)
-        of_group = moments.basis(layers, tensors)
-        tensors |= {f"basis.{g}.{name}": tensor for name, tensor in of_group.items()}
         tensors[f"means.{g}"] = moments.mean(layers)
+    directions = [moments.directions(layers, tensors) for layers in moments.groups]
+    for g, of_group in enumerate(bases.fitting(directions, room - nbytes(tensors) - TABLES)):
+        tensors |= {f"basis.{g}.{name}": tensor for name, tensor in of_group.items()}
     without_tables = Calibration(tensors, learned_from)
     tables = rans.frequencies(_counts(kept, without_tables) + PRIOR * _laplace())
     return Calibration(
@@ -65,14 +71,27 @@ def calibrate(draws: Iterable[Sensitivity], learned_from: str) -> Calibration:
     )
 
 
-def grouped(cache: KVCache) -> list[tuple[int, ...]]:
+def grouped(cache: KVCache, room: float = math.inf) -> list[tuple[int, ...]]:
     """The cached layers in groups of neighbours among those of the same kind that hold the same
-    tokens, as many as MOST_LAYERS and MOST_COLUMNS allow."""
+    tokens: in as few as MOST_COLUMNS and `room` bytes allow, about equally many in each."""
+    by_count = {}
+    for most in range(len(cache.layers), 0, -1):  # the smallest groups of each count come last
 
-    def fits(layers: Sequence[int]) -> bool:
-        return len(layers) <= MOST_LAYERS and sum(_width(cache, i) for i in layers) <= MOST_COLUMNS
+        def fits(layers: Sequence[int], most: int = most) -> bool:
+            return len(layers) <= most and _columns(cache, layers) <= MOST_COLUMNS
 
-    return sorted(neighbours(cache, fits))
+        groups = sorted(neighbours(cache, fits))
+        by_count[len(groups)] = groups
+    numbers = {n: sum(_columns(cache, x) ** 2 for x in each) for n, each in by_count.items()}
+    roots = sum(
+        wide(layer.tensor(kind)).shape[1] ** 2 for layer in cache.layers for kind in KINDS
+    )  # half of each, in 16 bits
+    fit = [n for n in numbers if BITS_OF_BASIS * numbers[n] / 8 + roots <= room]
+    return by_count[min(fit, default=max(by_count))]
+
+
+def _columns(cache: KVCache, layers: Iterable[int]) -> int:
+    return sum(_width(cache, i) for i in layers)
 
 
 def _width(cache: KVCache, i: int) -> int:
@@ -83,7 +102,8 @@ def _width(cache: KVCache, i: int) -> int:
 class _Moments:
     """Sums over draws, of one context each."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: float) -> None:
+        self.room = room
         self.groups: list[tuple[int, ...]] = []
         self.information: dict[Place, torch.Tensor] = {}  # (dim, dim) float64
         self.covariance: dict[tuple[int, ...], torch.Tensor] = {}  # (width, width) float64
@@ -114,7 +134,7 @@ class _Moments:
 
     def add_content(self, cache: KVCache) -> None:
         if not self.groups:
-            self.groups = grouped(cache)
+            self.groups = grouped(cache, self.room)
         for layers in self.groups:
             x = rows(cache.layers, [(i, kind) for i in layers for kind in KINDS], slice(None)).cpu()
             x = x[cache.layers[layers[0]].positions.cpu() >= _first(cache)]
@@ -160,15 +180,18 @@ class _Moments:
         total = self.content[layers]
         return (total[:-1] / total[-1].clamp(min=1)).float()
 
-    def basis(self, layers: tuple[int, ...], tensors: Tensors) -> Tensors:
-        """Eigenvectors of A C A, C the covariance of a group, as they are kept."""
+    def directions(
+        self, layers: tuple[int, ...], tensors: Tensors
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eigenvectors (width, columns) of A C A, C the covariance of a group, and the (columns,)
+        standard deviations along them, which fall."""
         roots = [root_of(tensors, i, kind) for i in layers for kind in KINDS]
         a = torch.block_diag(*roots).float()
         c = self.covariance[layers]
         seen = a @ (c / c.diagonal().mean().clamp(min=1e-30)).float() @ a
         seen = seen / seen.diagonal().mean().clamp(min=1e-30)
         values, vectors = torch.linalg.eigh((seen + seen.T) / 2)
-        return bases.kept(vectors.flip(1), values.clamp(min=0).sqrt().flip(0))
+        return vectors.flip(1), values.clamp(min=0).sqrt().flip(0)
 
 
 def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:

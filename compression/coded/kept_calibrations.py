@@ -18,6 +18,8 @@ from data.models import LoadedModel
 from data.own_cache import OwnCache
 from data.texts import reference_samples
 
+SHARE = 20  # of the weights in 16 bits is what a calibration takes at most, where that can be
+
 log = logging.getLogger(__name__)
 
 
@@ -93,4 +95,5 @@ def _calibrated(loaded: LoadedModel) -> Calibration:
     source = reference_samples()[0].source
     longest = max(n_context for _, n_context in chosen)
     said = f"{len(chosen)} stretches of up to {longest} tokens from #{FIRST_SAMPLE} on of the "
-    return calibration.calibrate(sensitivity.sensitivities(loaded, chosen), said + source)
+    draws = sensitivity.sensitivities(loaded, chosen)
+    return calibration.calibrate(draws, said + source, loaded.weight_nbytes / SHARE)
