@@ -216,7 +216,7 @@ def test_layers_are_grouped_by_kind():
     assert grouped(seven, numbers / 1 + (4 * 56**2) / 8) == [(0, 1, 2, 3, 4, 5, 6)]
     assert grouped(seven, numbers + (4 * 56**2) / 8 - 1) == [(0, 1, 2, 3), (4, 5, 6)]
     assert grouped(seven, 1) == [(i,) for i in range(7)]
-    broad = caches.cache(*(caches.layer(i, 1, 5, (1200, 400)) for i in range(3)))
+    broad = caches.cache(*(caches.layer(i, 1, 5, (2400, 800)) for i in range(3)))
     assert grouped(broad) == [(0,), (1,), (2,)]
     assert grouped(caches.cache(*broad.layers[:1])) == [(0,)]
 

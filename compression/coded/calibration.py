@@ -32,7 +32,7 @@ from config import UsageError
 from data.cache import KINDS, KVCache, wide
 from data.sensitivity import Sensitivity
 
-MOST_COLUMNS = 3072  # of a group: the basis is as large as their square, and so is the work
+MOST_COLUMNS = 6144  # of a group: the basis is as large as their square, and so is the work
 BITS_OF_BASIS = 4  # of a number of it, about, with the fewest of bases.USUAL_BITS
 REGULAR = 0.5  # share of the mean sensitivity that is added in every direction of a place
 SINKS = 4  # first tokens that nothing is learned from: they are like no others
