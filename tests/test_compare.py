@@ -181,7 +181,7 @@ def test_what_a_comparison_says_are_the_numbers_of_its_tables(compared):
     assert said[0].startswith(
         f"Take {best['label']}, within --max_bits 10: {best['bytes_per_token']:.0f} bytes per "
         f"token ({best['ratio']:.2f} x smaller, {best['bits_per_value']:.2f} bits per value), "
-        f"costs KL {best['kl_mean_nats']:.4f} ±"
+        f"costs KL {best['kl_mean_nats']:z.4f} ±"
     )
     room = 2**30 - 2 * sum(w.numel() for w in families.model("llama_gqa").parameters())
     (card,) = [line for line in said if line.startswith("On 1 GiB")]

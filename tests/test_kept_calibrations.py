@@ -90,7 +90,7 @@ def without(tensors, name):
         lambda tensors: tensors | {"weights": tensors["weights"] * torch.nan},
         lambda tensors: tensors | {"tables": tensors["tables"] + 1},
         lambda tensors: tensors | {"layers.0": tensors["layers.0"] + 7},
-        lambda tensors: tensors | {"layers.0": tensors["layers.0"][:1].clone()},
+        lambda tensors: tensors | {"layers.0": tensors["layers.0"][:0].clone()},
         lambda tensors: tensors | {"roots.0.key": 0 * tensors["roots.0.key"]},
         lambda tensors: tensors | {"basis.0.bits": tensors["basis.0.bits"].flip(0)},
         lambda tensors: tensors | {"basis.0.scales": tensors["basis.0.scales"][1:].clone()},

@@ -107,7 +107,7 @@ def test_limits_keep_what_fits_and_an_engine_setting_is_copied(opened, folder):
     sizes = {x: (each * 2048 + once) / 2**30 for x, (each, _, once, _) in reported.SETTINGS.items()}
     assert fitting(page) == [label for label, size in sizes.items() if size <= limit * 1.005]
     page.locator("#frontier tr", has_text="fp8").get_by_role("button").click()
-    page.wait_for_function("document.querySelector('#frontier').textContent.includes('Copied')")
+    page.locator("#frontier", has_text="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == "--kv-cache-dtype fp8_e4m3"
 
 

@@ -46,7 +46,7 @@ def test_similarity_merges_what_it_finds_or_the_nearest_pair(ended):
     nearest = "none pass |cosine| 0.8 in the first text; nearest by keys: layers 0 and 1"
     assert nearest in said[0]
     for line, (_, row) in zip(said, savings.iterrows(), strict=False):
-        assert f"({row['saved_share']:.1%}) and costs KL {row['kl_mean_nats']:.4f} ±" in line
+        assert f"({row['saved_share']:.1%}) and costs KL {row['kl_mean_nats']:z.4f} ±" in line
 
 
 def with_windows(pairs: int) -> KVCache:

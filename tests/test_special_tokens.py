@@ -7,10 +7,10 @@ import pytest
 import torch
 from tokenizers import processors
 
-from compression import files, prompts
+from compression import files
 from data import models, sensitivity
 from data.extraction import tokenise
-from data.texts import Sample
+from data.texts import Sample, printable
 from data.token_ids import around, without_end
 from tests import families
 from tests.commands import PROMPT, run
@@ -110,5 +110,5 @@ def test_a_stored_prompt_goes_on_after_its_last_word(tmp_path, capsys, empty_cac
     expected = model.model.generate(
         ids, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    said = prompts.printable(model.tokenizer.decode(expected[0, ids.shape[1] :].tolist()))
+    said = printable(model.tokenizer.decode(expected[0, ids.shape[1] :].tolist()))
     assert capsys.readouterr().out == said + "\n"

@@ -73,7 +73,7 @@ def test_compress_says_what_its_table_shows(compressed):
         assert len(rows) == 2 * 5
         best = rows.loc[rows["kl_mean_nats"].idxmin()]
         assert line.startswith(f"{keep:.0%} of the dimensions: {best['method']}")
-        assert f"KL {best['kl_mean_nats']:.4f} ±" in line
+        assert f"KL {best['kl_mean_nats']:z.4f} ±" in line
     natural = table[merged].iloc[0]
     assert f"stores {natural['bits_per_value']:.2f} of 16 bits per value" in said[2]
     cheap = table[(table["kl_mean_nats"] <= config.ACCEPTABLE_KL) & (table["ratio"] > 1)]
@@ -105,7 +105,7 @@ def test_prune_says_of_each_choice_what_it_saves_and_whether_chance_would_do(pru
         (own,) = rows.loc[rows["role"] == "chosen", ["ratio", "kl_mean_nats"]].to_numpy()
         chance = rows.loc[rows["role"] == "control", "kl_mean_nats"]
         assert line.lower().startswith(f"{what}: saves {1 - 1 / own[0]:.1%} of".lower())
-        assert f"KL {own[1]:.4f} ±" in line
+        assert f"KL {own[1]:z.4f} ±" in line
         assert (": cheap" in line) == (own[1] <= config.ACCEPTABLE_KL)
         if own[0] <= 1:
             assert line.endswith("nothing is saved.")

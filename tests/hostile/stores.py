@@ -168,6 +168,8 @@ STRANGE: dict[str, Prepare] = {
 LOADS = (
     *(late("store", LOAD, "prompt.kv", what=w, prepare=p) for w, p in (DAMAGED | STRANGE).items()),
     late("store", "--load_compressed nowhere.kv", "nowhere.kv"),
+    late("store", f"{LOAD} --save_compressed new.kv", "stored as", "coded_chunks"),
+    late("store", f"{LOAD} --text_file nowhere.txt", "nowhere.txt"),
     late("store", "--load_compressed text.txt", "text.txt"),
     late("store", "--load_compressed model/model.safetensors", "model.safetensors"),
     late("store", f"{LOAD} --dtype bfloat16", "prompt.kv", "dtype"),
