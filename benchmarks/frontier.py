@@ -15,7 +15,6 @@ import os
 import re
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from compression.studies.frontier import bits_by_family
 from compression.studies.run import run
 from config import UsageError
 from data import extraction, models
+from data.clock import now
 from data.models import LoadedModel
 from data.texts import Sample
 from visualization.compare import pareto, perplexity
@@ -70,9 +70,9 @@ def timings(loaded: LoadedModel, ids: torch.Tensor, method: Compressor) -> None:
     seconds: dict[str, list[float]] = {}
 
     def timed(name: str, work: Callable[[], T]) -> T:
-        began = time.perf_counter()
+        began = now(loaded.device)
         made = work()
-        seconds.setdefault(name, []).append(time.perf_counter() - began)
+        seconds.setdefault(name, []).append(now(loaded.device) - began)
         return made
 
     prefill = partial(extraction.prefill, loaded, ids)

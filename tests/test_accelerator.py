@@ -1,7 +1,8 @@
 """The same code on an accelerator: what the CPU gives is what it gives, of every kind of cache.
 
-Skipped where there is none. Numbers may differ in the last bits, so that single integers round the
-other way: errors and sizes are compared, and what one device stored is decoded on the other.
+Skipped where there is none, but for what notices that a mode is missing here. Numbers may differ in
+the last bits, so that single integers round the other way: errors and sizes are compared, and what
+one device stored is decoded on the other.
 """
 
 from dataclasses import replace
@@ -29,7 +30,7 @@ from tests.contract import (
 )
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-pytestmark = pytest.mark.skipif(DEVICE is None, reason="there is no accelerator")
+there_is_one = pytest.mark.skipif(DEVICE is None, reason="there is no accelerator")
 N = 40
 
 
@@ -63,6 +64,7 @@ def distance(one, two):
     return (off / sum(a.square().sum() for a, _ in pairs)).sqrt().item()
 
 
+@there_is_one
 @pytest.mark.parametrize("name", families.SETTINGS)
 def test_a_model_reads_generates_and_is_scored_as_on_the_cpu(name):
     ids = families.token_ids(N + 8)
@@ -89,6 +91,7 @@ def test_a_model_reads_generates_and_is_scored_as_on_the_cpu(name):
             assert torch.allclose(a.attention, b.attention.cpu(), rtol=0.05, atol=1e-3)
 
 
+@there_is_one
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("family", KINDS_OF_CACHE)
 def test_every_method_stores_and_restores_as_on_the_cpu(family, name):
@@ -114,6 +117,7 @@ def test_every_method_stores_and_restores_as_on_the_cpu(family, name):
         assert bits is None or bits.sum().item() == pytest.approx(8 * small.stored_nbytes)
 
 
+@there_is_one
 @pytest.mark.parametrize("family", KINDS_OF_CACHE)
 def test_sums_over_a_cache_are_those_of_the_cpu(family):
     cache = of_family(family)()
@@ -124,6 +128,7 @@ def test_sums_over_a_cache_are_those_of_the_cpu(family):
             assert torch.allclose(a.mean_abs_head.cpu(), b.mean_abs_head.cpu(), rtol=1e-4)
 
 
+@there_is_one
 @pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "mistral"])
 def test_a_conversation_that_rested_goes_on_there(family):
     loaded, codec, ids = chat(family)
@@ -163,6 +168,7 @@ def long_model(tmp_path_factory):
     return folder
 
 
+@there_is_one
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_runs_there(mode, long_model, tmp_path, shared_cache):
     given = ["--mode", mode, "--model", str(long_model), "--device", DEVICE.type]
@@ -173,11 +179,13 @@ def test_no_mode_that_loads_a_model_is_left_out():
     assert {*MODES, "calibrate", "store"} == set(main.MODES) - {"report", "list_samples"}
 
 
+@there_is_one
 def test_a_model_is_calibrated_there(long_model, empty_cache):
     assert run("--mode", "calibrate", "--model", str(long_model), "--device", DEVICE.type) == 0
     assert list(empty_cache.glob("calibrations/*/*.safetensors"))
 
 
+@there_is_one
 @pytest.mark.parametrize("method", ["coded", "coded_chunks"])
 @pytest.mark.parametrize("offload", ["none", "memory"])
 def test_a_stored_prompt_is_gone_on_with(method, offload, long_model, tmp_path, shared_cache):
@@ -192,6 +200,7 @@ def test_a_stored_prompt_is_gone_on_with(method, offload, long_model, tmp_path, 
         assert run(*given, "--load_compressed", file, *more, *again) == 0
 
 
+@there_is_one
 def test_a_saved_cache_is_compared_on_its_model(long_model, tmp_path, shared_cache):
     file = str(tmp_path / "saved")
     given = ["--model", str(long_model), "--device", DEVICE.type]

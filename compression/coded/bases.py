@@ -20,8 +20,6 @@ from compression.stored import Tensors, taken
 USUAL_BITS = (3, 2, 1.5, 1, 0.75)
 FEWEST, MOST, PLAIN = 2, 8, 16  # bits of a number; beyond MOST it is a float16
 REACHES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of codes, in a column's largest number
-
-
 Directions = tuple[torch.Tensor, torch.Tensor]  # (width, columns), and (columns,) their spread
 
 

@@ -180,9 +180,7 @@ class _Moments:
         total = self.content[layers]
         return (total[:-1] / total[-1].clamp(min=1)).float()
 
-    def directions(
-        self, layers: tuple[int, ...], tensors: Tensors
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def directions(self, layers: tuple[int, ...], tensors: Tensors) -> bases.Directions:
         """Eigenvectors (width, columns) of A C A, C the covariance of a group, and the (columns,)
         standard deviations along them, which fall."""
         roots = [root_of(tensors, i, kind) for i in layers for kind in KINDS]

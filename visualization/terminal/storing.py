@@ -18,7 +18,7 @@ def store(given: Given, session: Session) -> None:
     prompts.refuse(**arguments_of(prompts.refuse, given))
     loaded = inputs.model(given, session.phase)
     if given["load_compressed"] is not None:
-        go_on(given, session, loaded)
+        _go_on(given, session, loaded)
         return
     with session.phase("text"):
         sample = texts.only_first(texts.candidates(**arguments_of(texts.candidates, given)))
@@ -29,7 +29,8 @@ def store(given: Given, session: Session) -> None:
     session.end("Stored", said, model=loaded.facts, text=text, files=[kept])
 
 
-def go_on(given: Given, session: Session, loaded: "LoadedModel") -> None:
+def _go_on(given: Given, session: Session, loaded: "LoadedModel") -> None:
+    """What the model says after a stored prompt, and after a text that is given as well."""
     from compression import turns
     from data import texts
 
