@@ -11,9 +11,10 @@ import torch
 
 from compression.coded import fixed_rate
 from compression.coded import method as method_module
-from compression.coded.calibration import calibrate, grouped
+from compression.coded.calibration import BITS_OF_BASIS, calibrate, grouped
 from compression.coded.coefficients import LARGE_MEAN, integers_of
 from compression.coded.fixed import CodedFixed
+from compression.coded.groups import Group, Neighbours
 from compression.coded.method import Coded
 from compression.coded.transform import (
     STEPS_PER_OCTAVE,
@@ -73,19 +74,31 @@ def by_hand(cache, calibration, step, sinks):
             x = layer.unrotated_keys() if kind == "key" else layer.values.float()
             parts.append(wide(x)[sinks:])
         x = torch.cat(parts, dim=1)
-        root = torch.block_diag(*(r.double() for r in group.roots))
-        exact = (x.double() - group.mean.double()) @ root @ group.basis.double()
+        basis, root = dense(group)
+        exact = (x.double() - group.mean.double()) @ root @ basis
         off = x - group.mean
         mean = off.mean(0)
-        c, mean = (group.analysis @ (off - mean).T).T, group.analysis @ mean
+        c, mean = (torch.cat(group.coefficients(y)).T for y in (off - mean, mean[None]))
+        mean = mean[0]
         assert torch.allclose((c + mean).double(), exact, atol=1e-5 * float(exact.abs().max()))
         levels = transform.levels(cache).numpy()
         held = cache.layers[group.layers[0]].positions[sinks:]
         of_all = level_by_hand(levels[sinks:])
         x = quantised_by_hand(c, mean, of_all, levels[held], step)
-        x = x @ group.basis.double().T @ torch.linalg.inv(root) + group.mean
+        x = x @ basis.T @ torch.linalg.inv(root) + group.mean
         restored |= dict(zip(group.places, x.split(group.widths, dim=1), strict=True))
     return restored
+
+
+def dense(group):
+    """(width, columns) float64, the basis of a whole group in one, and (width, width) its root."""
+    basis = torch.block_diag(*(each.basis.double() for each in group.neighbours))
+    columns = torch.arange(len(basis)).split([len(each.mean) for each in group.neighbours])
+    firsts = torch.cat([c[:n] for c, n in zip(columns, group.firsts, strict=True)])
+    left = torch.cat([c[n:] for c, n in zip(columns, group.firsts, strict=True)])
+    basis = torch.cat([basis[:, firsts] @ group.turn.double(), basis[:, left]], dim=1)
+    roots = (root.double() for each in group.neighbours for root in each.roots)
+    return basis, torch.block_diag(*roots)
 
 
 def level_by_hand(levels):
@@ -160,7 +173,8 @@ def test_of_long_texts_magnitudes_are_told_by_some_tokens_and_integers_are_those
     codes, integers, of_integers = integers_of(layers, group, slice(None), levels, step)
 
     x = rows(layers, group.places, slice(None)).double()
-    c = group.analysis.double() @ (x - group.mean.double()).T  # (columns, tokens)
+    basis, root = dense(group)
+    c = basis.T @ root @ (x - group.mean.double()).T  # (columns, tokens)
     mean = c.mean(1, keepdim=True)
     rms = torch.maximum((c - mean).square().mean(1).sqrt(), mean[:, 0].abs() / LARGE_MEAN)
     exact = magnitudes(rms, step).short()
@@ -193,8 +207,8 @@ def test_a_column_in_which_one_token_is_loud_is_stored():
     whole = torch.zeros(entry_classes.shape)
     whole[is_stored(entry_classes)] = torch.from_numpy(integers).float()
     mean = whole[:, :1] / torch.exp2(levels[:1] / 8)
-    x = (rows(layers, group.places, slice(3005, 3006)) - group.mean).T  # (width, 1)
-    off = group.analysis @ x - step * (mean + whole[:, 3006:3007])
+    x = rows(layers, group.places, slice(3005, 3006)) - group.mean  # (1, width)
+    off = torch.cat(group.coefficients(x)) - step * (mean + whole[:, 3006:3007])
     assert off.abs().max() < step / 4 * 4000**0.5  # the most that a column left out can hold
 
 
@@ -208,17 +222,60 @@ def test_classes_are_the_magnitude_times_the_weight_in_quarter_octaves():
 
 
 def test_layers_are_grouped_by_kind():
-    assert grouped(caches.mixed()) == [(0,), (1, 3), (2,)]
-    assert grouped(caches.alike()) == [(0, 1, 2, 3)]
+    assert grouped(caches.mixed()) == [[((0,), 0)], [((1, 3), 0)], [((2,), 0)]]
+    assert grouped(caches.alike()) == [[((0, 1, 2, 3), 0)]]
     seven = caches.cache(*(caches.layer(i, 1, 5, (4, 4)) for i in range(7)))
-    assert grouped(seven) == [(0, 1, 2, 3, 4, 5, 6)]
-    numbers = 2 * 7 * 4**2  # of roots, half of them in 16 bits
-    assert grouped(seven, numbers / 1 + (4 * 56**2) / 8) == [(0, 1, 2, 3, 4, 5, 6)]
-    assert grouped(seven, numbers + (4 * 56**2) / 8 - 1) == [(0, 1, 2, 3), (4, 5, 6)]
-    assert grouped(seven, 1) == [(i,) for i in range(7)]
-    broad = caches.cache(*(caches.layer(i, 1, 5, (2400, 800)) for i in range(3)))
-    assert grouped(broad) == [(0,), (1,), (2,)]
-    assert grouped(caches.cache(*broad.layers[:1])) == [(0,)]
+    assert grouped(seven) == [[((0, 1, 2, 3, 4, 5, 6), 0)]]
+    roots = 2 * 7 * 4**2  # half of them in 16 bits
+    assert grouped(seven, roots + BITS_OF_BASIS * 56**2 / 8) == [[((0, 1, 2, 3, 4, 5, 6), 0)]]
+    # A third of 56 columns is turned, as far as neighbours have equal shares of it.
+    two = [((0, 1, 2, 3), 32 * 18 // 56), ((4, 5, 6), 24 * 18 // 56)]
+    assert grouped(seven, roots + BITS_OF_BASIS * 56**2 / 8 - 1) == [two]
+    assert grouped(seven, 1) == [[((i,), 8 * 18 // 56) for i in range(7)]]
+    broad = caches.cache(*(caches.layer(i, 1, 5, (2000, 600)) for i in range(3)))
+    assert grouped(broad) == [[((i,), 866) for i in range(3)]]  # 2600 of 7800
+    wide = caches.cache(*(caches.layer(i, 1, 5, (2000, 1000)) for i in range(4)))
+    assert grouped(wide) == [[((i,), 768) for i in range(4)]]  # never more than 3072
+
+
+@pytest.mark.parametrize("firsts", [(3, 2), (8, 12), (0, 0), (1, 0)])
+def test_a_group_takes_what_it_holds_to_coefficients_and_back(firsts):
+    """In all columns, and in the first ones of each band alone, as its basis in one does."""
+    generator = torch.Generator().manual_seed(5)
+
+    def orthonormal(n):
+        return torch.linalg.qr(torch.randn(n, n, generator=generator).double())[0].float()
+
+    def neighbours(layers, widths):
+        roots = [torch.randn(w, w, generator=generator).double() for w in widths]
+        roots = [root @ root.T + torch.eye(len(root)) for root in roots]
+        places = tuple((i, kind) for i in layers for kind in KINDS)
+        inverses = tuple(torch.linalg.inv(root).float() for root in roots)
+        mean = torch.randn(sum(widths), generator=generator)
+        return Neighbours(
+            places, orthonormal(sum(widths)), tuple(r.float() for r in roots), inverses, mean
+        )
+
+    group = Group(
+        (neighbours((0, 1), (3, 1, 2, 2)), neighbours((2,), (5, 7))),
+        firsts,
+        orthonormal(sum(firsts)) if sum(firsts) else torch.zeros(0, 0),
+    )
+    basis, root = dense(group)
+    x = torch.randn(9, 20, generator=generator)
+    coefficients = group.coefficients(x)
+    assert [len(band) for band in coefficients] == group.bands
+    exact = basis.T @ root @ x.double().T
+    assert torch.allclose(torch.cat(coefficients).double(), exact, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(group.content(coefficients), x, atol=1e-4)
+    most = [n // 2 for n in group.bands]
+    few = group.coefficients(x, most)
+    for band, of_few, n in zip(coefficients, few, most, strict=True):
+        assert torch.allclose(of_few, band[:n], atol=1e-5)
+    zeros = [
+        torch.cat([b, b.new_zeros(n - len(b), 9)]) for b, n in zip(few, group.bands, strict=True)
+    ]
+    assert torch.allclose(group.content(few), group.content(zeros), atol=1e-4)
 
 
 def test_a_cache_whose_attention_was_not_measured_is_refused_and_not_coded_worse():
@@ -250,7 +307,8 @@ def test_a_calibration_is_the_same_each_time_and_its_content_counts_once():
     twice = calibrate(
         [random_gradients(x, seed) for seed, x in enumerate((cache, other, other))], "as if of two"
     )
-    assert torch.equal(read(one).groups[0].basis, read(twice).groups[0].basis)
+    bases = (read(x).groups[0].neighbours[0].basis for x in (one, twice))
+    assert torch.equal(*bases)
 
 
 def test_gradients_that_are_all_zero_are_refused():

@@ -1,129 +1,152 @@
 """An orthonormal basis in few bits, more of them for columns that hold more.
 
+It is kept as the reflections that make it up (Householder, 1958), of which each has a number less
+than the one before it: a basis of n columns can be turned in n (n - 1) / 2 ways only. Their numbers
+are integers of a step, entropy coded by how large those of a column are in each place. However
+coarse they are, each is made a reflection again, so that what is read is orthonormal.
+
 What a column is off its direction picks up energy of the others, and they of it: an error of one
-that holds much costs all. So each gets the bits at which its leak is the same, as reverse
-water-filling has it: one for each octave that its coefficients spread wider than the usual one of
-the last quarter. The columns are made orthonormal again, in order, as they are read: the first keep
-to their many bits, and the others are at right angles to them. docs/codec.md says what it costs.
+that holds much costs all. So steps are the shorter the wider a column's coefficients spread, as
+reverse water-filling has it: every column leaks the same. docs/codec.md says what it costs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from compression.methods.packing import nbytes_of, pack, unpack
-from compression.stored import Tensors, taken
+from compression.coded import rans, tables
+from compression.deflated import deflated_tensor, inflated_tensor
+from compression.stored import Tensors, refuse_left, taken
 
-# Of a column that spreads like the usual one of the last quarter: as many of these as there is room
-# for. More than the most gain nothing.
-USUAL_BITS = (3, 2, 1.5, 1, 0.75)
-FEWEST, MOST, PLAIN = 2, 8, 16  # bits of a number; beyond MOST it is a float16
-REACHES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of codes, in a column's largest number
-Directions = tuple[torch.Tensor, torch.Tensor]  # (width, columns), and (columns,) their spread
+# Of the steps; the first that there is room for is taken, and finer ones gain nothing.
+COARSENESS = (0.35, 0.5, 0.7, 1, 1.4, 2, 2.8)
+WIDEST = 2  # steps are no longer than this many times that of the usual column of the last quarter
+# What is kept: (width, columns) orthonormal columns, the (columns,) standard deviations of their
+# coefficients, which fall, and how many of the rows are of each place.
+Directions = tuple[torch.Tensor, torch.Tensor, Sequence[int]]
 
 
-def fitting(directions: Sequence[Directions], room: float) -> list[Tensors]:
-    """What is stored of each basis, all with as many usual bits as `room` bytes allow, or with the
-    fewest."""
-    for usual in USUAL_BITS:
-        n_bits = sum(len(basis) * int(_bits(spread, usual).sum()) for basis, spread in directions)
-        if n_bits / 8 <= room:
+def fitting(
+    directions: Sequence[Directions], room: float, frequencies: np.ndarray | None = None
+) -> tuple[list[Tensors], np.ndarray]:
+    """What is stored of each basis, with steps as short as `room` bytes allow, or the longest; and
+    the tables of their integers, which are counted where none are given."""
+    reflections = [_reflections(basis) for basis, *_ in directions]
+    for coarseness in COARSENESS:
+        quantised = [
+            _quantised(of_basis, _steps(spread, coarseness), sizes)
+            for of_basis, (_, spread, sizes) in zip(reflections, directions, strict=True)
+        ]
+        counts = sum((each.counts for each in quantised), np.zeros((1, 1)))
+        of_all = tables.frequencies(counts) if frequencies is None else frequencies
+        n_bytes = sum(each.classes.numel() + 2 * len(each.steps) for each in quantised)
+        if n_bytes + tables.n_bytes(counts, of_all) <= room:
             break
-    return [kept(basis, spread, usual) for basis, spread in directions]
+    coder = rans.Tables(of_all)
+    return [each.stored(coder) for each in quantised], of_all
 
 
-def kept(basis: torch.Tensor, spread: torch.Tensor, usual: float = USUAL_BITS[-1]) -> Tensors:
-    """What is stored of (width, columns) orthonormal columns, whose coefficients have these
-    (columns,) falling standard deviations, with so many usual bits.
-
-    bits: uint8 (columns,), falling. plain: float16, the columns of 16 bits. scales: float16, of the
-    others. <bits>: their codes, packed. What there is none of is left out."""
-    basis, bits = basis.float(), _bits(spread, usual)
-    stored, scales = {"bits": bits}, []
-    for n in (PLAIN, *range(MOST, FEWEST - 1, -1)):
-        columns = basis[:, bits == n]
-        if columns.numel() and n == PLAIN:
-            stored["plain"] = columns.half().contiguous()
-        elif columns.numel():
-            codes, of_columns = _closest(columns, n)
-            stored[f"{n}"] = pack(codes, n)
-            scales.append(of_columns)
-    return stored | ({"scales": torch.cat(scales).half()} if scales else {})
+def orthonormal(stored: Tensors, sizes: Sequence[int], coder: rans.Tables) -> torch.Tensor:
+    """(width, columns) float32, out of what is stored; columns may have the other sign. Takes out
+    what is stored, raises ValueError for what `fitting` has not given."""
+    width = sum(sizes)
+    steps = _steps_of(stored, width)
+    classes = inflated_tensor(taken(stored, "classes", (torch.uint8,), None), len(sizes) * width)
+    classes = classes.view(len(sizes), width).cumsum(1, dtype=torch.uint8)
+    if (classes >= tables.N_CLASSES).any():
+        raise ValueError("a basis has numbers of no class")
+    coded = _coded(classes, sizes)
+    integers = rans.decode(stored, _of_entries(classes, sizes)[coded].numpy(), coder)
+    below = torch.zeros(width, width)
+    below[coded] = torch.from_numpy(integers).float()
+    return _product(below.mul_(steps))
 
 
-def orthonormal(stored: Tensors, width: int) -> torch.Tensor:
-    """(width, columns) float32, out of what is stored. Raises ValueError for what `kept` has not
-    given."""
-    columns = [part.numbers() for part in parts(stored, width)]
-    orthogonal: torch.Tensor
-    orthogonal, triangle = torch.linalg.qr(torch.cat(columns, dim=1))
-    return orthogonal * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+def refuse_misfit(stored: Tensors, sizes: Sequence[int], coder: rans.Tables) -> None:
+    """Take out what is of a basis; raise ValueError for what cannot be read as one."""
+    if sum(sizes):
+        orthonormal(stored, sizes, coder)
+    refuse_left(stored)
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Neighbours of as many bits. content: (width, columns) float16, or packed codes. scales:
-    (columns,), None of float16."""
+class _Quantised:
+    """steps: (columns,) float16. classes: (places, columns) uint8. integers: (n,) int32 of those
+    entries that are coded. of_integers: (n,) uint8, their classes."""
 
-    bits: int
-    content: torch.Tensor
-    scales: torch.Tensor | None
-    sizes: tuple[int, int]
+    steps: torch.Tensor
+    classes: torch.Tensor
+    integers: np.ndarray
+    of_integers: np.ndarray
 
-    def numbers(self) -> torch.Tensor:
-        """(width, columns) float32"""
-        if self.scales is None:
-            return self.content.float()
-        return _numbers(unpack(self.content, self.bits, self.sizes), self.bits) * self.scales
+    @property
+    def counts(self) -> np.ndarray:
+        return tables.counted(self.integers, self.of_integers)
 
-
-def parts(stored: Tensors, width: int) -> list[Columns]:
-    """All columns, in order, as they are stored; takes them out. Raises ValueError for what `kept`
-    has not given."""
-    bits = taken(stored, "bits", (torch.uint8,), width)
-    counts = {n: int((bits == n).sum()) for n in (PLAIN, *range(MOST, FEWEST - 1, -1))}
-    if sum(counts.values()) != width or (bits[1:] > bits[:-1]).any():
-        raise ValueError("the bits of its columns do not fall from 16 to 2")
-    n_plain = counts.pop(PLAIN)
-    made = []
-    if n_plain:
-        plain = taken(stored, "plain", (torch.float16,), width, n_plain)
-        made.append(Columns(PLAIN, plain, None, (width, n_plain)))
-    if n_plain < width:
-        scales = taken(stored, "scales", (torch.float16,), width - n_plain).float()
-        for (n, n_columns), of_columns in zip(
-            counts.items(), scales.split(list(counts.values())), strict=True
-        ):
-            if n_columns:
-                packed = taken(stored, f"{n}", (torch.uint8,), nbytes_of(width * n_columns, n))
-                made.append(Columns(n, packed, of_columns, (width, n_columns)))
-    return made
+    def stored(self, coder: rans.Tables) -> Tensors:
+        first = self.classes.new_zeros(len(self.classes), 1)
+        differences = self.classes.diff(prepend=first, dim=1)
+        return {"steps": self.steps, "classes": deflated_tensor(differences)} | rans.encode(
+            self.integers, self.of_integers, coder
+        )
 
 
-def _bits(spread: torch.Tensor, usual: float) -> torch.Tensor:
-    narrow = spread[-max(1, len(spread) // 4) :].median().clamp(min=1e-30)
-    bits = (usual + torch.log2(spread.clamp(min=1e-30) / narrow)).round()
-    bits = torch.where(bits > MOST, PLAIN, bits.clamp(min=FEWEST))
-    return bits.cummin(0).values.to(torch.uint8)
+def _quantised(reflections: torch.Tensor, steps: torch.Tensor, sizes: Sequence[int]) -> _Quantised:
+    whole = reflections / steps.float()
+    below = torch.ones_like(whole).tril(-1)
+    place = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    energy, n = (
+        torch.zeros(len(sizes), len(whole)).index_add_(0, place, x)
+        for x in (whole.square() * below, below)
+    )
+    octaves = torch.log2((energy / n.clamp(min=1)).sqrt().clamp(min=1e-9))
+    classes = (4 * octaves).round().clamp(tables.LOWEST, tables.HIGHEST) - tables.LOWEST
+    classes = classes.to(torch.uint8)
+    coded = _coded(classes, sizes)
+    integers = whole[coded].round().numpy().astype(np.int32)
+    return _Quantised(steps, classes, integers, _of_entries(classes, sizes)[coded].numpy())
 
 
-def _closest(x: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(width, columns) uint8 codes of n bits, and (columns,) the scales that bring them closest."""
-    codes, scales = torch.zeros(x.shape, dtype=torch.uint8), torch.zeros(x.shape[1])
-    least = torch.full_like(scales, torch.inf)
-    half = 1 << n - 1
-    for reach in REACHES:
-        scale = (reach * x.abs().amax(0)).half().float().clamp(min=1e-7)
-        tried = (x * (half / scale)).floor().clamp(-half, half - 1).add(half).to(torch.uint8)
-        off = (_numbers(tried, n) * scale - x).square().sum(0)
-        codes = torch.where(off < least, tried, codes)
-        scales = torch.where(off < least, scale, scales)
-        least = torch.minimum(least, off)
-    return codes, scales
+def _of_entries(classes: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """(width, columns), from those of (places, columns)."""
+    return classes.repeat_interleave(torch.tensor(sizes), dim=0)
 
 
-def _numbers(codes: torch.Tensor, n: int) -> torch.Tensor:
-    """float32 in -1 to 1, none of them 0."""
-    half = 1 << n - 1
-    return (codes.float() - half + 0.5) / half
+def _coded(classes: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """(width, columns): which entries have integers, all of them below the diagonal."""
+    return _of_entries(classes >= tables.SKIPPED - tables.LOWEST, sizes).tril(-1)
+
+
+def _steps(spread: torch.Tensor, coarseness: float) -> torch.Tensor:
+    """(columns,) float16, so that what a column spreads times its step is the same for all that
+    spread as wide as half the usual one of the last quarter."""
+    usual = spread[-max(1, len(spread) // 4) :].median().clamp(min=1e-30)
+    of_usual = 2 * coarseness / math.sqrt(len(spread))
+    return (of_usual * usual / torch.maximum(spread, usual / WIDEST)).clamp(min=1e-7).half()
+
+
+def _steps_of(stored: Tensors, width: int) -> torch.Tensor:
+    steps = taken(stored, "steps", (torch.float16,), width)
+    if not (steps > 0).all() or not steps.isfinite().all():
+        raise ValueError("a basis has steps that are not above 0")
+    return steps.float()
+
+
+def _reflections(basis: torch.Tensor) -> torch.Tensor:
+    """(width, columns): below the diagonal w of each reflection 1 - w w'. On the diagonal, w is
+    what makes its square 2."""
+    vectors, scales = torch.geqrf(basis.float())
+    return vectors.tril(-1) * scales.clamp(min=0).sqrt()
+
+
+def _product(below: torch.Tensor) -> torch.Tensor:
+    """(width, columns) of reflections, what was below the diagonal of each. Its square is at most
+    1 there: the diagonal is chosen so."""
+    below *= below.square().sum(0).clamp(min=1).rsqrt()
+    diagonal = (2 - below.square().sum(0)).sqrt()
+    vectors = below / diagonal + torch.eye(len(below))
+    product: torch.Tensor = torch.linalg.householder_product(vectors, diagonal.square())
+    return product

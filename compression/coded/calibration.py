@@ -1,45 +1,37 @@
 """Calibrating `coded`: from gradients on other texts to what is stored once for a model.
 
-One pass over the draws, in bounded memory: per place the second moment of gradients, per group of
-layers the covariance of what was cached, per token the gradients' energy; a few contexts are kept
-to count integers on.
+Of the draws the gradients are summed up as they come (moments.py), and what was cached is kept in
+16 bits: it is looked at three times, for the bases of neighbouring layers, for the turn of their
+first columns, and to count integers.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from compression.base import Calibration
-from compression.coded import bases, rans
+from compression.coded import bases, rans, tables
 from compression.coded.coefficients import integers_of
+from compression.coded.groups import read_neighbours
 from compression.coded.method import MIDDLE
-from compression.coded.roots import half_of, root_of
-from compression.coded.token_weights import Energies, is_watched
-from compression.coded.transform import (
-    HIGHEST,
-    LOWEST,
-    level_of_mean,
-    read,
-    rows,
-)
-from compression.methods.layer_groups import neighbours
-from compression.methods.place_by_place import Place
+from compression.coded.moments import Moments, first_learned
+from compression.coded.roots import root_of
+from compression.coded.transform import level_of_mean, read, rows
+from compression.methods.layer_groups import alike, neighbours
 from compression.stored import Tensors, nbytes
-from config import UsageError
 from data.cache import KINDS, KVCache, wide
 from data.sensitivity import Sensitivity
 
-MOST_COLUMNS = 6144  # of a group: the basis is as large as their square, and so is the work
-BITS_OF_BASIS = 4  # of a number of it, about, with the fewest of bases.USUAL_BITS
-REGULAR = 0.5  # share of the mean sensitivity that is added in every direction of a place
-SINKS = 4  # first tokens that nothing is learned from: they are like no others
+# Of neighbours, and of what is turned together: a basis is as large as its columns' square, and so
+# is the work.
+MOST_COLUMNS, MOST_TURNED = 3072, 3072
+TURNED = 3  # one in so many columns, the first of each of the neighbours, is turned with the others
+BITS_OF_BASIS = 2.5  # of a number of it, about, where it leaks little
 COUNTED = 3  # contexts that integers are counted on
-# Bytes of the tables of integers, which are counted last
-TABLES = 2 * (HIGHEST - LOWEST + 1) * rans.N_SYMBOLS
-PRIOR = 50  # counts that a Laplace distribution of its magnitude adds to each class
+
+Joined = list[tuple[tuple[int, ...], int]]  # of a group: neighbours, how many columns are turned
 
 
 def calibrate(
@@ -48,165 +40,164 @@ def calibrate(
     """What `coded` stores once for the model that these draws are of, those on one cache one after
     the other; `learned_from` says on what in words. room: the bytes that it should take at most,
     for which layers share a basis with fewer others, and its columns have fewer bits."""
-    moments = _Moments(room)
-    kept: deque[KVCache] = deque(maxlen=COUNTED)
-    latest = None
+    moments, latest = Moments(), None
+    caches: list[KVCache] = []
     for draw in draws:
-        moments.add_gradients(draw)
+        moments.add(draw)
         if draw.cache is not latest:
-            moments.add_content(draw.cache)
             latest = draw.cache
-            kept.append(latest.in_16_bits())
+            caches.append(latest.in_16_bits())
     tensors = moments.roots() | moments.weights()
-    for g, layers in enumerate(moments.groups):
-        tensors[f"layers.{g}"] = torch.tensor(layers, dtype=torch.int32)
-        tensors[f"means.{g}"] = moments.mean(layers)
-    directions = [moments.directions(layers, tensors) for layers in moments.groups]
-    for g, of_group in enumerate(bases.fitting(directions, room - nbytes(tensors) - TABLES)):
-        tensors |= {f"basis.{g}.{name}": tensor for name, tensor in of_group.items()}
-    without_tables = Calibration(tensors, learned_from)
-    tables = rans.frequencies(_counts(kept, without_tables) + PRIOR * _laplace())
-    return Calibration(
-        tensors | {"tables": torch.from_numpy(tables.astype(np.int16))}, learned_from
-    )
+    groups = [] if not caches else grouped(caches[0], room)
+    room -= 2 * tables.NBYTES
+    tensors |= _of_neighbours(caches, groups, tensors, room)
+    tensors |= _of_groups(caches, groups, tensors, room)
+    counts = _counts(caches[-COUNTED:], Calibration(tensors, learned_from))
+    return Calibration(tensors | {"tables": _stored(tables.frequencies(counts))}, learned_from)
 
 
-def grouped(cache: KVCache, room: float = math.inf) -> list[tuple[int, ...]]:
-    """The cached layers in groups of neighbours among those of the same kind that hold the same
-    tokens: in as few as MOST_COLUMNS and `room` bytes allow, about equally many in each."""
+def grouped(cache: KVCache, room: float = math.inf) -> list[Joined]:
+    """The cached layers in groups of the same kind that hold the same tokens, and in each
+    neighbours: in as few as MOST_COLUMNS and `room` bytes allow, about equally many in each."""
     by_count = {}
-    for most in range(len(cache.layers), 0, -1):  # the smallest groups of each count come last
+    for most in range(len(cache.layers), 0, -1):  # the smallest of each count come last
 
         def fits(layers: Sequence[int], most: int = most) -> bool:
             return len(layers) <= most and _columns(cache, layers) <= MOST_COLUMNS
 
-        groups = sorted(neighbours(cache, fits))
-        by_count[len(groups)] = groups
-    numbers = {n: sum(_columns(cache, x) ** 2 for x in each) for n, each in by_count.items()}
+        groups = [_joined(cache, neighbours(layers, fits)) for layers in alike(cache)]
+        by_count[sum(map(len, groups))] = groups
     roots = sum(
         wide(layer.tensor(kind)).shape[1] ** 2 for layer in cache.layers for kind in KINDS
     )  # half of each, in 16 bits
-    fit = [n for n in numbers if BITS_OF_BASIS * numbers[n] / 8 + roots <= room]
+    fit = [
+        n
+        for n, groups in by_count.items()
+        if BITS_OF_BASIS * _numbers(cache, groups) / 8 + roots <= room
+    ]
     return by_count[min(fit, default=max(by_count))]
 
 
+def _joined(cache: KVCache, neighbours: Sequence[tuple[int, ...]]) -> Joined:
+    if len(neighbours) == 1:
+        return [(neighbours[0], 0)]
+    widths = [_columns(cache, layers) for layers in neighbours]
+    turned = min(MOST_TURNED, sum(widths) // TURNED)
+    firsts = (width * turned // sum(widths) for width in widths)
+    return list(zip(neighbours, firsts, strict=True))
+
+
+def _numbers(cache: KVCache, groups: Iterable[Joined]) -> int:
+    """Of all bases."""
+    of_neighbours = sum(_columns(cache, layers) ** 2 for group in groups for layers, _ in group)
+    return of_neighbours + sum(_turned(group) ** 2 for group in groups)
+
+
+def _turned(group: Joined) -> int:
+    return sum(first for _, first in group)
+
+
 def _columns(cache: KVCache, layers: Iterable[int]) -> int:
-    return sum(_width(cache, i) for i in layers)
+    return sum(wide(cache.layers[i].tensor(kind)).shape[1] for i in layers for kind in KINDS)
 
 
-def _width(cache: KVCache, i: int) -> int:
-    layer = cache.layers[i]
-    return layer.n_heads * (layer.keys.shape[2] + layer.values.shape[2])
+def _of_neighbours(
+    caches: Sequence[KVCache], groups: Iterable[Joined], roots: Tensors, room: float
+) -> Tensors:
+    """Layers, mean and basis of all neighbours, in what `room` bytes the roots and the turns
+    leave."""
+    made: Tensors = {}
+    directions = []
+    all_layers = [layers for group in groups for layers, _ in group]
+    for n, layers in enumerate(all_layers):
+        made[f"layers.{n}"] = torch.tensor(layers, dtype=torch.int32)
+        made[f"means.{n}"], covariance = _content(caches, layers)
+        of_places = [root_of(roots, i, kind).float() for i in layers for kind in KINDS]
+        a = torch.block_diag(*of_places)
+        covariance = covariance / covariance.diagonal().mean().clamp(min=1e-30)
+        directions.append(_directions(a @ covariance.float() @ a, list(map(len, of_places))))
+    turns = sum(BITS_OF_BASIS * _turned(group) ** 2 / 8 for group in groups)
+    fitted, frequencies = bases.fitting(directions, room - turns - nbytes(roots | made))
+    for n, of_basis in enumerate(fitted):
+        made |= {f"basis.{n}.{name}": tensor for name, tensor in of_basis.items()}
+    return made | {"basis_tables": _stored(frequencies)}
 
 
-class _Moments:
-    """Sums over draws, of one context each."""
-
-    def __init__(self, room: float) -> None:
-        self.room = room
-        self.groups: list[tuple[int, ...]] = []
-        self.information: dict[Place, torch.Tensor] = {}  # (dim, dim) float64
-        self.covariance: dict[tuple[int, ...], torch.Tensor] = {}  # (width, width) float64
-        self.content: dict[tuple[int, ...], torch.Tensor] = {}  # (width + 1,), the tokens last
-        self.energies = Energies()
-        self.watched = True
-        self.tokens: dict[Place, int] = {}  # that the information is summed over
-        self.log_scale = 0.0  # of each token's context, summed over tokens
-        self.n_tokens = 0
-
-    def add_gradients(self, draw: Sensitivity) -> None:
-        first = _first(draw.cache)
-        gradients = {
-            (i, kind): wide(pair[kind]).float().cpu()
-            for i, pair in enumerate(draw.gradients)
-            for kind in KINDS
-        }
-        self.watched &= is_watched(draw.cache)
-        weights, scale = self.energies.added(draw.cache, gradients, first)  # (tokens,)
-        for place, g in gradients.items():
-            held = draw.cache.layers[place[0]].positions.cpu()
-            g = (g / weights[held].sqrt()[:, None])[held >= first]
-            gram = (g.T @ g).double() / (draw.n_scored * scale)
-            self.information[place] = _plus(self.information.get(place), gram)
-            self.tokens[place] = self.tokens.get(place, 0) + len(g)
-        self.log_scale += draw.cache.n_tokens * math.log(scale)
-        self.n_tokens += draw.cache.n_tokens
-
-    def add_content(self, cache: KVCache) -> None:
-        if not self.groups:
-            self.groups = grouped(cache, self.room)
-        for layers in self.groups:
-            x = rows(cache.layers, [(i, kind) for i in layers for kind in KINDS], slice(None)).cpu()
-            x = x[cache.layers[layers[0]].positions.cpu() >= _first(cache)]
-            total = torch.cat([x.double().sum(0), torch.tensor([float(len(x))]).double()])
-            self.content[layers] = _plus(self.content.get(layers), total)
-            x = x - x.mean(0)
-            self.covariance[layers] = _plus(self.covariance.get(layers), (x.T @ x).double())
-
-    def roots(self) -> Tensors:
-        """A = (M + REGULAR tr(M) / dim)^1/2 of each place, and their scales. Contexts count by
-        their tokens and not by how much hangs on them: a few short ones would be all there is."""
-        if not self.n_tokens:
-            raise ValueError("calibration takes at least one draw")
-        usual = math.exp(self.log_scale / self.n_tokens)
-        means = {p: m * usual / max(1, self.tokens[p]) for p, m in self.information.items()}
-        least = 1e-6 * torch.stack([m.trace() / len(m) for m in means.values()]).mean()
-        if not least > 0:
-            raise UsageError(
-                "This model cannot be calibrated, for its predictions do not depend on its cache"
-            )
-        roots: Tensors = {}
-        scales = []
-        for (i, kind), m in means.items():
-            added = REGULAR * torch.maximum(m.trace() / len(m), least)
-            values, vectors = torch.linalg.eigh(m + added * torch.eye(len(m)).double())
-            root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-            scales.append(root.abs().amax())
-            roots[f"roots.{i}.{kind}"] = half_of((root / scales[-1]).half())
-        return roots | {"scales": torch.stack(scales).float()}
-
-    def weights(self) -> Tensors:
-        watched = torch.tensor([self.watched], dtype=torch.uint8)
-        fits = {
-            "weights": self.energies.fitted(),
-            "weights_without_queries": self.energies.fitted_without_queries(),
-        }
-        return {name: torch.from_numpy(fit).float() for name, fit in fits.items()} | {
-            "watched": watched
-        }
-
-    def mean(self, layers: tuple[int, ...]) -> torch.Tensor:
-        """(width,) float32 of a group, over all tokens that are learned from."""
-        total = self.content[layers]
-        return (total[:-1] / total[-1].clamp(min=1)).float()
-
-    def directions(self, layers: tuple[int, ...], tensors: Tensors) -> bases.Directions:
-        """Eigenvectors (width, columns) of A C A, C the covariance of a group, and the (columns,)
-        standard deviations along them, which fall."""
-        roots = [root_of(tensors, i, kind) for i in layers for kind in KINDS]
-        a = torch.block_diag(*roots).float()
-        c = self.covariance[layers]
-        seen = a @ (c / c.diagonal().mean().clamp(min=1e-30)).float() @ a
-        seen = seen / seen.diagonal().mean().clamp(min=1e-30)
-        values, vectors = torch.linalg.eigh((seen + seen.T) / 2)
-        return vectors.flip(1), values.clamp(min=0).sqrt().flip(0)
+def _of_groups(
+    caches: Sequence[KVCache], groups: Sequence[Joined], tensors: Tensors, room: float
+) -> Tensors:
+    """Which neighbours each group has, and how their first columns are turned, in what `room` bytes
+    the other tensors leave. The bases are those that will be read: the turn makes up for some of
+    what they are off."""
+    made: Tensors = {}
+    turns, n = {}, 0
+    for g, group in enumerate(groups):
+        numbers = range(n, n + len(group))
+        firsts = [first for _, first in group]
+        made[f"joined.{g}"] = torch.tensor([*zip(numbers, firsts, strict=True)], dtype=torch.int32)
+        if len(group) > 1:
+            turns[g] = _directions(_together(caches, tensors, numbers, firsts), firsts)
+        n += len(group)
+    left, frequencies = room - nbytes(tensors | made), tensors["basis_tables"].numpy()
+    fitted, _ = bases.fitting(list(turns.values()), left, frequencies)
+    for g, of_turn in zip(turns, fitted, strict=True):
+        made |= {f"turn.{g}.{name}": tensor for name, tensor in of_turn.items()}
+    return made
 
 
-def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
-    return more if total is None else total + more
+def _content(
+    caches: Iterable[KVCache], layers: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What layers hold: the (width,) float32 mean over all texts, and the (width, width) float64
+    sum over tokens of the products off each text's own."""
+    total, n, products = torch.zeros(1), 0, torch.zeros(1)
+    for cache in caches:
+        x = _rows(cache, layers)
+        total, n = total + x.double().sum(0), n + len(x)
+        x -= x.mean(0)
+        products = products + (x.T @ x).double()
+    return (total / max(1, n)).float(), products
 
 
-def _first(cache: KVCache) -> int:
-    """The first position that is learned from."""
-    return min(SINKS, cache.n_tokens // 4)
+def _together(
+    caches: Iterable[KVCache], tensors: Tensors, numbers: Iterable[int], firsts: Iterable[int]
+) -> torch.Tensor:
+    """(columns, columns) float64: the same products of the first coefficients of neighbours."""
+    coder = rans.Tables(tensors["basis_tables"].numpy())
+    neighbours_read = (read_neighbours(tensors, n, coder) for n in numbers)
+    taken = [
+        (each, each.analysis[:first]) for each, first in zip(neighbours_read, firsts, strict=True)
+    ]
+    products = torch.zeros(1)
+    for cache in caches:
+        parts = [_rows(cache, each.layers) @ analysis.T for each, analysis in taken]
+        x = torch.cat([part - part.mean(0) for part in parts], dim=1)
+        products = products + (x.T @ x).double()
+    return products
+
+
+def _stored(frequencies: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(frequencies.astype(np.int16))
+
+
+def _rows(cache: KVCache, layers: Sequence[int]) -> torch.Tensor:
+    """(tokens, width) float32 of the tokens that are learned from, which all of them hold."""
+    x = rows(cache.layers, [(i, kind) for i in layers for kind in KINDS], slice(None)).cpu()
+    return x[cache.layers[layers[0]].positions.cpu() >= first_learned(cache)].float()
+
+
+def _directions(seen: torch.Tensor, sizes: Sequence[int]) -> bases.Directions:
+    """Eigenvectors of a (width, width) covariance, of whatever scale, of places of these sizes, and
+    the standard deviations along them, which fall."""
+    seen = seen / seen.diagonal().mean().clamp(min=1e-30)
+    values, vectors = torch.linalg.eigh(((seen + seen.T) / 2).float())
+    return vectors.flip(1), values.clamp(min=0).sqrt().flip(0), sizes
 
 
 def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
-    """(classes, N_SYMBOLS) how often each integer has occurred in each class, either sign alike;
-    the escape first."""
+    """(classes, N_SYMBOLS) how often each integer has occurred in each class."""
     transform = read(calibration)
-    width = 2 * rans.TOP + 3  # with what is beyond on either side
-    counts = np.zeros((HIGHEST - LOWEST + 1) * width)
+    counts = np.zeros((tables.N_CLASSES, rans.N_SYMBOLS))
     for cache in caches:
         levels = transform.levels(cache)
         for group in transform.groups:
@@ -214,23 +205,6 @@ def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
             if not len(positions):
                 continue
             of_all = torch.cat([level_of_mean(levels[positions]), levels[positions]])
-            _, integers, symbol_classes = integers_of(
-                cache.layers, group, slice(1, None), of_all, MIDDLE
-            )
-            entry = symbol_classes.astype(np.int64) * width
-            entry += integers.clip(-rans.TOP - 1, rans.TOP + 1) + (rans.TOP + 1)
-            counts += np.bincount(entry, minlength=len(counts))
-    by_class = counts.reshape(-1, width)
-    by_class += by_class[:, ::-1]
-    return np.concatenate([by_class[:, :1], by_class[:, 1:-1]], axis=1)
-
-
-def _laplace() -> np.ndarray:
-    """(classes, N_SYMBOLS) shares of integers under a Laplace distribution of each magnitude, what
-    is beyond the table first."""
-    octaves = np.arange(LOWEST, HIGHEST + 1) / 4
-    edges = np.arange(0.5, rans.TOP + 1) / (2.0 ** octaves[:, None] / math.sqrt(2))
-    beyond = np.exp(-edges)  # on both sides together
-    half = -np.diff(beyond, axis=1) / 2  # 1 to TOP
-    parts = [beyond[:, -1:], half[:, ::-1], 1 - beyond[:, :1], half]
-    return np.concatenate(parts, axis=1)
+            _, *coded = integers_of(cache.layers, group, slice(1, None), of_all, MIDDLE)
+            counts += tables.counted(*coded)
+    return counts

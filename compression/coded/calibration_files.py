@@ -16,17 +16,20 @@ from compression.coded.learned_text import calibration_text
 from compression.methods.place_by_place import Place
 from data.cache import KINDS, KVCache
 
-FORMAT = "calibration of coded 5"
+FORMAT = "calibration of coded 6"
 SOURCES = Path(__file__).parent.parent.parent
 # Of the code that a calibration follows from; read as files, for one of them needs a model.
 MODULES = (
     "compression/coded/bases.py",
     "compression/coded/calibration.py",
     "compression/coded/coefficients.py",
+    "compression/coded/groups.py",
     "compression/coded/method.py",
+    "compression/coded/moments.py",
     "compression/coded/roots.py",
     "compression/coded/transform.py",
     "compression/coded/rans.py",
+    "compression/coded/tables.py",
     "data/sensitivity.py",
     "compression/coded/token_weights.py",
     "compression/methods/layer_groups.py",

@@ -10,7 +10,8 @@ import torch
 from compression.coded import rans
 from compression.coded.chunk_bytes import Chunk
 from compression.coded.coefficients import integers_of, restored_places, spread
-from compression.coded.transform import Group, Transform, classes, level_of_mean, scales
+from compression.coded.groups import Group
+from compression.coded.transform import Transform, classes, level_of_mean, scales
 from compression.methods.place_by_place import Middles
 from compression.shapes import LayerShape
 from compression.stored import refuse_left
@@ -37,7 +38,7 @@ def quantised(
     levels = transform.levels_without_queries(layers, n_tokens)
     levels = torch.cat([level_of_mean(levels), levels])
     skips = [n_tokens - layers[group.layers[0]].n_tokens for group in transform.groups]
-    codes = [torch.zeros(len(g.analysis), dtype=torch.uint8) for g in transform.groups]
+    codes = [torch.zeros(g.columns, dtype=torch.uint8) for g in transform.groups]
     integers, of_integers = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
     for g, group, tokens in _coded(transform, skips, n_sinks, n_tokens):
         held = slice(tokens.start - skips[g], None)
@@ -55,7 +56,7 @@ def restored(
 ) -> Middles:
     """Of each place (heads, tokens, dim) before rotary embedding, without the sinks, on `device`.
     Raises ValueError for integers that do not end where they began."""
-    columns = [len(group.analysis) for group in transform.groups]
+    columns = [group.columns for group in transform.groups]
     levels = torch.from_numpy(chunk.levels.astype(np.int16)).to(device)
     codes = torch.from_numpy(chunk.codes).to(device).split(columns)
     coded = list(_coded(transform, chunk.skips.tolist(), chunk.n_sinks, chunk.n_tokens))

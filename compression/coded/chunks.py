@@ -98,7 +98,7 @@ class ChunkCodec:
     def decode_layers(self, data: bytes | memoryview, device: torch.device = CPU) -> list[LayerKV]:
         """The inverse of `encode_layers`."""
         self._refuse_another(*chunk_bytes.identities(data))
-        columns = [len(group.analysis) for group in self.transform.groups]
+        columns = [group.columns for group in self.transform.groups]
         chunk = chunk_bytes.read(data, len(columns), len(self.layers), sum(columns))
         try:
             middles = restored(chunk, self.transform, self.layers, device)

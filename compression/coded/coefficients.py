@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from compression.coded.transform import Group, classes, is_stored, magnitudes, rows, scales
+from compression.coded.groups import Group
+from compression.coded.transform import classes, is_stored, magnitudes, rows, scales
 from compression.methods.place_by_place import Middles
 from compression.shapes import LayerShape
 from config import UsageError
@@ -32,35 +33,37 @@ def integers_of(
     """
     x = rows(layers, group.places, tokens)  # (tokens, width)
     group, levels = group.on(x.device), levels.to(x.device)
-    x = x - group.mean
+    x -= group.mean
     mean = x.mean(0)
     x -= mean
-    analysis, mean = group.analysis, group.analysis @ mean  # (columns, width), (columns,)
+    means = torch.cat(group.coefficients(mean[None]))[:, 0]  # (columns,)
     of_mean, levels = levels[:1], levels[1:]
     blocks = levels.argsort(descending=True, stable=True).split(BLOCK)
-    heaviest = analysis @ x[blocks[0]].T  # (columns, tokens of the block)
+    heaviest = group.coefficients(x[blocks[0]])  # of each band (columns, tokens of the block)
     codes = torch.maximum(
-        magnitudes(_root_mean_squares(x, analysis, blocks, heaviest), step),
-        magnitudes(mean.abs() / LARGE_MEAN, step),
+        magnitudes(_root_mean_squares(x, group, blocks, torch.cat(heaviest)), step),
+        magnitudes(means.abs() / LARGE_MEAN, step),
     )
-    most = torch.maximum(of_mean, levels.max())
-    codes[~is_stored(classes(codes, most))[:, 0]] = 0
-    live = _live(codes != 0)
-    whole = x.new_zeros((live, 1 + len(levels)))
-    whole[:, 0] = _rounded(mean, codes, of_mean, step)[:live]
-    left = (mean[:live] - whole[:, 0])[:, None]  # of the mean, for each token
+    codes[~is_stored(classes(codes, torch.maximum(of_mean, levels.max())))[:, 0]] = 0
+    rounded = _rounded(means, codes, of_mean, step)
+    live = [_live(band != 0) for band in codes.split(group.bands)]
+    codes_of_live, rounded_of_live, left = (
+        torch.cat([band[:n] for band, n in zip(each.split(group.bands), live, strict=True)])
+        for each in (codes, rounded, means - rounded)
+    )
+    whole = x.new_zeros((sum(live), 1 + len(levels)))
+    whole[:, 0] = rounded_of_live
+    bands = list(zip(whole.split(live), left[:, None].split(live), strict=True))
     for block in blocks:
-        n = _live(is_stored(classes(codes, levels[block].max()[None]))[:, 0])
-        of_block = heaviest[:n] if block is blocks[0] else analysis[:n] @ x[block].T
-        whole[:n].index_copy_(1, 1 + block, of_block + left[:n])
-    return codes, *_rounded_integers(whole, codes[:live], torch.cat([of_mean, levels]), step)
+        most = _most(codes, levels[block], group)
+        of_block = heaviest if block is blocks[0] else group.coefficients(x[block], most)
+        for (band, of_mean_left), coefficients, n in zip(bands, of_block, most, strict=True):
+            band[:n].index_copy_(1, 1 + block, coefficients[:n] + of_mean_left[:n])
+    return codes, *_rounded_integers(whole, codes_of_live, torch.cat([of_mean, levels]), step)
 
 
 def _root_mean_squares(
-    x: torch.Tensor,
-    analysis: torch.Tensor,
-    blocks: Sequence[torch.Tensor],
-    heaviest: torch.Tensor,
+    x: torch.Tensor, group: Group, blocks: Sequence[torch.Tensor], heaviest: torch.Tensor
 ) -> torch.Tensor:
     """(columns,) over all tokens; those beyond the heaviest, of which the coefficients are at hand,
     are told by some of them, but never below what those alone come to."""
@@ -70,7 +73,7 @@ def _root_mean_squares(
         norms = torch.linalg.vector_norm(x[others], dim=1)
         large = others[norms.topk(min(LARGE, len(others))).indices]
         some = others[:: -(-len(others) // SAMPLED)]
-        both = (analysis @ x[torch.cat([some, large])].T).square()
+        both = torch.cat(group.coefficients(x[torch.cat([some, large])])).square()
         of_some, of_large = (part.sum(1) for part in both.split([len(some), len(large)], dim=1))
         energy += torch.maximum(of_some * (len(others) / len(some)), of_large)
     return (energy / len(x)).sqrt()
@@ -122,13 +125,13 @@ def restored_places(
     those of their mean first. They are zero beyond the last column that is stored: early for tokens
     that weigh little."""
     group = group.on(levels.device)
-    synthesis = group.synthesis
-    mean = group.mean + coefficients[:, 0] @ synthesis
+    mean = group.mean + group.content(coefficients[:, :1].split(group.bands))  # (1, width)
     coefficients, levels = coefficients[:, 1:], levels[1:]
     x = mean.expand(len(levels), -1).contiguous()
     for tokens in levels.argsort(stable=True).split(BLOCK):
-        n = _live(is_stored(classes(codes, levels[tokens].max()[None]))[:, 0])
-        x.index_add_(0, tokens, coefficients[:n].index_select(1, tokens).T @ synthesis[:n])
+        most = _most(codes, levels[tokens], group)
+        bands = zip(coefficients.split(group.bands), most, strict=True)
+        x.index_add_(0, tokens, group.content([b[:n].index_select(1, tokens) for b, n in bands]))
     parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
     return {(i, kind): by_head(part, layers[i].n_heads) for (i, kind), part in parts}
 
@@ -141,6 +144,13 @@ def _chosen(x: torch.Tensor, coded: torch.Tensor) -> np.ndarray:
         return chosen
     moved: np.ndarray = x[coded].cpu().numpy()
     return moved
+
+
+def _most(codes: torch.Tensor, levels: torch.Tensor, group: Group) -> list[int]:
+    """In each band of a group with these (columns,) codes, how many of the first columns tokens of
+    these levels have integers in."""
+    stored = is_stored(classes(codes, levels.max()[None]))[:, 0]
+    return [_live(band) for band in stored.split(group.bands)]
 
 
 def _live(kept: torch.Tensor) -> int:

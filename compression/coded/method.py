@@ -21,9 +21,9 @@ import torch
 from compression.base import Calibration, Compressed, Compressor
 from compression.coded import named, rans
 from compression.coded.coefficients import integers_of, restored_places, spread
+from compression.coded.groups import Group
 from compression.coded.token_weights import is_watched
 from compression.coded.transform import (
-    Group,
     Transform,
     classes,
     fitting,
@@ -41,9 +41,9 @@ from data.cache import BYTES_PER_ENTRY, KINDS, KVCache
 
 FINE, MIDDLE, COARSE = 3.5e-5, 7e-5, 1.4e-4  # steps in sqrt(nats)
 MOST = 1e30  # of a step and of what one is divided by, so that float32 holds both
-# Of a cache that are coded together: 11,650 tokens of the default model. Working memory is about
-# ten bytes for each; beyond, parts of the text are coded apart.
-MOST_ENTRIES = 1 << 27
+# Of a cache that are coded together: 5,825 tokens of the default model. Working memory is about
+# twenty bytes for each; beyond, parts of the text are coded apart.
+MOST_ENTRIES = 1 << 26
 
 
 Groups = list[tuple[int, Group, slice]]  # number, group, positions in the text
@@ -148,7 +148,7 @@ class Coded(Compressor):
     ) -> tuple[Sequence[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """Of each group the (columns,) codes of magnitude, the (1 + tokens,) levels, that of the
         mean first, and the classes (columns, 1 + tokens) that they tell."""
-        columns = [len(group.analysis) for _, group, _ in groups]
+        columns = [group.columns for _, group, _ in groups]
         codes = self.read_codes(stored, sum(columns)).to(levels.device).split(columns)
         mean_level = taken(stored, "mean_level", (torch.int8,), 1).to(levels)
         with_mean = [torch.cat([mean_level, levels[tokens]]) for *_, tokens in groups]

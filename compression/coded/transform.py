@@ -5,100 +5,47 @@ Tensors of the calibration:
                         divergence in nats that an error e of one token costs, dim being heads x
                         dim; it is symmetric, and its lower half is kept
   scales                float32 (places,): layer 0's key, layer 0's value, layer 1's key, ...
-  layers.<group>        int32: the cached layers of a group
-  basis.<group>.<...>   orthonormal directions (width, width) of all places of the group after A, by
+  layers.<n>            int32: cached layers that share a basis, neighbours
+  basis.<n>.<...>       orthonormal directions (width, width) of all their places after A, by
                         falling variance, as bases.py keeps them
-  means.<group>         float32 (width,): of keys before rotary embedding, and values
+  means.<n>             float32 (width,): of keys before rotary embedding, and values
+  joined.<group>        int32 (neighbours, 2): the number n of each of a group, and how many of its
+                        first columns are turned with those of the others
+  turn.<group>.<...>    orthonormal directions of these, as the bases; of a group of one, nothing
   weights               float32 (2,): log c and b of a token's weight c exp(b trait)
   weights_without_queries  the same by how unlike the mean key a token's keys are
   watched               uint8 (1,): 1 where the trait is attention, 0 where it is age
+  basis_tables          int16 (classes, symbols): frequencies of the integers of the bases
   tables                int16 (classes, symbols): frequencies of integers by expected magnitude
 Both sides must agree on every class: it is computed from stored bytes in integers alone.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 
 from compression.base import Calibration
-from compression.coded import bases
+from compression.coded import groups
+from compression.coded.groups import Group, read_group
 from compression.coded.rans import N_SYMBOLS, Tables
-from compression.coded.roots import root_of
+from compression.coded.tables import HIGHEST, LOWEST, N_CLASSES, SKIPPED
 from compression.coded.token_weights import traits, unlikeness
 from compression.methods.place_by_place import Place, content
 from compression.shapes import LayerShape
-from compression.stored import Tensors, refuse_left, taken, under
+from compression.stored import Tensors, refuse_left, taken
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, wide
 
 STEPS_PER_OCTAVE = 8  # of magnitudes that are stored, and of a token's scale sqrt(w)
 LEAST_LEVEL, MOST_LEVEL = -128, 127  # of such scales, which fit a byte
 ZERO_CODE = 128  # magnitude code of a root mean square of one step; code 0: nothing is stored
-LOWEST, HIGHEST = -24, 40  # classes of magnitude, four an octave: 1/64 of a step to 1024 steps
 # How much more an error that all tokens have in common costs than as many that know nothing of each
 # other: 65 times at 2048 tokens of the default model, 91 in values and 5 in keys. This leaves less
 # than a hundredth of all loss to the mean, and takes a bit less for each column.
 IN_COMMON = 16
-SKIPPED = -8  # classes below this, a quarter of a step, hold zeros and no symbols
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Layers of one kind that are transformed together.
-
-    places: (layer, kind) in the order in which their dimensions are joined.
-    basis: (width, columns) float32. roots, inverses: (dim, dim) float32 of each place. mean:
-    (width,) float32.
-    """
-
-    places: tuple[Place, ...]
-    basis: torch.Tensor
-    roots: tuple[torch.Tensor, ...]
-    inverses: tuple[torch.Tensor, ...]
-    mean: torch.Tensor
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(i for i, kind in self.places if kind == KINDS[0])
-
-    @property
-    def widths(self) -> list[int]:
-        return [len(root) for root in self.roots]
-
-    @cached_property
-    def analysis(self) -> torch.Tensor:
-        """(columns, width): U^T A, which takes what was cached to coefficients."""
-        return self._after(self.roots)
-
-    @cached_property
-    def synthesis(self) -> torch.Tensor:
-        """(columns, width): (A^-1 U)^T, which takes coefficients back."""
-        return self._after(self.inverses)
-
-    def on(self, device: torch.device) -> "Group":
-        """The same there, and kept there: it is large."""
-        if device == self.mean.device:
-            return self
-        if device not in self._copies:
-            self._copies[device] = replace(
-                self,
-                basis=self.basis.to(device),
-                roots=tuple(root.to(device) for root in self.roots),
-                inverses=tuple(inverse.to(device) for inverse in self.inverses),
-                mean=self.mean.to(device),
-            )
-        return self._copies[device]
-
-    @cached_property
-    def _copies(self) -> dict[torch.device, "Group"]:
-        return {}
-
-    def _after(self, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        rows = self.basis.split(self.widths)  # (dim, columns) each
-        return torch.cat([b.T @ f for b, f in zip(rows, factors, strict=True)], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,35 +106,16 @@ def read(calibration: Calibration) -> Transform:
     tensors = calibration.tensors
     if "scales" not in tensors:
         raise ValueError("this calibration was not made by compression.coded.calibration")
-    n_groups = sum(name.startswith("layers.") for name in tensors)
+    n_groups = sum(name.startswith("joined.") for name in tensors)
+    coder = Tables(tensors["basis_tables"].numpy())
     frequencies = tensors.get("tables")
     return Transform(
-        tuple(_group(tensors, g) for g in range(n_groups)),
+        tuple(read_group(tensors, g, coder) for g in range(n_groups)),
         tensors["weights"].double().numpy(),
         tensors["weights_without_queries"].double().numpy(),
         bool(tensors["watched"]),
         None if frequencies is None else frequencies.numpy(),
     )
-
-
-def _group(tensors: Tensors, g: int) -> Group:
-    places = tuple((i, kind) for i in tensors[f"layers.{g}"].tolist() for kind in KINDS)
-    roots = [root_of(tensors, *place) for place in places]
-    return Group(
-        places,
-        bases.orthonormal(under(dict(tensors), f"basis.{g}."), sum(map(len, roots))),
-        tuple(root.float() for root in roots),
-        tuple(_inverse(root).float() for root in roots),
-        tensors[f"means.{g}"],
-    )
-
-
-def _inverse(root: torch.Tensor) -> torch.Tensor:
-    inverse: torch.Tensor
-    inverse, failed = torch.linalg.inv_ex(root)
-    if failed:
-        raise ValueError("a root cannot be inverted")
-    return inverse
 
 
 def fitting(calibration: Calibration, layers: Sequence[LayerShape], model: str) -> Transform:
@@ -209,29 +137,21 @@ def fitting(calibration: Calibration, layers: Sequence[LayerShape], model: str) 
 def refuse_misfit(tensors: Tensors, widths: dict[Place, int]) -> None:
     """Raise ValueError for tensors that are not all that is learned of a model whose cached places
     have these widths, heads x dim."""
-    left, places = dict(tensors), []
-    for g in range(sum(name.startswith("layers.") for name in tensors)):
-        layers = taken(left, f"layers.{g}", (torch.int32,), None).tolist()
-        group = [(i, kind) for i in layers for kind in KINDS if (i, kind) in widths]
-        width = sum(widths[place] for place in group)
-        of_basis = under(left, f"basis.{g}.")
-        bases.parts(of_basis, width)
-        refuse_left(of_basis)
-        taken(left, f"means.{g}", (torch.float32,), width)
-        for i, kind in group:
-            dim = widths[i, kind]
-            taken(left, f"roots.{i}.{kind}", (torch.float16,), dim * (dim + 1) // 2)
-        places += group
-    if len(places) < len(widths):
-        raise ValueError("it is not of all layers")
+    left = dict(tensors)
+    coder = Tables(_table(left, "basis_tables"))
+    groups.refuse_misfit(left, widths, coder)
     scales = taken(left, "scales", (torch.float32,), len(widths))
     for name in ("weights", "weights_without_queries"):
         taken(left, name, (torch.float32,), 2)
     taken(left, "watched", (torch.uint8,), 1)
-    Tables(taken(left, "tables", (torch.int16,), HIGHEST - LOWEST + 1, N_SYMBOLS).numpy())
+    Tables(_table(left, "tables"))
     refuse_left(left)
     if not all(x.isfinite().all() for x in tensors.values()) or not (scales > 0).all():
         raise ValueError("its numbers are not finite, or its scales not above 0")
+
+
+def _table(left: Tensors, name: str) -> np.ndarray:
+    return taken(left, name, (torch.int16,), N_CLASSES, N_SYMBOLS).numpy()
 
 
 def rows(layers: Sequence[LayerKV], places: Iterable[Place], tokens: slice) -> torch.Tensor:

@@ -14,7 +14,7 @@ from compression.methods.kvtc_plan import (
     best_plans,
     possible_runs,
 )
-from compression.methods.layer_groups import neighbours
+from compression.methods.layer_groups import alike, neighbours
 from compression.methods.place_by_place import content
 from compression.methods.spectra import leading
 from compression.stored import Tensors
@@ -90,7 +90,11 @@ class _Sums:
 
 def _groups(cache: KVCache) -> list[Layers]:
     """All layers that hold the same tokens together, neighbours where they are too many."""
-    return neighbours(cache, lambda layers: _width(cache, layers) <= MOST_COLUMNS)
+    return [
+        group
+        for layers in alike(cache)
+        for group in neighbours(layers, lambda group: _width(cache, group) <= MOST_COLUMNS)
+    ]
 
 
 def _width(cache: KVCache, layers: Iterable[int]) -> int:

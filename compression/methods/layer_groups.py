@@ -5,19 +5,23 @@ from collections.abc import Callable, Sequence
 from data.cache import KVCache
 
 
-def neighbours(cache: KVCache, fits: Callable[[Sequence[int]], bool]) -> list[tuple[int, ...]]:
-    """The cached layers, each in one group, by its place; a layer joins the group of the one before
-    it as long as that still `fits`."""
-    alike: dict[tuple[str, int], list[int]] = {}
+def alike(cache: KVCache) -> list[list[int]]:
+    """The cached layers, by their places, in groups of the same kind that hold the same tokens."""
+    groups: dict[tuple[str, int], list[int]] = {}
     for i, layer in enumerate(cache.layers):
-        alike.setdefault((layer.kind, layer.n_tokens), []).append(i)
+        groups.setdefault((layer.kind, layer.n_tokens), []).append(i)
+    return list(groups.values())
+
+
+def neighbours(
+    layers: Sequence[int], fits: Callable[[Sequence[int]], bool]
+) -> list[tuple[int, ...]]:
+    """Layers that follow each other: one joins those before it as long as that still `fits`."""
     groups = []
-    for layers in alike.values():
-        group: list[int] = []
-        for i in layers:
-            if group and not fits([*group, i]):
-                groups.append(tuple(group))
-                group = []
-            group.append(i)
-        groups.append(tuple(group))
-    return groups
+    group: list[int] = []
+    for i in layers:
+        if group and not fits([*group, i]):
+            groups.append(tuple(group))
+            group = []
+        group.append(i)
+    return [*groups, tuple(group)]
