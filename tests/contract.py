@@ -90,7 +90,8 @@ def learned(which, cache_of, unrotated=False):
         return fitted_bases([cache_of()], unrotated, "another text")
     if which == "kvtc":
         return kvtc_fit.fitted([cache_of()], "another text")
-    return calibrate([random_gradients(cache_of())], "random gradients")
+    # With no room each layer has a basis of its own, so that there is something to turn together.
+    return calibrate([random_gradients(cache_of())], "random gradients", room=1)
 
 
 def calibration_for(name, number, cache_of):

@@ -92,9 +92,14 @@ def without(tensors, name):
         lambda tensors: tensors | {"layers.0": tensors["layers.0"] + 7},
         lambda tensors: tensors | {"layers.0": tensors["layers.0"][:0].clone()},
         lambda tensors: tensors | {"roots.0.key": 0 * tensors["roots.0.key"]},
-        lambda tensors: tensors | {"basis.0.bits": tensors["basis.0.bits"].flip(0)},
-        lambda tensors: tensors | {"basis.0.scales": tensors["basis.0.scales"][1:].clone()},
+        lambda tensors: tensors | {"basis.0.steps": -tensors["basis.0.steps"]},
+        lambda tensors: tensors | {"basis.0.words": tensors["basis.0.words"][1:].clone()},
         lambda tensors: tensors | {"basis.0.7": torch.zeros(3, dtype=torch.uint8)},
+        lambda tensors: tensors | {"basis_tables": tensors["basis_tables"] + 1},
+        lambda tensors: tensors | {"joined.0": tensors["joined.0"] + 1},
+        lambda tensors: tensors | {"joined.0": tensors["joined.0"][:0].clone()},
+        lambda tensors: tensors | {"joined.0": -tensors["joined.0"] - 1},
+        lambda tensors: tensors | {"turn.7.steps": torch.zeros(3, dtype=torch.float16)},
     ],
 )
 def test_a_sealed_calibration_that_does_not_fit_its_model_is_made_anew(

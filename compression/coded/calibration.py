@@ -26,7 +26,7 @@ from data.sensitivity import Sensitivity
 
 # Of neighbours, and of what is turned together: a basis is as large as its columns' square, and so
 # is the work.
-MOST_COLUMNS, MOST_TURNED = 3072, 3072
+MOST_COLUMNS, MOST_TURNED = 2048, 3072
 TURNED = 3  # one in so many columns, the first of each of the neighbours, is turned with the others
 BITS_OF_BASIS = 2.5  # of a number of it, about, where it leaks little
 COUNTED = 3  # contexts that integers are counted on
