@@ -54,12 +54,16 @@ def go_on(
         past = conversation.opened(loaded.model.config, compressed, own.past.layers)
     with memory.told(loaded, content.n_tokens + len(fed) + new_tokens):
         said = _said(loaded, past, content.n_tokens, fed, new_tokens)
+    words = printable(loaded.tokenizer.decode(said))
     if not isinstance(past, CompressedCache) or save_compressed is None:
-        return printable(loaded.tokenizer.decode(said)), []
+        return words, []
     ids = torch.tensor([*content.shape.token_ids, *fed.tolist(), *said[:-1]])
-    closed = conversation.closed(past, content.shape, ids)
-    line = _stored(closed, said[-1], content, save_compressed)
-    return printable(loaded.tokenizer.decode(said)), [line]
+    try:
+        closed = conversation.closed(past, content.shape, ids)
+        return words, [_stored(closed, said[-1], content, save_compressed)]
+    except UsageError as error:  # what the model took long to say is not lost with it
+        heard = f"the model had said {words!r}"
+        raise UsageError(error.reason, "; ".join(filter(None, (error.advice, heard)))) from None
 
 
 def _said(

@@ -105,6 +105,20 @@ def test_a_conversation_may_be_kept_in_the_same_file(learned, tmp_path):
     assert files.read(file).n_tokens == before + len(QUESTION.text) + 8
 
 
+def test_what_the_model_said_is_not_lost_where_it_cannot_be_stored(learned, tmp_path, monkeypatch):
+    loaded, _ = learned("llama_gqa")
+    file = stored(loaded, tmp_path / "chat.kv", "coded_chunks 1.4e-04")
+    said, _ = turns.go_on(loaded, file, 6, QUESTION)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save", full)
+    with pytest.raises(UsageError, match="No space left on device") as refused:
+        turns.go_on(loaded, file, 6, QUESTION, str(tmp_path / "more.kv"))
+    assert repr(said) in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("family", "method", "says"),
     [

@@ -21,7 +21,7 @@ from compression.coded.roots import root_of
 from compression.coded.transform import level_of_mean, read, rows
 from compression.methods.layer_groups import alike, neighbours
 from compression.stored import Tensors, nbytes
-from data.cache import KINDS, KVCache, wide
+from data.cache import KINDS, KVCache
 from data.sensitivity import Sensitivity
 
 # Of neighbours, and of what is turned together: a basis is as large as its columns' square, and so
@@ -67,9 +67,8 @@ def grouped(cache: KVCache, room: float = math.inf) -> list[Joined]:
 
         groups = [_joined(cache, neighbours(layers, fits)) for layers in alike(cache)]
         by_count[sum(map(len, groups))] = groups
-    roots = sum(
-        wide(layer.tensor(kind)).shape[1] ** 2 for layer in cache.layers for kind in KINDS
-    )  # half of each, in 16 bits
+    widths = (_width(cache, i, kind) for i in range(len(cache.layers)) for kind in KINDS)
+    roots = sum(width**2 for width in widths)  # half of each, in 16 bits
     fit = [
         n
         for n, groups in by_count.items()
@@ -98,7 +97,11 @@ def _turned(group: Joined) -> int:
 
 
 def _columns(cache: KVCache, layers: Iterable[int]) -> int:
-    return sum(wide(cache.layers[i].tensor(kind)).shape[1] for i in layers for kind in KINDS)
+    return sum(_width(cache, i, kind) for i in layers for kind in KINDS)
+
+
+def _width(cache: KVCache, i: int, kind: str) -> int:
+    return cache.layers[i].n_heads * cache.layers[i].tensor(kind).shape[2]
 
 
 def _of_neighbours(
@@ -135,7 +138,7 @@ def _of_groups(
         numbers = range(n, n + len(group))
         firsts = [first for _, first in group]
         made[f"joined.{g}"] = torch.tensor([*zip(numbers, firsts, strict=True)], dtype=torch.int32)
-        if len(group) > 1:
+        if _turned(group):
             turns[g] = _directions(_together(caches, tensors, numbers, firsts), firsts)
         n += len(group)
     left, frequencies = room - nbytes(tensors | made), tensors["basis_tables"].numpy()

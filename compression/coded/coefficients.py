@@ -13,7 +13,9 @@ from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import LayerKV, by_head
 
-BLOCK = 256  # tokens of like weight at once: those that weigh little need few columns
+# Tokens of like weight at once, for those that weigh little need few columns: an eighth of them,
+# and as many as a product of matrices takes to be fast.
+FEWEST, MOST = 64, 256
 # Of the tokens beyond the first block, that magnitudes of columns are told by: at even distances,
 # and the largest, for a few tokens like no others may be all that there is in a column.
 SAMPLED, LARGE = 256, 64
@@ -36,10 +38,11 @@ def integers_of(
     x -= group.mean
     mean = x.mean(0)
     x -= mean
-    means = torch.cat(group.coefficients(mean[None]))[:, 0]  # (columns,)
     of_mean, levels = levels[:1], levels[1:]
-    blocks = levels.argsort(descending=True, stable=True).split(BLOCK)
-    heaviest = group.coefficients(x[blocks[0]])  # of each band (columns, tokens of the block)
+    blocks = _alike(levels)
+    bands = group.coefficients(torch.cat([mean[None], x[blocks[0]]]))
+    means = torch.cat([band[:, 0] for band in bands])  # (columns,)
+    heaviest = [band[:, 1:] for band in bands]  # of each (columns, tokens of the block)
     codes = torch.maximum(
         magnitudes(_root_mean_squares(x, group, blocks, torch.cat(heaviest)), step),
         magnitudes(means.abs() / LARGE_MEAN, step),
@@ -48,16 +51,15 @@ def integers_of(
     rounded = _rounded(means, codes, of_mean, step)
     live = [_live(band != 0) for band in codes.split(group.bands)]
     codes_of_live, rounded_of_live, left = (
-        torch.cat([band[:n] for band, n in zip(each.split(group.bands), live, strict=True)])
-        for each in (codes, rounded, means - rounded)
+        _firsts(each, group.bands, live) for each in (codes, rounded, means - rounded)
     )
     whole = x.new_zeros((sum(live), 1 + len(levels)))
     whole[:, 0] = rounded_of_live
-    bands = list(zip(whole.split(live), left[:, None].split(live), strict=True))
+    parts = list(zip(whole.split(live), left[:, None].split(live), strict=True))
     for block in blocks:
         most = _most(codes, levels[block], group)
         of_block = heaviest if block is blocks[0] else group.coefficients(x[block], most)
-        for (band, of_mean_left), coefficients, n in zip(bands, of_block, most, strict=True):
+        for (band, of_mean_left), coefficients, n in zip(parts, of_block, most, strict=True):
             band[:n].index_copy_(1, 1 + block, coefficients[:n] + of_mean_left[:n])
     return codes, *_rounded_integers(whole, codes_of_live, torch.cat([of_mean, levels]), step)
 
@@ -125,13 +127,12 @@ def restored_places(
     those of their mean first. They are zero beyond the last column that is stored: early for tokens
     that weigh little."""
     group = group.on(levels.device)
-    mean = group.mean + group.content(coefficients[:, :1].split(group.bands))  # (1, width)
-    coefficients, levels = coefficients[:, 1:], levels[1:]
-    x = mean.expand(len(levels), -1).contiguous()
-    for tokens in levels.argsort(stable=True).split(BLOCK):
+    x = coefficients.new_empty(len(levels), len(group.mean))
+    for tokens in _alike(levels):
         most = _most(codes, levels[tokens], group)
         bands = zip(coefficients.split(group.bands), most, strict=True)
-        x.index_add_(0, tokens, group.content([b[:n].index_select(1, tokens) for b, n in bands]))
+        x[tokens] = group.content([band[:n].index_select(1, tokens) for band, n in bands])
+    x = x[1:].add_(x[0] + group.mean)
     parts = zip(group.places, x.split(group.widths, dim=1), strict=True)
     return {(i, kind): by_head(part, layers[i].n_heads) for (i, kind), part in parts}
 
@@ -146,11 +147,22 @@ def _chosen(x: torch.Tensor, coded: torch.Tensor) -> np.ndarray:
     return moved
 
 
+def _alike(levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The places of tokens in blocks of like weight, the heaviest first."""
+    n = min(max(-(-len(levels) // 8), FEWEST), MOST)
+    return levels.argsort(descending=True, stable=True).split(n)
+
+
 def _most(codes: torch.Tensor, levels: torch.Tensor, group: Group) -> list[int]:
     """In each band of a group with these (columns,) codes, how many of the first columns tokens of
     these levels have integers in."""
     stored = is_stored(classes(codes, levels.max()[None]))[:, 0]
     return [_live(band) for band in stored.split(group.bands)]
+
+
+def _firsts(x: torch.Tensor, bands: Sequence[int], live: Sequence[int]) -> torch.Tensor:
+    """Of (columns,) the first of each band, as many as are live."""
+    return torch.cat([band[:n] for band, n in zip(x.split(list(bands)), live, strict=True)])
 
 
 def _live(kept: torch.Tensor) -> int:
