@@ -13,8 +13,8 @@ from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import LayerKV, by_head
 
-# Tokens of like weight at once, for those that weigh little need few columns: an eighth of them,
-# and as many as a product of matrices takes to be fast.
+# Tokens of like weight at once, for those that weigh little need few columns. As many as make a
+# product of matrices fast; to bring back short texts an eighth of them, but no fewer than these.
 FEWEST, MOST = 64, 256
 # Of the tokens beyond the first block, that magnitudes of columns are told by: at even distances,
 # and the largest, for a few tokens like no others may be all that there is in a column.
@@ -39,7 +39,7 @@ def integers_of(
     mean = x.mean(0)
     x -= mean
     of_mean, levels = levels[:1], levels[1:]
-    blocks = _alike(levels)
+    blocks = _alike(levels, MOST)
     bands = group.coefficients(torch.cat([mean[None], x[blocks[0]]]))
     means = torch.cat([band[:, 0] for band in bands])  # (columns,)
     heaviest = [band[:, 1:] for band in bands]  # of each (columns, tokens of the block)
@@ -128,7 +128,8 @@ def restored_places(
     that weigh little."""
     group = group.on(levels.device)
     x = coefficients.new_empty(len(levels), len(group.mean))
-    for tokens in _alike(levels):
+    of_like_weight = min(max(-(-len(levels) // 8), FEWEST), MOST)
+    for tokens in _alike(levels, of_like_weight):
         most = _most(codes, levels[tokens], group)
         bands = zip(coefficients.split(group.bands), most, strict=True)
         x[tokens] = group.content([band[:n].index_select(1, tokens) for band, n in bands])
@@ -147,10 +148,10 @@ def _chosen(x: torch.Tensor, coded: torch.Tensor) -> np.ndarray:
     return moved
 
 
-def _alike(levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The places of tokens in blocks of like weight, the heaviest first."""
-    n = min(max(-(-len(levels) // 8), FEWEST), MOST)
-    return levels.argsort(descending=True, stable=True).split(n)
+def _alike(levels: torch.Tensor, n: int) -> Sequence[torch.Tensor]:
+    """The places of tokens in blocks of `n` of like weight, the heaviest first."""
+    blocks: Sequence[torch.Tensor] = levels.argsort(descending=True, stable=True).split(n)
+    return blocks
 
 
 def _most(codes: torch.Tensor, levels: torch.Tensor, group: Group) -> list[int]:
