@@ -120,7 +120,8 @@ def test_what_was_not_kept_so_is_refused(change):
     stored, *how = kept(*problem(4, 12))
     message = r"is due|above 0|no class|bytes|inflated|do not end|belongs to nothing"
     with pytest.raises(ValueError, match=message):
-        bases.refuse_misfit(stored | change, *how)
+        bases.refuse_misfit(stored | change, 4)
+        bases.orthonormal(stored | change, *how)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 9])

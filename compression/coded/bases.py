@@ -24,6 +24,7 @@ from compression.stored import Tensors, refuse_left, taken
 # Of the steps; the first that there is room for is taken, and finer ones gain nothing.
 COARSENESS = (0.35, 0.5, 0.7, 1, 1.4, 2, 2.8)
 WIDEST = 2  # steps are no longer than this many times that of the usual column of the last quarter
+CODED = {"state": (torch.int32,), "words": (torch.int16,)}  # always there of what rans.py stores
 # What is kept: (width, columns) orthonormal columns, the (columns,) standard deviations of their
 # coefficients, which fall, and how many of the rows are of each place.
 Directions = tuple[torch.Tensor, torch.Tensor, Sequence[int]]
@@ -65,10 +66,16 @@ def orthonormal(stored: Tensors, sizes: Sequence[int], coder: rans.Tables) -> to
     return _product(below.mul_(steps))
 
 
-def refuse_misfit(stored: Tensors, sizes: Sequence[int], coder: rans.Tables) -> None:
-    """Take out what is of a basis; raise ValueError for what cannot be read as one."""
-    if sum(sizes):
-        orthonormal(stored, sizes, coder)
+def refuse_misfit(stored: Tensors, width: int) -> None:
+    """Take out what is of a basis of so many columns, or of none; raise ValueError for tensors that
+    are not stored of one. What they hold is for `orthonormal` to refuse, which takes longer."""
+    if width:
+        _steps_of(stored, width)
+        taken(stored, "classes", (torch.uint8,), None)
+        for name, dtypes in CODED.items():
+            taken(stored, name, dtypes, len(stored.get(name, ())))
+        if "escapes" in stored:
+            taken(stored, "escapes", (torch.int16, torch.int32), None)
     refuse_left(stored)
 
 

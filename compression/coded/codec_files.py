@@ -42,7 +42,8 @@ def load(file: Path | str) -> ChunkCodec:
             raise ValueError("it does not say of which model it is")
         widths = {(i, k): x.n_heads * x.dim(k) for i, x in enumerate(layers) for k in KINDS}
         transform.refuse_misfit(tensors, widths)
+        learned = Calibration(tensors, header.get("learned_from", ""))
+        transform.read(learned)  # which is kept for who decodes
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} is no chunk codec ({error})", "save one again") from None
-    learned = Calibration(tensors, header.get("learned_from", ""))
     return ChunkCodec(layers, header["model"], learned, step)

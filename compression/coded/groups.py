@@ -173,7 +173,7 @@ def read_group(tensors: Tensors, g: int, coder: Tables) -> Group:
     return Group(tuple(read_neighbours(tensors, n, coder) for n in numbers), tuple(firsts), turn)
 
 
-def refuse_misfit(left: Tensors, widths: dict[Place, int], coder: Tables) -> None:
+def refuse_misfit(left: Tensors, widths: dict[Place, int]) -> None:
     """Take out what is of neighbours and groups; raise ValueError where it is not all that is
     learned of a model whose cached places have these widths, heads x dim."""
     places: list[Place] = []
@@ -181,9 +181,8 @@ def refuse_misfit(left: Tensors, widths: dict[Place, int], coder: Tables) -> Non
     for n in range(sum(name.startswith("layers.") for name in left)):
         layers = taken(left, f"layers.{n}", (torch.int32,), None).tolist()
         held = [(i, kind) for i in layers for kind in KINDS if (i, kind) in widths]
-        sizes = [widths[place] for place in held]
-        of_neighbours.append(sum(sizes))
-        bases.refuse_misfit(under(left, f"basis.{n}."), sizes, coder)
+        of_neighbours.append(sum(widths[place] for place in held))
+        bases.refuse_misfit(under(left, f"basis.{n}."), of_neighbours[-1])
         taken(left, f"means.{n}", (torch.float32,), of_neighbours[-1])
         for i, kind in held:
             dim = widths[i, kind]
@@ -198,7 +197,7 @@ def refuse_misfit(left: Tensors, widths: dict[Place, int], coder: Tables) -> Non
             if not (0 <= n < len(of_neighbours) and 0 <= first <= of_neighbours[n]):
                 raise ValueError("its layers are joined to others than it has")
             joined.append(n)
-        bases.refuse_misfit(under(left, f"turn.{g}."), [first for _, first in pairs], coder)
+        bases.refuse_misfit(under(left, f"turn.{g}."), sum(first for _, first in pairs))
     if sorted(joined) != list(range(len(of_neighbours))):
         raise ValueError("not each of its layers is joined once")
 

@@ -136,10 +136,10 @@ def fitting(calibration: Calibration, layers: Sequence[LayerShape], model: str) 
 
 def refuse_misfit(tensors: Tensors, widths: dict[Place, int]) -> None:
     """Raise ValueError for tensors that are not all that is learned of a model whose cached places
-    have these widths, heads x dim."""
+    have these widths, heads x dim. The integers of bases are for `read` to refuse."""
     left = dict(tensors)
-    coder = Tables(_table(left, "basis_tables"))
-    groups.refuse_misfit(left, widths, coder)
+    Tables(_table(left, "basis_tables"))
+    groups.refuse_misfit(left, widths)
     scales = taken(left, "scales", (torch.float32,), len(widths))
     for name in ("weights", "weights_without_queries"):
         taken(left, name, (torch.float32,), 2)
