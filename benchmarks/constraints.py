@@ -38,7 +38,7 @@ LOSSES = (0.003, config.ACCEPTABLE_KL)
 
 def flat(learned: Calibration) -> Calibration:
     """The same with a weight of 1 for every token of a chunk."""
-    alike = {"weights_without_queries": torch.zeros(2)}
+    alike = {"weights_without_queries": torch.zeros(3)}
     return Calibration(learned.tensors | alike, learned.learned_from)
 
 

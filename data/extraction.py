@@ -25,12 +25,16 @@ class Prefill:
     next_token: (1, 1), the most likely continuation.
     past: the model's own cache object, which generation continues in place.
     attention: what tokens receive of whom, where it was measured from all queries.
+    last_queries: of each layer of the cache (kv_heads, query heads, queries, key_dim), the last of
+        the text, times what scores are scaled by, after rotary embedding; where only those were
+        watched, and None of a layer where they are not of the keys that are cached.
     """
 
     cache: KVCache
     next_token: torch.Tensor
     past: Past = field(repr=False)
     attention: TokenAttention | None = field(default=None, repr=False)
+    last_queries: tuple[torch.Tensor | None, ...] = field(default=(), repr=False)
 
 
 def tokenise(
@@ -79,9 +83,11 @@ def prefill(
     past, logits = read(loaded, token_ids, watch)
     layers = _layers(past, len(token_ids), loaded, rotations(loaded, len(token_ids)))
     attention = None
+    last_queries: tuple[torch.Tensor | None, ...] = ()
     if watch:
         attention = watch.of_tokens({layer.index: layer.keys for layer in layers})
         layers = _with_attention(watch, layers)
+        last_queries = tuple(watch.last_queries(layer.index) for layer in layers)
     cache = KVCache(layers, token_ids, len(token_ids), loaded.name)
     refuse_non_finite(cache, loaded.dtype)
     blind = [layer.recent_attention is None for layer in layers]
@@ -92,7 +98,7 @@ def prefill(
             loaded.name,
             "any layer" if all(blind) else "some layers",
         )
-    return Prefill(cache, loaded.likeliest(logits), past, attention)
+    return Prefill(cache, loaded.likeliest(logits), past, attention, last_queries)
 
 
 @torch.no_grad()

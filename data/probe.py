@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -58,6 +59,7 @@ class AttentionProbe:
     recent_only: bool = False
     _sums: dict[int, _Sums] = field(default_factory=dict)  # by slot
     _blind: set[int | None] = field(default_factory=set)  # slots not all of whose keys are known
+    _queries: dict[int, list[torch.Tensor]] = field(default_factory=dict)  # by slot
     _end: int = 0  # of the tokens in the pass that is watched
 
     @contextmanager
@@ -89,6 +91,13 @@ class AttentionProbe:
             measured[layer] = seen
         return TokenAttention.of(measured, self.n_tokens)
 
+    def last_queries(self, slot: int) -> torch.Tensor | None:
+        """(kv_heads, query heads, queries, dim): the last queries of the text that look at each KV
+        head, scaled as scores are, after rotary embedding; of all layers that read these keys. With
+        recent_only alone, and None where keys are made into others before they are looked at."""
+        by_layer = self._queries.get(slot)
+        return None if slot in self._blind or not by_layer else torch.cat(by_layer, dim=1)
+
     def _means(self, slot: int, n_heads: int) -> Received:
         sums = self._sums.get(slot)
         if sums is None or slot in self._blind or len(sums.weights) != n_heads:
@@ -115,7 +124,17 @@ class AttentionProbe:
             weights = None if self.recent_only else _softmax_sums(call, watch)
             recent = None if last is None else _softmax_sums(last)
         self._add(call, weights, last, recent)
+        if self.recent_only and self._end == self.n_tokens:
+            self._keep_queries(call)
         return output
+
+    def _keep_queries(self, call: AttentionCall) -> None:
+        assert call.slot is not None and call.stored is not None
+        (n_heads, _), n_key_heads = call.stored, call.key.shape[1]
+        if n_key_heads == n_heads:
+            query = call.query[0, :, -RECENT_QUERIES:]
+            of_heads = query.unflatten(0, (n_heads, -1)) * _scaling(call.options, query.shape[-1])
+            self._queries.setdefault(call.slot, []).append(of_heads)
 
     def _is_of_tokens(self, call: AttentionCall) -> bool:
         """Whether it is known which tokens of the text the keys are of."""
@@ -208,7 +227,13 @@ def _in_blocks(call: AttentionCall, see: See | None = None) -> tuple[Output, tor
 
 
 def _softmax_sums(call: AttentionCall, see: See | None = None) -> torch.Tensor:
-    return softmax_sums(call.query[0], call.key[0], call.mask, call.options.get("scaling"), see)
+    scaling = _scaling(call.options, call.query.shape[-1])
+    return softmax_sums(call.query[0], call.key[0], call.mask, scaling, see)
+
+
+def _scaling(options: dict[str, Any], dim: int) -> float:
+    scaling: float | None = options.get("scaling")
+    return dim**-0.5 if scaling is None else scaling
 
 
 def softmax_sums(

@@ -9,7 +9,7 @@ F_s, for other signs' products vanish. KVQuant (arXiv 2401.18079) weighs errors 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from config import UsageError
 from data import placement
 from data.cache import KINDS, KVCache, LayerKV, Past
+from data.expected_queries import expected_queries
 from data.extraction import prefill
 from data.forward import forward
 from data.models import LoadedModel
@@ -45,11 +46,15 @@ class Sensitivity:
     gradients: per cached layer "key" and "value", (heads, tokens, dim) in float32, of the sum over
         `n_scored` predictions; by the keys as they were before rotary embedding where that can be
         undone, else by the keys as stored.
+    queries: by place of the layer in the cache (kv_heads, query heads, key_dim), the query that is
+        to be expected of each head, such that its product with a key before rotary embedding is
+        the score; without the layers of which it is not known.
     """
 
     cache: KVCache
     gradients: tuple[dict[str, torch.Tensor], ...]
     n_scored: int
+    queries: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 def windows(
@@ -137,7 +142,8 @@ def draws(
             f"{loaded.name} cannot be calibrated, for its gradients hold NaN or Inf in "
             f"{loaded.dtype}"
         )
-    return [Sensitivity(cache, _by_layer(each), len(fed)) for each in gradients]
+    queries = expected_queries(cache, start.last_queries)
+    return [Sensitivity(cache, _by_layer(each), len(fed), queries) for each in gradients]
 
 
 def _by_layer(gradients: tuple[torch.Tensor, ...]) -> tuple[dict[str, torch.Tensor], ...]:

@@ -180,8 +180,8 @@ def test_of_long_texts_magnitudes_are_told_by_some_tokens_and_integers_are_those
     mean = c.mean(1, keepdim=True)
     rms = torch.maximum((c - mean).square().mean(1).sqrt(), mean[:, 0].abs() / LARGE_MEAN)
     exact = magnitudes(rms, step).short()
-    off = (codes.short() - exact).abs() <= 3  # of eight to an octave
-    least = exact - 3 - 128 + levels.max()  # of what the heaviest token has, in steps
+    off = (codes.short() - exact).abs() <= 4  # of eight to an octave
+    least = exact - 4 - 128 + levels.max()  # of what the heaviest token has, in steps
     assert (off | ((codes == 0) & (least < -2 * STEPS_PER_OCTAVE))).all()
     assert (codes > 0).sum() > len(codes) / 2
     entry_classes = classes(codes, levels)
@@ -189,9 +189,12 @@ def test_of_long_texts_magnitudes_are_told_by_some_tokens_and_integers_are_those
     assert stored.any() and not stored.all()
     assert of_integers.tolist() == entry_classes[stored].tolist()
     scale = torch.exp2(levels.double() / 8) / step
-    coded = torch.where(stored[:, :1], (mean * scale[0]).round() / scale[0], 0.0)
-    expected = (torch.cat([coded, c - coded], dim=1) * scale)[stored]
-    assert (expected - torch.from_numpy(integers)).abs().max() < 0.5 + 1e-3
+    whole = torch.zeros(stored.shape).double()
+    whole[stored] = torch.from_numpy(integers).double()
+    coded = whole[:, :1] / scale[0]  # which large ones are rounded to, float32 may tell otherwise
+    expected = torch.cat([mean, c - coded], dim=1) * scale
+    rounding = 2e-6 * c.abs().amax() * scale  # in float32, of a sum over columns
+    assert ((expected - whole).abs() < 0.501 + rounding)[stored].all()
 
 
 def test_a_column_in_which_one_token_is_loud_is_stored():

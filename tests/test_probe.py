@@ -12,6 +12,8 @@ from tests.caches import equal
 
 PROBED = sorted(set(families.SETTINGS) - families.WITHOUT_PROBE)
 N = 40  # beyond the window, so that sliding layers have forgotten something
+# All of whose layers attend to all that stands before, by no more than keys and queries
+LOOKED_AT = ["falcon_h1", "gpt2", "gpt_neox", "llama_gqa", "llama_mqa", "phi", "qwen3", "stablelm"]
 
 
 @once
@@ -117,6 +119,27 @@ def test_the_last_queries_alone_show_the_same_of_themselves(name):
         assert (a.recent_attention is None) == (b.recent_attention is None)
         if a.recent_attention is not None:
             assert torch.equal(a.recent_attention, b.recent_attention)
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_the_last_queries_look_at_keys_as_they_have(name):
+    lately = prefill(families.loaded(name), families.token_ids(N), probe=True, recent_only=True)
+    for layer, queries in zip(lately.cache.layers, lately.last_queries, strict=True):
+        n_queries = queries.shape[2]
+        sums = torch.zeros(layer.keys.shape[:2])
+        for of_head in queries.unbind(1):  # of each KV head
+            scores = of_head @ layer.keys.transpose(1, 2)
+            later = torch.ones(scores.shape[1:], dtype=torch.bool).triu(N - n_queries + 1)
+            sums += scores.masked_fill(later, -torch.inf).softmax(2).sum(1)
+        seen_by = (N - torch.arange(N)).clamp(max=n_queries)
+        mean = sums / queries.shape[1] / seen_by
+        torch.testing.assert_close(mean, layer.recent_attention, atol=1e-5, rtol=1e-4)
+
+
+def test_queries_that_look_at_what_is_made_of_a_latent_are_not_of_its_keys():
+    loaded = families.loaded("deepseek_v2")
+    lately = prefill(loaded, families.token_ids(N), probe=True, recent_only=True)
+    assert lately.last_queries == (None,) * lately.cache.n_layers
 
 
 def test_full_attention_rows_sum_to_the_number_of_queries():

@@ -1,10 +1,13 @@
-"""How much tokens weigh: powers of attention or of age, fitted to gradients."""
+"""How much tokens weigh: powers of attention or of age and of other traits, fitted to gradients."""
+
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from compression.coded.calibration import calibrate
-from compression.coded.token_weights import fitted, mean_keys, unlikeness
+from compression.coded.token_weights import fitted, mean_keys, traits_in_chunks, traits_of_keys
 from compression.coded.transform import read
 from data.cache import KINDS
 from data.sensitivity import Sensitivity
@@ -42,22 +45,31 @@ def test_weights_follow_a_power_of_the_attention_of_the_last_queries():
     side = read(calibrate([sized(cache, seen**0.7, seed) for seed in range(2)], "gradients"))
     assert side.watched and abs(side.weights[1] - 1.4) < 0.05
     log_weight = side.levels(cache).numpy() / 4
-    expected = (side.weights[0] + side.weights[1] * np.log(seen.numpy())) / np.log(2)
+    of_tokens = np.stack([np.log(seen.numpy()), side.traits(cache)[:, 1]], axis=1)
+    expected = (side.weights[0] + of_tokens @ side.weights[1:]) / np.log(2)
     assert np.abs(log_weight - expected).max() < 0.13  # an eighth, rounded
 
 
-def test_weights_cost_no_more_bits_than_those_of_any_other_exponent():
+def test_weights_cost_no_more_bits_than_those_of_any_other_exponents():
     generator = np.random.default_rng(0)
-    traits, energies = generator.normal(size=300), generator.exponential(size=300)
-    log_c, b = fitted(traits, energies * np.exp(0.5 * traits))
-    energies = energies * np.exp(0.5 * traits)
-    assert np.isclose(np.mean(energies / np.exp(log_c + b * traits)), 1)
+    traits = generator.normal(size=(300, 2)) * [1, 0.01] + [0, 5]
+    energies = generator.exponential(size=300) * np.exp(traits @ [0.5, -40])
+    log_c, *b = fitted(traits, energies)
+    assert np.isclose(np.mean(energies / np.exp(log_c + traits @ b)), 1)
 
     def bits(log_weight):  # at an equal loss
         return np.log(np.mean(energies / np.exp(log_weight))) + np.mean(log_weight)
 
-    best = bits(log_c + b * traits)
-    assert all(best <= bits(other * traits) + 1e-12 for other in np.arange(0, 2, 0.01))
+    best = bits(traits @ b)
+    for one in np.arange(-1, 2, 0.05):
+        assert all(best <= bits(traits @ [one, two]) + 2e-3 for two in np.arange(-100, 100, 2.5))
+
+
+@pytest.mark.parametrize("energies", [np.ones(9), np.eye(9)[0], np.arange(9.0)])
+def test_weights_are_finite_where_a_trait_tells_nothing_or_all(energies):
+    traits = np.stack([np.full(9, -3.7), np.eye(9)[0]], axis=1)
+    log_c, *b = fitted(traits, energies)
+    assert b[0] == 0 and abs(b[1]) < 100 and np.isfinite(log_c)
 
 
 def with_outliers(n, places):
@@ -72,21 +84,52 @@ def with_outliers(n, places):
     return caches.cache(*layers)
 
 
-def test_unlikeness_is_that_of_each_unrotated_key_with_the_mean_one():
+def test_traits_of_keys_are_those_of_each_unrotated_key():
     cache = caches.mixed()
     means = mean_keys(cache.layers)
-    found = unlikeness(cache.layers, means, 10)
+    queries = {
+        i: torch.randn(layer.n_heads, 3, layer.keys.shape[2])
+        for i, layer in enumerate(cache.layers)
+    }
+    del queries[1]  # of which nothing is known
+    measured = traits_of_keys(cache.layers, means, queries, range(10))
     for t in range(10):
-        by_layer = []
-        for layer, mean in zip(cache.layers, means, strict=True):
+        unlike, shares = [], []
+        for i, (layer, mean) in enumerate(zip(cache.layers, means, strict=True)):
             held = (layer.positions == t).nonzero()
-            if len(held):
-                keys = layer.unrotated_keys()[:, int(held)]
-                each = [
-                    float(k @ m / (k.norm() * m.norm())) for k, m in zip(keys, mean, strict=True)
-                ]
-                by_layer.append(1 - np.mean(each))
-        assert np.isclose(found[t], np.mean(by_layer), atol=1e-5)
+            if not len(held):
+                continue
+            for h, keys in enumerate(layer.unrotated_keys()):
+                key = keys[int(held)]
+                unlike.append((i, 1 - float(key @ mean[h] / (key.norm() * mean[h].norm()))))
+                for query in queries[i][h] if i in queries else ():
+                    scores = (keys @ query).exp()
+                    shares.append((i, float(scores[int(held)] / scores.mean())))
+        assert np.isclose(measured[t, 1], mean_by_layer(unlike), atol=1e-5)
+        if shares:
+            assert np.isclose(measured[t, 0], np.log(mean_by_layer(shares)), atol=1e-4)
+
+
+def mean_by_layer(pairs):
+    layers = {i for i, _ in pairs}
+    return np.mean([np.mean([x for i, x in pairs if i == layer]) for layer in layers])
+
+
+def test_chunks_do_not_know_of_each_other():
+    cache = caches.mixed()
+    means = mean_keys(cache.layers)
+    queries = {0: torch.randn(cache.layers[0].n_heads, 2, cache.layers[0].keys.shape[2])}
+    size = 4
+    whole = traits_in_chunks(cache, means, queries, size)
+    for start in range(0, cache.n_tokens, size):
+        end = min(start + size, cache.n_tokens)
+        layers = [
+            layer.between(slice(*torch.searchsorted(layer.positions, torch.tensor([start, end]))))
+            for layer in cache.layers
+        ]
+        assert np.allclose(
+            whole[start:end], traits_of_keys(layers, means, queries, range(start, end))
+        )
 
 
 def test_without_queries_tokens_whose_keys_are_like_no_others_are_finer():
@@ -108,3 +151,18 @@ def test_where_all_tokens_depend_alike_on_errors_they_weigh_alike_without_querie
     side = read(calibrate([sized(cache, torch.ones(200))], "gradients"))
     levels = side.levels_without_queries(cache.layers, 200)
     assert levels.max() - levels.min() <= 4  # half an octave
+
+
+def test_without_queries_tokens_that_those_to_be_expected_look_at_are_finer():
+    """Of keys that are as unlike the mean key as others."""
+    cache = of_length(512)
+    generator = torch.Generator().manual_seed(0)
+    queries = {i: torch.randn(2, 3, 8, generator=generator) / 2 for i in range(3)}
+    means = mean_keys(cache.layers)
+    looked_at = torch.from_numpy(traits_in_chunks(cache, means, queries)[:, 0]).float()
+    draws = [sized(cache, (looked_at / 2).exp(), seed) for seed in range(2)]
+    transform = read(calibrate([replace(draw, queries=queries) for draw in draws], "gradients"))
+    assert abs(transform.weights_without_queries[1] - 1) < 0.05
+    levels = transform.levels_without_queries(cache.before(256).layers, 256).numpy() / 4
+    expected = looked_at[:256].numpy() / np.log(2)
+    assert np.corrcoef(levels, expected)[0, 1] > 0.99

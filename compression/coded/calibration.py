@@ -7,6 +7,7 @@ first columns, and to count integers.
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from compression.coded.groups import read_neighbours
 from compression.coded.method import MIDDLE
 from compression.coded.moments import Moments, first_learned
 from compression.coded.roots import root_of
-from compression.coded.transform import level_of_mean, read, rows
+from compression.coded.transform import WEIGHTS, Transform, level_of_mean, rows, transform_of
 from compression.methods.layer_groups import alike, neighbours
 from compression.stored import Tensors, nbytes
 from data.cache import KINDS, KVCache
@@ -35,11 +36,15 @@ Joined = list[tuple[tuple[int, ...], int]]  # of a group: neighbours, how many c
 
 
 def calibrate(
-    draws: Iterable[Sensitivity], learned_from: str, room: float = math.inf
+    draws: Iterable[Sensitivity],
+    learned_from: str,
+    room: float = math.inf,
+    work: float = math.inf,
 ) -> Calibration:
     """What `coded` stores once for the model that these draws are of, those on one cache one after
     the other; `learned_from` says on what in words. room: the bytes that it should take at most,
-    for which layers share a basis with fewer others, and its columns have fewer bits."""
+    for which layers share a basis with fewer others, and its columns have fewer bits. work: the
+    products that each token should take at most in the turn of a group."""
     moments, latest = Moments(), None
     caches: list[KVCache] = []
     for draw in draws:
@@ -47,16 +52,24 @@ def calibrate(
         if draw.cache is not latest:
             latest = draw.cache
             caches.append(latest.in_16_bits())
-    tensors = moments.roots() | moments.weights()
-    groups = [] if not caches else grouped(caches[0], room)
+    tensors = moments.roots() | moments.mean_queries()
+    tensors["watched"] = torch.tensor([moments.watched], dtype=torch.uint8)
+    groups = [] if not caches else grouped(caches[0], room, work)
     room -= 2 * tables.NBYTES
     tensors |= _of_neighbours(caches, groups, tensors, room)
     tensors |= _of_groups(caches, groups, tensors, room)
-    counts = _counts(caches[-COUNTED:], Calibration(tensors, learned_from))
+    transform = transform_of(tensors)
+    weights, without_queries = (
+        moments.energies.fitted([traits(cache) for cache in caches])
+        for traits in (transform.traits, transform.traits_without_queries)
+    )
+    counts = _counts(caches[-COUNTED:], replace(transform, weights=weights))
+    for name, fit in zip(WEIGHTS, (weights, without_queries), strict=True):
+        tensors[name] = torch.from_numpy(fit).float()
     return Calibration(tensors | {"tables": _stored(tables.frequencies(counts))}, learned_from)
 
 
-def grouped(cache: KVCache, room: float = math.inf) -> list[Joined]:
+def grouped(cache: KVCache, room: float = math.inf, work: float = math.inf) -> list[Joined]:
     """The cached layers in groups of the same kind that hold the same tokens, and in each
     neighbours: in as few as MOST_COLUMNS and `room` bytes allow, about equally many in each."""
     by_count = {}
@@ -65,7 +78,7 @@ def grouped(cache: KVCache, room: float = math.inf) -> list[Joined]:
         def fits(layers: Sequence[int], most: int = most) -> bool:
             return len(layers) <= most and _columns(cache, layers) <= MOST_COLUMNS
 
-        groups = [_joined(cache, neighbours(layers, fits)) for layers in alike(cache)]
+        groups = [_joined(cache, neighbours(layers, fits), work) for layers in alike(cache)]
         by_count[sum(map(len, groups))] = groups
     widths = (_width(cache, i, kind) for i in range(len(cache.layers)) for kind in KINDS)
     roots = sum(width**2 for width in widths)  # half of each, in 16 bits
@@ -77,11 +90,11 @@ def grouped(cache: KVCache, room: float = math.inf) -> list[Joined]:
     return by_count[min(fit, default=max(by_count))]
 
 
-def _joined(cache: KVCache, neighbours: Sequence[tuple[int, ...]]) -> Joined:
+def _joined(cache: KVCache, neighbours: Sequence[tuple[int, ...]], work: float) -> Joined:
     if len(neighbours) == 1:
         return [(neighbours[0], 0)]
     widths = [_columns(cache, layers) for layers in neighbours]
-    turned = min(MOST_TURNED, sum(widths) // TURNED)
+    turned = int(min(MOST_TURNED, sum(widths) // TURNED, math.sqrt(work)))
     firsts = (width * turned // sum(widths) for width in widths)
     return list(zip(neighbours, firsts, strict=True))
 
@@ -197,9 +210,8 @@ def _directions(seen: torch.Tensor, sizes: Sequence[int]) -> bases.Directions:
     return vectors.flip(1), values.clamp(min=0).sqrt().flip(0), sizes
 
 
-def _counts(caches: Iterable[KVCache], calibration: Calibration) -> np.ndarray:
+def _counts(caches: Iterable[KVCache], transform: Transform) -> np.ndarray:
     """(classes, N_SYMBOLS) how often each integer has occurred in each class."""
-    transform = read(calibration)
     counts = np.zeros((tables.N_CLASSES, rans.N_SYMBOLS))
     for cache in caches:
         levels = transform.levels(cache)

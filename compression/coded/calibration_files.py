@@ -16,7 +16,7 @@ from compression.coded.learned_text import calibration_text
 from compression.methods.place_by_place import Place
 from data.cache import KINDS, KVCache
 
-FORMAT = "calibration of coded 6"
+FORMAT = "calibration of coded 7"
 SOURCES = Path(__file__).parent.parent.parent
 # Of the code that a calibration follows from; read as files, for one of them needs a model.
 MODULES = (
@@ -30,6 +30,7 @@ MODULES = (
     "compression/coded/transform.py",
     "compression/coded/rans.py",
     "compression/coded/tables.py",
+    "data/expected_queries.py",
     "data/sensitivity.py",
     "compression/coded/token_weights.py",
     "compression/methods/layer_groups.py",

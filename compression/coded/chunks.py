@@ -153,7 +153,7 @@ class ChunkCodec:
     @property
     def mean_keys(self) -> list[torch.Tensor]:
         """(heads, dim) of each layer, before rotary embedding, over all texts."""
-        return self.transform.mean_keys([shape.n_heads for shape in self.layers])
+        return self.transform.mean_keys(self.layers)
 
     @cached_property
     def transform(self) -> Transform:

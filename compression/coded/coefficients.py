@@ -13,12 +13,12 @@ from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import LayerKV, by_head
 
-# Tokens of like weight at once, for those that weigh little need few columns. As many as make a
-# product of matrices fast; to bring back short texts an eighth of them, but no fewer than these.
-FEWEST, MOST = 64, 256
+# Tokens of like weight at once, for those that weigh little need few columns: the heaviest, of
+# which there are few, then blocks twice as large each, up to what makes a product of matrices fast.
+FEWEST, MOST = 16, 256
 # Of the tokens beyond the first block, that magnitudes of columns are told by: at even distances,
 # and the largest, for a few tokens like no others may be all that there is in a column.
-SAMPLED, LARGE = 256, 64
+SAMPLED, LARGE = 128, 32
 LARGE_MEAN = 4  # times the deviations from it: a chunk's mean counts for its column's magnitude
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
 
@@ -39,7 +39,7 @@ def integers_of(
     mean = x.mean(0)
     x -= mean
     of_mean, levels = levels[:1], levels[1:]
-    blocks = _alike(levels, MOST)
+    blocks = _alike(levels)
     bands = group.coefficients(torch.cat([mean[None], x[blocks[0]]]))
     means = torch.cat([band[:, 0] for band in bands])  # (columns,)
     heaviest = [band[:, 1:] for band in bands]  # of each (columns, tokens of the block)
@@ -128,8 +128,7 @@ def restored_places(
     that weigh little."""
     group = group.on(levels.device)
     x = coefficients.new_empty(len(levels), len(group.mean))
-    of_like_weight = min(max(-(-len(levels) // 8), FEWEST), MOST)
-    for tokens in _alike(levels, of_like_weight):
+    for tokens in _alike(levels):
         most = _most(codes, levels[tokens], group)
         bands = zip(coefficients.split(group.bands), most, strict=True)
         x[tokens] = group.content([band[:n].index_select(1, tokens) for band, n in bands])
@@ -148,9 +147,14 @@ def _chosen(x: torch.Tensor, coded: torch.Tensor) -> np.ndarray:
     return moved
 
 
-def _alike(levels: torch.Tensor, n: int) -> Sequence[torch.Tensor]:
-    """The places of tokens in blocks of `n` of like weight, the heaviest first."""
-    blocks: Sequence[torch.Tensor] = levels.argsort(descending=True, stable=True).split(n)
+def _alike(levels: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The places of tokens in blocks of like weight, the heaviest first."""
+    sizes: list[int] = []
+    left = len(levels)
+    while left:
+        sizes.append(min(left, MOST, FEWEST << len(sizes)))
+        left -= sizes[-1]
+    blocks: Sequence[torch.Tensor] = levels.argsort(descending=True, stable=True).split(sizes)
     return blocks
 
 

@@ -18,7 +18,9 @@ from data.models import LoadedModel
 from data.own_cache import OwnCache
 from data.texts import reference_samples
 
-SHARE = 20  # of the weights in 16 bits is what a calibration takes at most, where that can be
+# What a calibration takes at most, where that can be, of the weights in 16 bits; and its turns of
+# the products that the weights take for each token, about one for each.
+SHARE, SHARE_OF_WORK = 20, 25
 
 log = logging.getLogger(__name__)
 
@@ -96,4 +98,5 @@ def _calibrated(loaded: LoadedModel) -> Calibration:
     longest = max(n_context for _, n_context in chosen)
     said = f"{len(chosen)} stretches of up to {longest} tokens from #{FIRST_SAMPLE} on of the "
     draws = sensitivity.sensitivities(loaded, chosen)
-    return calibration.calibrate(draws, said + source, loaded.weight_nbytes / SHARE)
+    room, work = loaded.weight_nbytes / SHARE, loaded.weight_nbytes / 2 / SHARE_OF_WORK
+    return calibration.calibrate(draws, said + source, room, work)

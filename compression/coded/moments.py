@@ -33,6 +33,8 @@ class Moments:
         self.energies = Energies()
         self.watched = True
         self.tokens: dict[Place, int] = {}  # that the information is summed over
+        self.queries: dict[int, torch.Tensor] = {}  # (kv_heads, query heads, dim), by layer
+        self.n_queries: dict[int, int] = {}  # draws that they are summed over
         self.log_scale = 0.0  # of each token's context, summed over tokens
         self.n_tokens = 0
 
@@ -51,6 +53,9 @@ class Moments:
             gram = (g.T @ g).double() / (draw.n_scored * scale)
             self.information[place] = self.information.get(place, 0) + gram
             self.tokens[place] = self.tokens.get(place, 0) + len(g)
+        for i, queries in draw.queries.items():
+            self.queries[i] = self.queries.get(i, 0) + queries.double().cpu()
+            self.n_queries[i] = self.n_queries.get(i, 0) + 1
         self.log_scale += draw.cache.n_tokens * math.log(scale)
         self.n_tokens += draw.cache.n_tokens
 
@@ -76,12 +81,9 @@ class Moments:
             roots[f"roots.{i}.{kind}"] = half_of((root / scales[-1]).half())
         return roots | {"scales": torch.stack(scales).float()}
 
-    def weights(self) -> Tensors:
-        watched = torch.tensor([self.watched], dtype=torch.uint8)
-        fits = {
-            "weights": self.energies.fitted(),
-            "weights_without_queries": self.energies.fitted_without_queries(),
-        }
-        return {name: torch.from_numpy(fit).float() for name, fit in fits.items()} | {
-            "watched": watched
+    def mean_queries(self) -> Tensors:
+        """(query heads, kv_heads x dim) of each layer of which they are known."""
+        return {
+            f"queries.{i}": wide(total / self.n_queries[i]).float()
+            for i, total in self.queries.items()
         }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from compression.coded.groups import Group
 from compression.parts import BOTH, PLAIN, Part
 from compression.shapes import CacheShape
+from data.cache import KINDS
 
 # By the first word of their names
 OF_ALL_LAYERS = {
@@ -34,6 +35,8 @@ SEGMENT = "segments"  # then its number, before the names of what is coded toget
 def part(name: str, groups: Sequence[Group], shape: CacheShape) -> Part:
     """What the tensor of this name is of, among what is stored or was learned of a model."""
     first, *rest = name.split(".")
+    if first == "queries":
+        return Part("queries to be expected", (shape.layers[int(rest[0])].index,), KINDS[0])
     if first == SEGMENT:
         return part(".".join(rest[1:]), groups, shape)
     if first in OF_A_PLACE:

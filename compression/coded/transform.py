@@ -12,8 +12,11 @@ Tensors of the calibration:
   joined.<group>        int32 (neighbours, 2): the number n of each of a group, and how many of its
                         first columns are turned with those of the others
   turn.<group>.<...>    orthonormal directions of these, as the bases; of a group of one, nothing
-  weights               float32 (2,): log c and b of a token's weight c exp(b trait)
-  weights_without_queries  the same by how unlike the mean key a token's keys are
+  queries.<layer>       float32 (query heads, width): the queries that are to be expected, those
+                        of each KV head side by side; not of layers where they are not known
+  weights               float32 (3,): log c and b of a token's weight c exp(b . traits): of
+                        attention or age, and of how unlike the mean key its keys are
+  weights_without_queries  the same of the attention that those queries would pay, and of that
   watched               uint8 (1,): 1 where the trait is attention, 0 where it is age
   basis_tables          int16 (classes, symbols): frequencies of the integers of the bases
   tables                int16 (classes, symbols): frequencies of integers by expected magnitude
@@ -32,12 +35,12 @@ from compression.coded import groups
 from compression.coded.groups import Group, read_group
 from compression.coded.rans import N_SYMBOLS, Tables
 from compression.coded.tables import HIGHEST, LOWEST, N_CLASSES, SKIPPED
-from compression.coded.token_weights import traits, unlikeness
+from compression.coded.token_weights import traits, traits_in_chunks, traits_of_keys
 from compression.methods.place_by_place import Place, content
 from compression.shapes import LayerShape
-from compression.stored import Tensors, refuse_left, taken
+from compression.stored import Tensors, refuse_left, taken, under
 from config import UsageError
-from data.cache import KINDS, KVCache, LayerKV, wide
+from data.cache import KINDS, KVCache, LayerKV, by_head, wide
 
 STEPS_PER_OCTAVE = 8  # of magnitudes that are stored, and of a token's scale sqrt(w)
 LEAST_LEVEL, MOST_LEVEL = -128, 127  # of such scales, which fit a byte
@@ -46,18 +49,23 @@ ZERO_CODE = 128  # magnitude code of a root mean square of one step; code 0: not
 # other: 65 times at 2048 tokens of the default model, 91 in values and 5 in keys. This leaves less
 # than a hundredth of all loss to the mean, and takes a bit less for each column.
 IN_COMMON = 16
+WEIGHTS = ("weights", "weights_without_queries")
+
+Layers = Sequence[LayerKV | LayerShape]
 
 
 @dataclass(frozen=True, eq=False)
 class Transform:
-    """groups: all cached layers, each in one. weights: (2,) log c and b of a token's weight
-    c exp(b trait). watched: whether the trait is attention. weights_without_queries: (2,) the same
-    where the trait is how unlike the mean key its keys are."""
+    """groups: all cached layers, each in one. watched: whether attention is a trait of tokens, or
+    their age. queries: (query heads, width) of layers that are expected. weights: (3,) log c and b
+    of a token's weight c exp(b . traits), weights_without_queries: (3,) the same where traits are
+    of keys alone."""
 
     groups: tuple[Group, ...]
-    weights: np.ndarray
-    weights_without_queries: np.ndarray
     watched: bool
+    queries: dict[int, torch.Tensor]
+    weights: np.ndarray | None = None
+    weights_without_queries: np.ndarray | None = None
     frequencies: np.ndarray | None = None
 
     @cached_property
@@ -68,26 +76,43 @@ class Transform:
 
     def levels(self, cache: KVCache) -> torch.Tensor:
         """(tokens,) int16, -128 to 127: log2 of sqrt(w) of each token, in eighths."""
-        return _levels(self.weights, traits(cache, self.watched))
+        return _levels(self.weights, self.traits(cache))
 
     def levels_without_queries(self, layers: Sequence[LayerKV], n_tokens: int) -> torch.Tensor:
         """(tokens,) the same of the last tokens that these layers hold, from their keys alone."""
-        means = self.mean_keys([layer.n_heads for layer in layers])
-        trait = unlikeness(layers, means, n_tokens)
-        return _levels(self.weights_without_queries, trait)
+        end = max(int(layer.positions[-1]) + 1 for layer in layers if layer.n_tokens)
+        tokens = range(end - n_tokens, end)
+        means, queries = self.mean_keys(layers), self._expected_queries(layers)
+        of_keys = traits_of_keys(layers, means, queries, tokens)
+        return _levels(self.weights_without_queries, of_keys)
 
-    def mean_keys(self, n_heads: Sequence[int]) -> list[torch.Tensor]:
-        """(heads, dim) of each layer with so many heads, before rotary embedding."""
+    def traits(self, cache: KVCache) -> np.ndarray:
+        """(tokens, 2)"""
+        return traits(cache, self.watched, self.mean_keys(cache.layers))
+
+    def traits_without_queries(self, cache: KVCache) -> np.ndarray:
+        """(tokens, 2) of each chunk."""
+        layers = cache.layers
+        return traits_in_chunks(cache, self.mean_keys(layers), self._expected_queries(layers))
+
+    def _expected_queries(self, layers: Layers) -> dict[int, torch.Tensor]:
+        """(heads, query heads, dim) of the queries of layers of so many heads."""
+        return {i: by_head(each, layers[i].n_heads) for i, each in self.queries.items()}
+
+    def mean_keys(self, layers: Layers) -> list[torch.Tensor]:
+        """(heads, dim) of each of the layers, before rotary embedding, over all texts."""
         means = {
             place: mean
             for group in self.groups
             for place, mean in zip(group.places, group.mean.split(group.widths), strict=True)
         }
-        return [means[i, KINDS[0]].view(heads, -1) for i, heads in enumerate(n_heads)]
+        return [means[i, KINDS[0]].view(x.n_heads, -1) for i, x in enumerate(layers)]
 
 
-def _levels(weights: np.ndarray, trait: np.ndarray) -> torch.Tensor:
-    log_weight = weights[0] + weights[1] * trait
+def _levels(weights: np.ndarray | None, of_tokens: np.ndarray) -> torch.Tensor:
+    if weights is None:
+        raise ValueError("this calibration has not weighed tokens yet")
+    log_weight = weights[0] + of_tokens @ weights[1:].astype(np.float64)
     levels: np.ndarray = np.rint(log_weight / (2 * np.log(2)) * STEPS_PER_OCTAVE)
     return torch.from_numpy(levels.clip(LEAST_LEVEL, MOST_LEVEL).astype(np.int16))
 
@@ -103,18 +128,24 @@ def level_of_mean(levels: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=2)
 def read(calibration: Calibration) -> Transform:
     """The matrices of a calibration, made once for all caches that are compressed with it."""
-    tensors = calibration.tensors
-    if "scales" not in tensors:
+    if "scales" not in calibration.tensors:
         raise ValueError("this calibration was not made by compression.coded.calibration")
+    return transform_of(calibration.tensors)
+
+
+def transform_of(tensors: Tensors) -> Transform:
+    """As far as it has been learned: bases first."""
+
+    def numbers(name: str) -> np.ndarray | None:
+        return tensors[name].numpy() if name in tensors else None
+
     n_groups = sum(name.startswith("joined.") for name in tensors)
     coder = Tables(tensors["basis_tables"].numpy())
-    frequencies = tensors.get("tables")
     return Transform(
         tuple(read_group(tensors, g, coder) for g in range(n_groups)),
-        tensors["weights"].double().numpy(),
-        tensors["weights_without_queries"].double().numpy(),
         bool(tensors["watched"]),
-        None if frequencies is None else frequencies.numpy(),
+        {int(name): each for name, each in under(dict(tensors), "queries.").items()},
+        *map(numbers, (*WEIGHTS, "tables")),
     )
 
 
@@ -141,8 +172,11 @@ def refuse_misfit(tensors: Tensors, widths: dict[Place, int]) -> None:
     Tables(_table(left, "basis_tables"))
     groups.refuse_misfit(left, widths)
     scales = taken(left, "scales", (torch.float32,), len(widths))
-    for name in ("weights", "weights_without_queries"):
-        taken(left, name, (torch.float32,), 2)
+    for name in WEIGHTS:
+        taken(left, name, (torch.float32,), 3)
+    for (i, kind), width in widths.items():
+        if kind == KINDS[0] and f"queries.{i}" in left:
+            taken(left, f"queries.{i}", (torch.float32,), None, width)
     taken(left, "watched", (torch.uint8,), 1)
     Tables(_table(left, "tables"))
     refuse_left(left)
