@@ -5,7 +5,7 @@ without the probe; the weights are summed per key beside it. Only functions that
 weights (eager ones) are run on blocks of queries, which may round the last bit otherwise.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,17 +14,15 @@ from typing import Any
 import torch
 
 from data.attention import AttentionCall, Output, wrapped_attention
+from data.softmax_sums import See, blocks_of, softmax_sums
 from data.sparse_index import goes_by_index
 from data.watchers import TokenAttention, Watchers
 
-BLOCK_SCORES = 2**20  # attention scores held at a time (4 MB): never tokens x tokens
 RECENT_QUERIES = 32  # the last ones, whose attention is measured apart as well
 BENDS_WEIGHTS = ("softcap", "s_aux", "position_bias")  # arguments that a plain softmax leaves out
 
 # (kv_heads, tokens) over all queries, and over the last ones; None where nothing was seen
 Received = tuple[torch.Tensor | None, torch.Tensor | None]
-# Is shown attention weights (queries, keys), mean over heads, and which query is the first of them
-See = Callable[[torch.Tensor, int], None]
 
 
 @dataclass(frozen=True)
@@ -194,11 +192,6 @@ def _bends(call: AttentionCall) -> bool:
     return bent and call.name != "eager"
 
 
-def _blocks(n_queries: int, scores_per_query: int) -> list[slice]:
-    size = max(1, BLOCK_SCORES // scores_per_query)
-    return [slice(start, min(start + size, n_queries)) for start in range(0, n_queries, size)]
-
-
 def _in_blocks(call: AttentionCall, see: See | None = None) -> tuple[Output, torch.Tensor]:
     """An attention function that returns its weights, run on blocks of queries.
 
@@ -211,7 +204,7 @@ def _in_blocks(call: AttentionCall, see: See | None = None) -> tuple[Output, tor
     blocks = [slice(None)]
     is_biased = call.options.get("position_bias") is not None
     if mask is not None and mask.shape[-2] == n_queries and not is_biased:
-        blocks = _blocks(n_queries, n_heads * n_keys)
+        blocks = blocks_of(n_queries, n_heads * n_keys)
     outputs, sums = [], torch.zeros(n_key_heads, n_keys, device=query.device)
     for rows in blocks:
         visible = mask if mask is None else mask[:, :, rows]
@@ -234,53 +227,6 @@ def _softmax_sums(call: AttentionCall, see: See | None = None) -> torch.Tensor:
 def _scaling(options: dict[str, Any], dim: int) -> float:
     scaling: float | None = options.get("scaling")
     return dim**-0.5 if scaling is None else scaling
-
-
-def softmax_sums(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    scaling: float | None = None,
-    see: See | None = None,
-) -> torch.Tensor:
-    """Attention weights summed over queries, without ever holding (heads, queries, keys).
-
-    query: (heads, queries, dim). key: (key_heads, keys, dim), heads a multiple of key_heads.
-    mask: (1, 1 or heads, queries, keys), True or 0 where a query sees a key; None is causal, the
-        last query being at the last key. see: is shown all weights, block by block.
-    Returns (key_heads, keys), the mean over the query heads of each key head.
-    """
-    n_heads, n_queries, dim = query.shape
-    n_key_heads, n_keys = key.shape[:2]
-    query = query.unflatten(0, (n_key_heads, -1)) * (dim**-0.5 if scaling is None else scaling)
-    group = n_heads // n_key_heads
-    sums = torch.zeros(n_key_heads, n_keys, device=query.device)
-    for rows in _blocks(n_queries, n_heads * n_keys):
-        # Without a mask, keys after the block's last query need no scores at all.
-        end = n_keys if mask is not None else n_keys - n_queries + rows.stop
-        some = query[:, :, rows].flatten(1, 2)  # (key_heads, group x rows, dim)
-        scores = torch.bmm(some, key[:, :end].transpose(1, 2)).float()
-        scores = scores.unflatten(1, (group, -1))  # (key_heads, group, rows, end)
-        if mask is None:
-            n_rows = rows.stop - rows.start
-            later = torch.ones(n_rows, n_rows, dtype=torch.bool, device=key.device).triu(1)
-            scores[..., end - n_rows :].masked_fill_(later, -torch.inf)
-        else:
-            visible = mask[0, :, rows]
-            if visible.shape[0] > 1:
-                visible = visible.unflatten(0, (n_key_heads, group))
-            scores = _masked(scores, visible)
-        weights = torch.softmax(scores, dim=-1)
-        sums[:, :end] += weights.sum((1, 2)) / group
-        if see is not None:
-            see(weights.mean((0, 1)), rows.start)
-    return sums
-
-
-def _masked(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    if visible.dtype == torch.bool:
-        return scores.masked_fill_(~visible, -torch.inf)
-    return scores + visible
 
 
 def _seen_by(call: AttentionCall) -> torch.Tensor:

@@ -58,3 +58,14 @@ def kept(scores: list, n_kept: int, sinks: int, recent: int) -> set[int]:
 def places(keep: torch.Tensor) -> list[set[int]]:
     """Of each head the places that (kv_heads, tokens) is True at."""
     return [{place for place, stays in enumerate(row) if stays} for row in keep.tolist()]
+
+
+def dense_basis(group):
+    """(width, columns) float64, the basis of a whole group in one, and (width, width) its root."""
+    basis = torch.block_diag(*(each.basis.double() for each in group.neighbours))
+    columns = torch.arange(len(basis)).split([len(each.mean) for each in group.neighbours])
+    firsts = torch.cat([c[:n] for c, n in zip(columns, group.firsts, strict=True)])
+    left = torch.cat([c[n:] for c, n in zip(columns, group.firsts, strict=True)])
+    basis = torch.cat([basis[:, firsts] @ group.turn.double(), basis[:, left]], dim=1)
+    roots = (root.double() for each in group.neighbours for root in each.roots)
+    return basis, torch.block_diag(*roots)

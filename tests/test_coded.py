@@ -12,19 +12,15 @@ import torch
 
 from compression.coded import fixed_rate
 from compression.coded import method as method_module
-from compression.coded.calibration import BITS_OF_BASIS, calibrate, grouped
-from compression.coded.coefficients import LARGE_MEAN, integers_of
+from compression.coded.calibration import calibrate
+from compression.coded.coefficients import integers_of
 from compression.coded.fixed import CodedFixed
-from compression.coded.groups import Group, Neighbours
 from compression.coded.method import Coded
 from compression.coded.transform import (
-    STEPS_PER_OCTAVE,
     classes,
     is_stored,
     level_of_mean,
-    magnitudes,
     read,
-    rows,
 )
 from compression.costs import relative_errors
 from compression.shapes import CacheShape
@@ -33,6 +29,7 @@ from data.cache import KINDS, wide
 from data.extraction import prefill
 from data.sensitivity import sensitivities, windows
 from tests import caches, families
+from tests.bruteforce import dense_basis
 from tests.caches import equal, random_gradients
 
 STEPS = (0.3, 0.03, 0.003)
@@ -76,7 +73,7 @@ def by_hand(cache, calibration, step, sinks):
             x = layer.unrotated_keys() if kind == "key" else layer.values.float()
             parts.append(wide(x)[sinks:])
         x = torch.cat(parts, dim=1)
-        basis, root = dense(group)
+        basis, root = dense_basis(group)
         exact = (x.double() - group.mean.double()) @ root @ basis
         off = x - group.mean
         mean = off.mean(0)
@@ -90,17 +87,6 @@ def by_hand(cache, calibration, step, sinks):
         x = x @ basis.T @ torch.linalg.inv(root) + group.mean
         restored |= dict(zip(group.places, x.split(group.widths, dim=1), strict=True))
     return restored
-
-
-def dense(group):
-    """(width, columns) float64, the basis of a whole group in one, and (width, width) its root."""
-    basis = torch.block_diag(*(each.basis.double() for each in group.neighbours))
-    columns = torch.arange(len(basis)).split([len(each.mean) for each in group.neighbours])
-    firsts = torch.cat([c[:n] for c, n in zip(columns, group.firsts, strict=True)])
-    left = torch.cat([c[n:] for c, n in zip(columns, group.firsts, strict=True)])
-    basis = torch.cat([basis[:, firsts] @ group.turn.double(), basis[:, left]], dim=1)
-    roots = (root.double() for each in group.neighbours for root in each.roots)
-    return basis, torch.block_diag(*roots)
 
 
 def level_by_hand(levels):
@@ -157,130 +143,6 @@ def test_a_step_far_too_small_is_still_exact_or_refused():
     assert errors["relative_error"].max() < 2e-3  # of 16 bits: integers beyond the table
     with pytest.raises(UsageError, match="too small for this cache"):
         method("alike", step=1e-30).compress(cache)
-
-
-@pytest.mark.parametrize("step", [0.01, 0.2])
-def test_of_long_texts_magnitudes_are_told_by_some_tokens_and_integers_are_those_of_all(step):
-    """Every integer is its coefficient rounded, whichever block its token was taken in."""
-    layers = [caches.layer(i, 2, 700, (6, 6)) for i in range(2)]
-    for layer in layers:
-        layer.keys[0, 0, 0] = 1.0  # where a cache made here has its outlier
-    generator = torch.Generator().manual_seed(3)
-    loud = 1 + 3 * torch.rand(700, generator=generator)[None, :, None] ** 4  # tokens differ
-    layers = [replace(x, keys=x.keys * loud, values=x.values * loud) for x in layers]
-    transform = read(calibrate([random_gradients(caches.cache(*layers))], "random gradients"))
-    (group,) = transform.groups
-    levels = torch.randint(-90, 40, (701,), generator=generator).to(torch.int16)
-    levels[0] = 120
-    codes, integers, of_integers = integers_of(layers, group, slice(None), levels, step)
-
-    x = rows(layers, group.places, slice(None)).double()
-    basis, root = dense(group)
-    c = basis.T @ root @ (x - group.mean.double()).T  # (columns, tokens)
-    mean = c.mean(1, keepdim=True)
-    rms = torch.maximum((c - mean).square().mean(1).sqrt(), mean[:, 0].abs() / LARGE_MEAN)
-    exact = magnitudes(rms, step).short()
-    off = (codes.short() - exact).abs() <= 4  # of eight to an octave
-    least = exact - 4 - 128 + levels.max()  # of what the heaviest token has, in steps
-    assert (off | ((codes == 0) & (least < -2 * STEPS_PER_OCTAVE))).all()
-    assert (codes > 0).sum() > len(codes) / 2
-    entry_classes = classes(codes, levels)
-    stored = is_stored(entry_classes)
-    assert stored.any() and not stored.all()
-    assert of_integers.tolist() == entry_classes[stored].tolist()
-    scale = torch.exp2(levels.double() / 8) / step
-    whole = torch.zeros(stored.shape).double()
-    whole[stored] = torch.from_numpy(integers).double()
-    coded = whole[:, :1] / scale[0]  # which large ones are rounded to, float32 may tell otherwise
-    expected = torch.cat([mean, c - coded], dim=1) * scale
-    rounding = 2e-6 * c.abs().amax() * scale  # in float32, of a sum over columns
-    assert ((expected - whole).abs() < 0.501 + rounding)[stored].all()
-
-
-def test_a_column_in_which_one_token_is_loud_is_stored():
-    """Of 4000 tokens of like weight one has what no other has, where no sample is taken."""
-    layers = [caches.layer(i, 2, 4000, (6, 6), seed=1) for i in range(2)]
-    for layer in layers:
-        layer.keys[0, 0, 0] = 1.0
-    transform = read(calibrate([random_gradients(caches.cache(*layers))], "random gradients"))
-    (group,) = transform.groups
-    layers[1].values[1, 3005, 3] = 200.0
-    levels = torch.zeros(4001, dtype=torch.int16)
-    step = 2.0  # all else is below a quarter of it
-    codes, integers, _ = integers_of(layers, group, slice(None), levels, step)
-    entry_classes = classes(codes, levels)
-    whole = torch.zeros(entry_classes.shape)
-    whole[is_stored(entry_classes)] = torch.from_numpy(integers).float()
-    mean = whole[:, :1] / torch.exp2(levels[:1] / 8)
-    x = rows(layers, group.places, slice(3005, 3006)) - group.mean  # (1, width)
-    off = torch.cat(group.coefficients(x)) - step * (mean + whole[:, 3006:3007])
-    assert off.abs().max() < step / 4 * 4000**0.5  # the most that a column left out can hold
-
-
-def test_classes_are_the_magnitude_times_the_weight_in_quarter_octaves():
-    rms = 2.0 ** torch.arange(-10, 12)  # in steps
-    codes = magnitudes(rms * 0.5, 0.5)
-    levels = torch.tensor([-16, 0, 24], dtype=torch.int16)  # sqrt(w) is 1/4, 1, 8
-    octaves = torch.arange(-10, 12)[:, None] + levels / 8
-    assert torch.equal(classes(codes, levels), ((4 * octaves).clamp(-24, 40) + 24).byte())
-    assert (classes(torch.zeros(3, dtype=torch.uint8), levels) == 0).all()
-
-
-def test_layers_are_grouped_by_kind():
-    assert grouped(caches.mixed()) == [[((0,), 0)], [((1, 3), 0)], [((2,), 0)]]
-    assert grouped(caches.alike()) == [[((0, 1, 2, 3), 0)]]
-    seven = caches.cache(*(caches.layer(i, 1, 5, (4, 4)) for i in range(7)))
-    assert grouped(seven) == [[((0, 1, 2, 3, 4, 5, 6), 0)]]
-    roots = 2 * 7 * 4**2  # half of them in 16 bits
-    assert grouped(seven, roots + BITS_OF_BASIS * 56**2 / 8) == [[((0, 1, 2, 3, 4, 5, 6), 0)]]
-    # A third of 56 columns is turned, as far as neighbours have equal shares of it.
-    two = [((0, 1, 2, 3), 32 * 18 // 56), ((4, 5, 6), 24 * 18 // 56)]
-    assert grouped(seven, roots + BITS_OF_BASIS * 56**2 / 8 - 1) == [two]
-    assert grouped(seven, 1) == [[((i,), 8 * 18 // 56) for i in range(7)]]
-    broad = caches.cache(*(caches.layer(i, 1, 5, (2000, 600)) for i in range(3)))
-    assert grouped(broad) == [[((i,), 866) for i in range(3)]]  # 2600 of 7800
-    wide = caches.cache(*(caches.layer(i, 1, 5, (2000, 1000)) for i in range(4)))
-    assert grouped(wide) == [[((i,), 768) for i in range(4)]]  # never more than 3072
-
-
-@pytest.mark.parametrize("firsts", [(3, 2), (8, 12), (0, 0), (1, 0)])
-def test_a_group_takes_what_it_holds_to_coefficients_and_back(firsts):
-    """In all columns, and in the first ones of each band alone, as its basis in one does."""
-    generator = torch.Generator().manual_seed(5)
-
-    def orthonormal(n):
-        return torch.linalg.qr(torch.randn(n, n, generator=generator).double())[0].float()
-
-    def neighbours(layers, widths):
-        roots = [torch.randn(w, w, generator=generator).double() for w in widths]
-        roots = [root @ root.T + torch.eye(len(root)) for root in roots]
-        places = tuple((i, kind) for i in layers for kind in KINDS)
-        inverses = tuple(torch.linalg.inv(root).float() for root in roots)
-        mean = torch.randn(sum(widths), generator=generator)
-        return Neighbours(
-            places, orthonormal(sum(widths)), tuple(r.float() for r in roots), inverses, mean
-        )
-
-    group = Group(
-        (neighbours((0, 1), (3, 1, 2, 2)), neighbours((2,), (5, 7))),
-        firsts,
-        orthonormal(sum(firsts)) if sum(firsts) else torch.zeros(0, 0),
-    )
-    basis, root = dense(group)
-    x = torch.randn(9, 20, generator=generator)
-    coefficients = group.coefficients(x)
-    assert [len(band) for band in coefficients] == group.bands
-    exact = basis.T @ root @ x.double().T
-    assert torch.allclose(torch.cat(coefficients).double(), exact, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(group.content(coefficients), x, atol=1e-4)
-    most = [n // 2 for n in group.bands]
-    few = group.coefficients(x, most)
-    for band, of_few, n in zip(coefficients, few, most, strict=True):
-        assert torch.allclose(of_few, band[:n], atol=1e-5)
-    zeros = [
-        torch.cat([b, b.new_zeros(n - len(b), 9)]) for b, n in zip(few, group.bands, strict=True)
-    ]
-    assert torch.allclose(group.content(few), group.content(zeros), atol=1e-4)
 
 
 def test_a_cache_whose_attention_was_not_measured_is_refused_and_not_coded_worse():

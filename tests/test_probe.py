@@ -6,7 +6,8 @@ import torch
 from transformers.cache_utils import Cache
 
 from data.extraction import prefill
-from data.probe import RECENT_QUERIES, AttentionProbe, softmax_sums
+from data.probe import RECENT_QUERIES, AttentionProbe
+from data.softmax_sums import softmax_sums
 from tests import families
 from tests.caches import equal
 
@@ -150,7 +151,7 @@ def test_full_attention_rows_sum_to_the_number_of_queries():
 @pytest.mark.parametrize("block", [1, 64, 10**9])
 @pytest.mark.parametrize("kind", ["causal", "bool", "float", "per head"])
 def test_softmax_sums_equal_plain_attention_in_any_block_size(monkeypatch, block, kind):
-    monkeypatch.setattr("data.probe.BLOCK_SCORES", block)
+    monkeypatch.setattr("data.softmax_sums.BLOCK_SCORES", block)
     query, key = torch.randn(4, 5, 8), torch.randn(2, 9, 8)
     causal = torch.ones(5, 9, dtype=torch.bool).tril(4)
     heads = causal.expand(4, 5, 9).clone()
@@ -171,7 +172,7 @@ def test_softmax_sums_equal_plain_attention_in_any_block_size(monkeypatch, block
 @pytest.mark.parametrize("name", ["llama_gqa", "mistral", "gemma2"])
 def test_blocks_of_queries_do_not_change_what_is_measured(monkeypatch, name):
     whole = probed(name)
-    monkeypatch.setattr("data.probe.BLOCK_SCORES", 3 * 4 * N)  # three queries at a time
+    monkeypatch.setattr("data.softmax_sums.BLOCK_SCORES", 3 * 4 * N)  # three queries at a time
     blocks = prefill(families.loaded(name), families.token_ids(N), probe=True)
     for a, b in zip(attention_of(whole), attention_of(blocks), strict=True):
         torch.testing.assert_close(a, b)
