@@ -22,6 +22,7 @@ from data.cache import KVCache, LayerKV
 LEAST = 1e-6  # of attention, and of an energy to the mean: below, it is of rounding
 COMMON_AGES = 512  # what is younger is in nearly all contexts: energies are relative to theirs
 CHUNK = 256  # tokens that are told apart without queries: what of them is looked at, among so many
+AT_A_TIME = 4096  # tokens of a text whose keys are turned back
 RIDGE = 1e-3  # how little fits must gain for exponents not to grow
 STEPS = 50  # of Newton's method, which takes few
 
@@ -36,7 +37,7 @@ def traits(cache: KVCache, watched: bool, means: Sequence[torch.Tensor]) -> np.n
     over the layers that hold a token and show it and their heads, or of 1 / age; and how unlike
     the (heads, dim) mean keys of each layer its own are."""
     looked_at = _attention(cache) if watched else -np.log(np.arange(cache.n_tokens, 0, -1))
-    unlike = traits_of_keys(cache.layers, means, {}, range(cache.n_tokens))[:, 1]
+    unlike = traits_in_chunks(cache, means, {}, AT_A_TIME)[:, 1]
     return np.stack([looked_at, unlike], axis=1)
 
 
