@@ -42,16 +42,20 @@ class Rotary:
     def _turned(
         self, x: torch.Tensor, positions: torch.Tensor, sign: float, scale: float
     ) -> torch.Tensor:
-        cos, sin = (t.to(x.device) for t in self.tables(positions))
-        n = 2 * len(self.frequencies)
-        turning = x[..., :n].float()
+        cos, sin = (scale * t.to(x.device) for t in self.tables(positions))
+        n, whole = 2 * len(self.frequencies), x.float()
         if self.interleaved:
-            first, second = turning[..., 0::2], turning[..., 1::2]
+            first, second = whole[..., 0:n:2], whole[..., 1:n:2]
         else:
-            first, second = turning.chunk(2, dim=-1)
-        pair = (first * cos - sign * second * sin, second * cos + sign * first * sin)
+            first, second = whole[..., : n // 2], whole[..., n // 2 : n]
+        pair = (
+            torch.addcmul(first * cos, second, sin, value=-sign),
+            torch.addcmul(second * cos, first, sin, value=sign),
+        )
         joined = torch.stack(pair, dim=-1).flatten(-2) if self.interleaved else torch.cat(pair, -1)
-        return torch.cat([scale * joined, x[..., n:].float()], dim=-1).to(x.dtype)
+        if n < x.shape[-1]:
+            joined = torch.cat([joined, whole[..., n:]], dim=-1)
+        return joined.to(x.dtype)
 
 
 NOT_ROTATED = Rotary(())

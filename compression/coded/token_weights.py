@@ -71,7 +71,7 @@ def traits_of_keys(
     total, seen = torch.zeros(2, len(tokens), 2).double()
     for i, (layer, mean) in enumerate(zip(layers, means, strict=True)):
         keys, held = _keys(layer), layer.positions.cpu() - tokens.start
-        cosines = torch.cosine_similarity(keys, mean[:, None].to(keys.device), dim=2)
+        cosines = _cosines(keys, mean.to(keys.device))
         total[held, 1] += 1 - cosines.cpu().double().mean(0)
         seen[held, 1] += 1
         if i in queries and layer.rotary is not None:
@@ -82,6 +82,13 @@ def traits_of_keys(
     expected, unlike = (total / seen.clamp(min=1)).unbind(1)
     expected = torch.where(seen[:, 0] > 0, expected, 1.0).clamp(min=LEAST).log()
     return torch.stack([expected, unlike], dim=1).numpy()
+
+
+def _cosines(keys: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """(heads, tokens) of (heads, tokens, dim) with (heads, dim); 0 with one that is 0."""
+    norms = torch.linalg.vector_norm(keys, dim=2) * torch.linalg.vector_norm(mean, dim=1)[:, None]
+    cosines: torch.Tensor = (keys @ mean[:, :, None])[..., 0] / norms.clamp(min=1e-30)
+    return cosines
 
 
 def _keys(layer: LayerKV) -> torch.Tensor:
