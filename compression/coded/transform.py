@@ -87,7 +87,7 @@ class Transform:
         return _levels(self.weights_without_queries, of_keys)
 
     def traits(self, cache: KVCache) -> np.ndarray:
-        """(tokens, 2)"""
+        """(tokens, 2) of a whole text whose attention was measured, or by age."""
         return traits(cache, self.watched, self.mean_keys(cache.layers))
 
     def traits_without_queries(self, cache: KVCache) -> np.ndarray:
