@@ -8,8 +8,8 @@ import torch
 
 from compression.coded.calibration import calibrate
 from compression.coded.token_weights import fitted, mean_keys, traits_in_chunks, traits_of_keys
-from compression.coded.transform import read
-from data.cache import KINDS
+from compression.coded.transform import read, refuse_misfit
+from data.cache import KINDS, wide
 from data.sensitivity import Sensitivity
 from tests import caches
 
@@ -166,3 +166,13 @@ def test_without_queries_tokens_that_those_to_be_expected_look_at_are_finer():
     levels = transform.levels_without_queries(cache.before(256).layers, 256).numpy() / 4
     expected = looked_at[:256].numpy() / np.log(2)
     assert np.corrcoef(levels, expected)[0, 1] > 0.99
+
+
+def test_queries_of_none_are_refused():
+    cache = caches.alike()
+    draw = replace(sized(cache, torch.ones(cache.n_tokens)), queries={0: torch.randn(3, 2, 8)})
+    tensors = calibrate([draw], "gradients").tensors
+    widths = {(i, k): wide(x.tensor(k)).shape[1] for i, x in enumerate(cache.layers) for k in KINDS}
+    refuse_misfit(tensors, widths)
+    with pytest.raises(ValueError, match="queries.0 holds"):
+        refuse_misfit(tensors | {"queries.0": tensors["queries.0"][:0]}, widths)
