@@ -174,5 +174,5 @@ def test_queries_of_none_are_refused():
     tensors = calibrate([draw], "gradients").tensors
     widths = {(i, k): wide(x.tensor(k)).shape[1] for i, x in enumerate(cache.layers) for k in KINDS}
     refuse_misfit(tensors, widths)
-    with pytest.raises(ValueError, match="queries.0 holds"):
+    with pytest.raises(ValueError, match=r"queries\.0 holds"):
         refuse_misfit(tensors | {"queries.0": tensors["queries.0"][:0]}, widths)
