@@ -1,5 +1,5 @@
 """What `kvtc` learns of a model at hand, kept in the user's cache folder: on the same stretches of
-the same text as `coded`, so that neither has seen more of the world than the other."""
+the same texts as `coded`, so that neither has seen more of the world than the other."""
 
 import logging
 from pathlib import Path
@@ -7,15 +7,14 @@ from pathlib import Path
 from compression import sealed
 from compression.base import Calibration
 from compression.coded.calibration_files import folder_of, recipe
-from compression.coded.learned_text import FIRST_SAMPLE, calibration_text
+from compression.coded.learned_windows import learned_from, learned_windows
 from compression.methods.kvtc_fit import fitted
-from data import sensitivity
 from data.extraction import prefill
 from data.models import LoadedModel
-from data.texts import reference_samples
 
 FORMAT = "calibration of kvtc 1"
 MODULES = (
+    "compression/coded/learned_windows.py",
     "compression/methods/kvtc_fit.py",
     "compression/methods/kvtc_plan.py",
     "compression/methods/layer_groups.py",
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def kvtc_calibration_of(loaded: LoadedModel) -> Calibration:
-    """The kept one of a model, by this code on this text; a new one where there is none, or a
+    """The kept one of a model, by this code on these texts; a new one where there is none, or a
     damaged one. Raises UsageError for a model of which it is not known what rotates its keys."""
     file = folder_of(loaded.identity) / f"kvtc-{recipe(MODULES)[:16]}.safetensors"
     try:
@@ -56,8 +55,6 @@ def _read(file: Path, identity: str) -> Calibration:
 
 
 def _learned(loaded: LoadedModel) -> Calibration:
-    chosen = sensitivity.windows(loaded, calibration_text(), sensitivity.CONTEXTS)
-    longest = max(n_context for _, n_context in chosen)
-    said = f"{len(chosen)} stretches of up to {longest} tokens from #{FIRST_SAMPLE} on of the "
+    chosen = learned_windows(loaded)
     caches = (prefill(loaded, ids[:n_context]).cache for ids, n_context in chosen)
-    return fitted(caches, said + reference_samples()[0].source)
+    return fitted(caches, learned_from(chosen))

@@ -25,9 +25,9 @@ from data.forward import forward
 from data.models import LoadedModel
 from data.scoring import filled
 
-# Contexts of different lengths: how a token's weight falls with its age must hold for all. The
-# longest comes first: layers that hold different tokens are told apart by it.
-CONTEXTS = (2048, 2048, 512, 2048, 2048, 1024) * 2
+# Of each text contexts of different lengths: how a token's weight falls with its age must hold for
+# all. The longest comes first: layers that hold different tokens are told apart by it.
+CONTEXTS = (2048, 2048, 512, 2048, 2048, 1024)
 SCORED = 256  # tokens after each context; as many as the quality of a method is measured on
 DRAWS = 2  # of each context: another costs a backward pass, another context four times that
 SHORTEST = 8  # tokens of a context from which anything can be learned

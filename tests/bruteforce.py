@@ -69,3 +69,20 @@ def dense_basis(group):
     basis = torch.cat([basis[:, firsts] @ group.turn.double(), basis[:, left]], dim=1)
     roots = (root.double() for each in group.neighbours for root in each.roots)
     return basis, torch.block_diag(*roots)
+
+
+def coded_places(codes: torch.Tensor, levels: torch.Tensor) -> list[tuple[int, int]]:
+    """(column, row) of each integer that is coded, in order: row 0, then 16, 32, 64, 128, 256, 256,
+    ... rows, the heaviest first and of equal ones the earlier, each of these column by column."""
+    by_weight = sorted(range(1, len(levels)), key=lambda row: -int(levels[row]))
+    blocks, size = [[0]], 16
+    while by_weight:
+        blocks.append(by_weight[:size])
+        by_weight, size = by_weight[size:], min(256, 2 * size)
+    return [
+        (column, row)
+        for rows in blocks
+        for column, code in enumerate(codes.tolist())
+        for row in rows
+        if code and (code - 128 + int(levels[row]) + 1) // 2 >= -8  # a quarter of a step
+    ]

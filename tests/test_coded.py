@@ -17,8 +17,6 @@ from compression.coded.coefficients import integers_of
 from compression.coded.fixed import CodedFixed
 from compression.coded.method import Coded
 from compression.coded.transform import (
-    classes,
-    is_stored,
     level_of_mean,
     read,
 )
@@ -29,7 +27,7 @@ from data.cache import KINDS, wide
 from data.extraction import prefill
 from data.sensitivity import sensitivities, windows
 from tests import caches, families
-from tests.bruteforce import dense_basis
+from tests.bruteforce import coded_places, dense_basis
 from tests.caches import equal, random_gradients
 
 STEPS = (0.3, 0.03, 0.003)
@@ -77,7 +75,8 @@ def by_hand(cache, calibration, step, sinks):
         exact = (x.double() - group.mean.double()) @ root @ basis
         off = x - group.mean
         mean = off.mean(0)
-        c, mean = (torch.cat(group.coefficients(y)).T for y in (off - mean, mean[None]))
+        products = group.products(off.device)
+        c, mean = (products.coefficients(y).T for y in (off - mean, mean[None]))
         mean = mean[0]
         assert torch.allclose((c + mean).double(), exact, atol=1e-5 * float(exact.abs().max()))
         levels = transform.levels(cache).numpy()
@@ -247,8 +246,8 @@ def bits_by_hand(coder, cache, cost):
         codes, integers, of_integers = integers_of(
             cache.layers, group, places, with_mean, coder.step
         )
-        places = is_stored(classes(codes, with_mean)).nonzero()[:, 1].tolist()
-        for q, of_q, place in zip(integers, of_integers, places, strict=True):
+        coded = coded_places(codes, with_mean)
+        for q, of_q, (_, place) in zip(integers, of_integers, coded, strict=True):
             bits = cost(n_integers, int(q), int(of_q))
             n_integers += 1
             if place:

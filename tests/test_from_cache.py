@@ -275,7 +275,7 @@ def test_whoever_compares_what_coded_has_learned_from_is_told(saved, calibrated,
     coded, file = CompareStudy(methods=("coded",)), saved("llama_gqa").probed
     assert not [line for line in run(coded, file).facts["verdict"] if "too good" in line]
     known = reference_samples()[0]
-    monkeypatch.setattr(learned_text, "calibration_text", lambda: known.text)
+    monkeypatch.setattr(learned_text, "calibration_texts", lambda: (known.text,))
     assert "too good" in run(coded, file).facts["verdict"][0]
 
 

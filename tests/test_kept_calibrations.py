@@ -10,9 +10,10 @@ from compression.base import Calibration
 from compression.coded import calibration_files, kept_calibrations, learned_text
 from compression.coded.calibration_files import file_of, folder_of
 from compression.coded.kept_calibrations import calibration_of, earlier_calibration
+from compression.coded.learned_windows import learned_windows
 from compression.coded.method import Coded
 from config import UsageError
-from data import sensitivity
+from data import corpus_texts, sensitivity
 from data.extraction import prefill
 from data.texts import reference_samples
 from tests import families
@@ -38,11 +39,33 @@ def calibrated(tmp_path_factory):
 
 
 def test_nothing_that_is_left_for_scoring_is_learned_from():
-    known = learned_text.calibration_text()
-    assert len(known) > 100_000  # characters: contexts enough
+    known, of_many_kinds = learned_text.calibration_texts()
+    assert min(len(known), len(of_many_kinds)) > 100_000  # characters: contexts enough
     for sample in reference_samples()[: learned_text.FIRST_SAMPLE]:
         long = [p for p in learned_text.paragraphs(sample.text) if len(p) >= learned_text.TELLING]
         assert long and not any(p in known for p in long)
+
+
+def test_each_text_is_learned_from_as_much_as_the_other(monkeypatch):
+    """By turns, so that what is learned from the last stretches alone is of both."""
+    monkeypatch.setattr(sensitivity, "CONTEXTS", (60, 40, 50))
+    monkeypatch.setattr(sensitivity, "SCORED", 8)
+    model = families.loaded("llama_gqa")
+    chosen = learned_windows(model)
+    assert [n_context for _, n_context in chosen] == [60, 60, 40, 40, 50, 50]
+    for text, of_text in zip(
+        learned_text.calibration_texts(), (chosen[::2], chosen[1::2]), strict=True
+    ):
+        alone = sensitivity.windows(model, text, (60, 40, 50))
+        for (ids, _), (expected, _) in zip(of_text, alone, strict=True):
+            assert torch.equal(ids, expected)
+
+
+def test_what_is_written_for_calibrating_is_read_whole():
+    texts = sorted(corpus_texts.FOLDER.glob("*"))
+    assert sorted(f"{name}.txt" for name in corpus_texts.ORDER) == [file.name for file in texts]
+    for file in texts:
+        assert file.read_text(encoding="utf-8").strip() in corpus_texts.corpus_text()
 
 
 def test_whoever_scores_what_was_learned_from_is_told_of_each_text(caplog):
@@ -138,8 +161,9 @@ def test_what_was_compressed_needs_the_calibration_it_was_compressed_with(tiny, 
 
 def test_what_is_learned_is_what_coded_works_with(tiny):
     calibration = calibration_of(tiny)
-    assert calibration.learned_from.startswith(
-        "2 stretches of up to 60 tokens from #8 on of the Python"
+    assert calibration.learned_from == (
+        "4 stretches of up to 60 tokens from #8 on of the Python language reference (offline) and "
+        "of texts of many kinds in data/corpus"
     )
     cache = prefill(tiny, families.token_ids(50), probe=True).cache.in_16_bits()
     assert 0 < Coded(calibration=calibration).compress(cache).nbytes < cache.nbytes

@@ -12,7 +12,7 @@ import config
 from compression import sealed
 from compression.base import Calibration
 from compression.coded import transform
-from compression.coded.learned_text import calibration_text
+from compression.coded.learned_text import calibration_texts
 from compression.methods.place_by_place import Place
 from data.cache import KINDS, KVCache
 
@@ -21,11 +21,14 @@ SOURCES = Path(__file__).parent.parent.parent
 # Of the code that a calibration follows from; read as files, for one of them needs a model.
 MODULES = (
     "compression/coded/bases.py",
+    "compression/coded/blocks.py",
     "compression/coded/calibration.py",
     "compression/coded/coefficients.py",
     "compression/coded/groups.py",
+    "compression/coded/learned_windows.py",
     "compression/coded/method.py",
     "compression/coded/moments.py",
+    "compression/coded/products.py",
     "compression/coded/roots.py",
     "compression/coded/transform.py",
     "compression/coded/rans.py",
@@ -41,9 +44,9 @@ log = logging.getLogger(__name__)
 
 @cache
 def recipe(modules: tuple[str, ...] = MODULES) -> str:
-    """A hash of all that a calibration follows from, beside the model: the text, and the code of
+    """A hash of all that a calibration follows from, beside the model: the texts, and the code of
     these modules."""
-    digest = hashlib.sha256(calibration_text().encode())
+    digest = hashlib.sha256("\0".join(calibration_texts()).encode())
     for module in modules:
         digest.update((SOURCES / module).read_bytes())
     return digest.hexdigest()

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from compression.coded import rans
+from compression.coded.blocks import blocks_of, spread
 from compression.coded.chunk_bytes import Chunk
-from compression.coded.coefficients import integers_of, restored_places, spread
+from compression.coded.coefficients import integers_of, restore
 from compression.coded.groups import Group
-from compression.coded.transform import Transform, classes, level_of_mean, scales
+from compression.coded.transform import Transform, level_of_mean
 from compression.methods.place_by_place import Middles
 from compression.shapes import LayerShape
 from compression.stored import refuse_left
@@ -51,30 +52,34 @@ def quantised(
     )
 
 
-def restored(
-    chunk: Chunk, transform: Transform, layers: Sequence[LayerShape], device: torch.device
-) -> Middles:
-    """Of each place (heads, tokens, dim) before rotary embedding, without the sinks, on `device`.
-    Raises ValueError for integers that do not end where they began."""
+def restore_into(
+    places: Middles, chunk: Chunk, transform: Transform, layers: Sequence[LayerShape]
+) -> None:
+    """Put what is coded of a chunk behind its sinks, (heads, tokens, dim) of each place, all that
+    it holds of the chunk. Raises ValueError for integers that do not end where they began."""
+    device = next(iter(places.values())).device
     columns = [group.columns for group in transform.groups]
     levels = torch.from_numpy(chunk.levels.astype(np.int16)).to(device)
     codes = torch.from_numpy(chunk.codes).to(device).split(columns)
-    coded = list(_coded(transform, chunk.skips.tolist(), chunk.n_sinks, chunk.n_tokens))
-    entry_classes = [classes(codes[g], levels[_with_mean(tokens)]) for g, _, tokens in coded]
+    of_groups = list(_coded(transform, chunk.skips.tolist(), chunk.n_sinks, chunk.n_tokens))
+    with_mean = [levels[_with_mean(tokens)] for *_, tokens in of_groups]
+    laid_out = [
+        blocks_of(codes[g], of_group, group.bands)
+        for (g, group, _), of_group in zip(of_groups, with_mean, strict=True)
+    ]
     left = chunk.stream
 
     def read(symbols: torch.Tensor) -> torch.Tensor:
         integers = rans.decode(left, symbols.cpu().numpy(), transform.tables)
         return torch.from_numpy(integers).to(device)
 
-    middles: Middles = {}
-    integers = spread(entry_classes, read) if coded else read(torch.zeros(0).byte())
-    for (g, group, tokens), q in zip(coded, integers, strict=True):
-        of_group = levels[_with_mean(tokens)]
-        q /= scales(of_group, chunk.step)
-        middles |= restored_places(q, codes[g], of_group, group, layers)
+    coded = spread(laid_out, read) if laid_out else read(torch.zeros(0).byte())
+    rotaries = [layer.rotary for layer in layers]
+    for (_, group, tokens), of_group, of_blocks in zip(of_groups, with_mean, coded, strict=True):
+        positions = torch.arange(chunk.start + tokens.start, chunk.start + tokens.stop)
+        into = {place: places[place][:, -len(positions) :] for place in group.places}
+        restore(of_blocks, of_group, chunk.step, group, rotaries, positions, into)
     refuse_left(left)
-    return middles
 
 
 def first_coded(first: int, n_sinks: int, n_tokens: int) -> int:

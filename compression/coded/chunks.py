@@ -18,10 +18,9 @@ import torch
 from compression.base import Calibration
 from compression.coded import chunk_bytes, rans
 from compression.coded.chunk_bytes import MOST_TOKENS, Chunk, damaged
-from compression.coded.chunk_integers import first_coded, quantised, restored
+from compression.coded.chunk_integers import first_coded, quantised, restore_into
 from compression.coded.method import MIDDLE
 from compression.coded.transform import Transform, fitting
-from compression.methods.place_by_place import Middles
 from compression.shapes import LayerShape
 from config import UsageError
 from data.cache import KINDS, LayerKV
@@ -101,13 +100,17 @@ class ChunkCodec:
         columns = [group.columns for group in self.transform.groups]
         chunk = chunk_bytes.read(data, len(columns), len(self.layers), sum(columns))
         try:
-            middles = restored(chunk, self.transform, self.layers, device)
-            return list(self._layers(chunk, middles, device))
+            layers = list(self._with_sinks(chunk, device))
+            places = {(i, kind): x.tensor(kind) for i, x in enumerate(layers) for kind in KINDS}
+            restore_into(places, chunk, self.transform, self.layers)
+            if not all(x.isfinite().all() for x in places.values()):
+                raise ValueError("its numbers are not finite")
+            return layers
         except ValueError as error:
             raise damaged(error) from None
 
-    def _layers(self, chunk: Chunk, middles: Middles, device: torch.device) -> Iterator[LayerKV]:
-        """Sinks and what was restored, keys turned again."""
+    def _with_sinks(self, chunk: Chunk, device: torch.device) -> Iterator[LayerKV]:
+        """The layers with room for what they hold of the chunk, sinks in their place."""
         skips = {
             i: int(chunk.skips[g])
             for g, group in enumerate(self.transform.groups)
@@ -117,23 +120,22 @@ class ChunkCodec:
         for i, shape in enumerate(self.layers):
             if chunk.dtypes[i] >= len(DTYPES):
                 raise ValueError(f"layer {shape.index} is of no known dtype")
+            dtype = DTYPES[chunk.dtypes[i]]
             first = min(skips[i], chunk.n_tokens)
             n_plain = first_coded(first, chunk.n_sinks, chunk.n_tokens) - first
-            end = chunk.start + chunk.n_tokens
-            positions = torch.arange(chunk.start + first, end, device=device)
+            n_held = chunk.n_tokens - first
             both = []
             for kind in KINDS:
                 sizes = (shape.n_heads, n_plain, shape.dim(kind))
                 plain, sinks = sinks[: math.prod(sizes)], sinks[math.prod(sizes) :]
                 if len(plain) < math.prod(sizes):
                     raise ValueError("its first tokens are not all there")
-                plain = plain.view(DTYPES[chunk.dtypes[i]]).view(sizes)
-                middle = middles.get((i, kind), plain[:, :0].float())
-                if kind == "key" and shape.rotary is not None:
-                    middle = shape.rotary.rotated(middle, positions[n_plain:])
-                both.append(torch.cat([plain, middle.to(plain.dtype)], dim=1))
-            if not all(x.isfinite().all() for x in both):
-                raise ValueError("its numbers are not finite")
+                room = torch.empty(
+                    (shape.n_heads, n_held, shape.dim(kind)), dtype=dtype, device=device
+                )
+                room[:, :n_plain] = plain.view(dtype).view(sizes)
+                both.append(room)
+            positions = torch.arange(first, chunk.n_tokens, device=device) + chunk.start
             keys, values = both
             yield LayerKV(keys, values, positions, shape.index, shape.kind, rotary=shape.rotary)
         if len(sinks):

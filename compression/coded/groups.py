@@ -5,13 +5,13 @@ neighbouring layers share a basis, and then the first columns of all neighbours 
 more, since what they have in common is common to layers far from each other too.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
 from compression.coded import bases
+from compression.coded.products import Products
 from compression.coded.rans import Tables
 from compression.coded.roots import root_of
 from compression.methods.place_by_place import Place
@@ -51,15 +51,6 @@ class Neighbours:
     def synthesis(self) -> torch.Tensor:
         """(columns, width): (A^-1 U)^T, which takes coefficients back."""
         return self._after(self.inverses)
-
-    def on(self, device: torch.device) -> "Neighbours":
-        return replace(
-            self,
-            basis=self.basis.to(device),
-            roots=tuple(root.to(device) for root in self.roots),
-            inverses=tuple(inverse.to(device) for inverse in self.inverses),
-            mean=self.mean.to(device),
-        )
 
     def _after(self, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         rows = self.basis.split(self.widths)  # (dim, columns) each
@@ -110,45 +101,21 @@ class Group:
     def columns(self) -> int:
         return sum(self.bands)
 
-    def coefficients(
-        self, x: torch.Tensor, most: Sequence[int] | None = None
-    ) -> list[torch.Tensor]:
-        """Of each band (columns, tokens) of (tokens, width) off the mean: all, or so many of its
-        first columns."""
-        of_turn, *lefts = self.bands if most is None else most
-        parts = x.split([len(each.mean) for each in self.neighbours], dim=1)
-        firsts, bands = [], []
-        for each, part, first, left in zip(self.neighbours, parts, self.firsts, lefts, strict=True):
-            of_part = each.analysis[: first + left] @ part.T
-            firsts.append(of_part[:first])
-            bands.append(of_part[first:])
-        return [self.turn.T[:of_turn] @ torch.cat(firsts), *bands]
-
-    def content(self, coefficients: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(tokens, width) off the mean, of (columns, tokens) of each band: its first ones, as many
-        as there are."""
-        turned, *bands = coefficients
-        firsts = (self.turn[:, : len(turned)] @ turned).split(self.firsts)
-        parts = []
-        for each, first, left in zip(self.neighbours, firsts, bands, strict=True):
-            of_part = torch.cat([first, left])  # (columns, tokens)
-            parts.append(of_part.T @ each.synthesis[: len(of_part)])
-        return torch.cat(parts, dim=1)
-
-    def on(self, device: torch.device) -> "Group":
-        """The same there, and kept there: it is large."""
-        if device == self.turn.device:
-            return self
-        if device not in self._copies:
-            self._copies[device] = replace(
-                self,
-                neighbours=tuple(each.on(device) for each in self.neighbours),
-                turn=self.turn.to(device),
+    def products(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Products:
+        """What takes them to coefficients and back there, and kept there: it is large."""
+        if (device, dtype) not in self._products:
+            self._products[device, dtype] = Products(
+                tuple(each.analysis.to(device, dtype) for each in self.neighbours),
+                tuple(each.synthesis.to(device, dtype) for each in self.neighbours),
+                self.firsts,
+                self.turn.to(device, dtype),
+                self.bands,
+                self.mean.to(device),
             )
-        return self._copies[device]
+        return self._products[device, dtype]
 
     @cached_property
-    def _copies(self) -> dict[torch.device, "Group"]:
+    def _products(self) -> dict[tuple[torch.device, torch.dtype], Products]:
         return {}
 
 

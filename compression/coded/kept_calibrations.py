@@ -7,7 +7,7 @@ from compression.base import Calibration
 from compression.coded import calibration, calibration_files
 from compression.coded.calibration_files import FORMAT, file_of, folder_of
 from compression.coded.chunks import ChunkCodec
-from compression.coded.learned_text import FIRST_SAMPLE, calibration_text
+from compression.coded.learned_windows import learned_from, learned_windows
 from compression.coded.method import MIDDLE
 from compression.methods.place_by_place import Place
 from compression.shapes import LayerShape
@@ -16,7 +16,6 @@ from data import sensitivity
 from data.cache import KINDS
 from data.models import LoadedModel
 from data.own_cache import OwnCache
-from data.texts import reference_samples
 
 # What a calibration takes at most, where that can be, of the weights in 16 bits; and its turns of
 # the products that the weights take for each token, about one for each.
@@ -93,10 +92,7 @@ def earlier_calibration(loaded: LoadedModel, identity: str) -> Calibration:
 
 
 def _calibrated(loaded: LoadedModel) -> Calibration:
-    chosen = sensitivity.windows(loaded, calibration_text(), sensitivity.CONTEXTS)
-    source = reference_samples()[0].source
-    longest = max(n_context for _, n_context in chosen)
-    said = f"{len(chosen)} stretches of up to {longest} tokens from #{FIRST_SAMPLE} on of the "
+    chosen = learned_windows(loaded)
     draws = sensitivity.sensitivities(loaded, chosen)
     room, work = loaded.weight_nbytes / SHARE, loaded.weight_nbytes / 2 / SHARE_OF_WORK
-    return calibration.calibrate(draws, said + source, room, work)
+    return calibration.calibrate(draws, learned_from(chosen), room, work)

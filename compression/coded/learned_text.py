@@ -1,9 +1,10 @@
-"""The text that `coded` learns from, and which scored texts have a part in it."""
+"""The texts that `coded` learns from, and which scored texts have a part in them."""
 
 import logging
 from collections.abc import Iterable
 from functools import cache
 
+from data.corpus_texts import corpus_text
 from data.texts import Sample, reference_samples
 
 # Samples of the offline corpus before this one are left for scoring: what is calibrated on must
@@ -15,13 +16,15 @@ log = logging.getLogger(__name__)
 
 
 @cache
-def calibration_text() -> str:
+def calibration_texts() -> tuple[str, str]:
     """What is learned from, whatever the scored texts are: the later samples of the offline corpus
-    without the paragraphs that the first ones have too, for some topics contain others."""
+    without the paragraphs that the first ones have too, for some topics contain others; and texts
+    of many kinds, for what a model reads is seldom a manual."""
     samples = reference_samples()
     held_out = {p for sample in samples[:FIRST_SAMPLE] for p in paragraphs(sample.text)}
     later = (p for sample in samples[FIRST_SAMPLE:] for p in paragraphs(sample.text))
-    return "\n\n".join(p for p in dict.fromkeys(later) if p not in held_out)
+    reference = "\n\n".join(p for p in dict.fromkeys(later) if p not in held_out)
+    return reference, corpus_text()
 
 
 def paragraphs(text: str) -> list[str]:
@@ -30,7 +33,8 @@ def paragraphs(text: str) -> list[str]:
 
 def leaked(scored: Iterable[Sample]) -> list[str]:
     """The names of those texts of which a paragraph is among those learned from."""
-    learned = {p for p in paragraphs(calibration_text()) if len(p) >= TELLING}
+    every = (p for text in calibration_texts() for p in paragraphs(text))
+    learned = {p for p in every if len(p) >= TELLING}
     return [sample.name for sample in scored if learned & set(paragraphs(sample.text))]
 
 

@@ -11,7 +11,7 @@ pick the table that codes q. Transform coding of caches: KVTC (arXiv
 several layers share a basis, and the coder is per entry.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,19 +20,13 @@ import torch
 
 from compression.base import Calibration, Compressed, Compressor
 from compression.coded import named, rans
-from compression.coded.coefficients import integers_of, restored_places, spread
+from compression.coded.blocks import Block, blocks_of, spread
+from compression.coded.coefficients import integers_of, restore
 from compression.coded.groups import Group
 from compression.coded.token_weights import is_watched
-from compression.coded.transform import (
-    Transform,
-    classes,
-    fitting,
-    level_of_mean,
-    read,
-    scales,
-)
+from compression.coded.transform import Transform, fitting, level_of_mean, read
 from compression.deflated import deflated_tensor, inflated_tensor
-from compression.methods.place_by_place import Middles
+from compression.methods.place_by_place import Middles, Place
 from compression.parts import Part
 from compression.shapes import CacheShape, LayerShape
 from compression.stored import FLOATS, Tensors, refuse_left, shared_out, taken, under
@@ -117,8 +111,7 @@ class Coded(Compressor):
             levels = taken(stored, "levels", (torch.int8,), n_tokens).to(torch.int16)
             for prefix, groups in segments:
                 part = under(stored, prefix) if prefix else stored
-                for tokens, middles in self._decoded(part, groups, levels, transform, shape):
-                    _fill(restored, middles, tokens, shape)
+                self._decode_into(restored, part, groups, levels, transform, shape)
                 if prefix:
                     refuse_left(part)
         layers = (
@@ -127,32 +120,40 @@ class Coded(Compressor):
         )
         return shape.filled(tuple(layers))
 
-    def _decoded(
+    def _decode_into(
         self,
+        restored: Middles,
         stored: Tensors,
         groups: Groups,
         levels: torch.Tensor,
         transform: Transform,
         shape: CacheShape,
-    ) -> Iterator[tuple[slice, Middles]]:
-        """Of each group its tokens in the text, and what its places hold of them."""
-        codes, with_mean, entry_classes = self._read_classes(stored, groups, levels)
-        integers = spread(entry_classes, lambda symbols: self.read(stored, symbols, transform))
-        parts = zip(groups, codes, with_mean, integers, strict=True)
-        for (_, group, tokens), code, of_group, q in parts:
-            q /= scales(of_group, self.step)
-            yield tokens, restored_places(q, code, of_group, group, shape.layers)
+    ) -> None:
+        """Put what is stored of the tokens of some groups in its place."""
+        with_mean, laid_out = self._read_blocks(stored, groups, levels)
+        coded = spread(laid_out, lambda symbols: self.read(stored, symbols, transform))
+        rotaries = [layer.rotary for layer in shape.layers]
+        for (_, group, tokens), of_group, blocks in zip(groups, with_mean, coded, strict=True):
+            into = {place: _of(restored, place, tokens, shape, levels) for place in group.places}
+            positions = torch.arange(tokens.start, tokens.stop)
+            restore(blocks, of_group, self.step, group, rotaries, positions, into)
 
-    def _read_classes(
+    def _read_blocks(
         self, stored: Tensors, groups: Groups, levels: torch.Tensor
-    ) -> tuple[Sequence[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """Of each group the (columns,) codes of magnitude, the (1 + tokens,) levels, that of the
-        mean first, and the classes (columns, 1 + tokens) that they tell."""
+    ) -> tuple[list[torch.Tensor], list[list[Block]]]:
+        """Of each group the (1 + tokens,) levels, that of the mean first, and the blocks that these
+        and the codes of magnitude tell."""
         columns = [group.columns for _, group, _ in groups]
         codes = self.read_codes(stored, sum(columns)).to(levels.device).split(columns)
         mean_level = taken(stored, "mean_level", (torch.int8,), 1).to(levels)
         with_mean = [torch.cat([mean_level, levels[tokens]]) for *_, tokens in groups]
-        return codes, with_mean, [classes(*pair) for pair in zip(codes, with_mean, strict=True)]
+        laid_out = [
+            blocks_of(of_group, levels_of_group, group.bands)
+            for of_group, levels_of_group, (_, group, _) in zip(
+                codes, with_mean, groups, strict=True
+            )
+        ]
+        return with_mean, laid_out
 
     def bits_by_token(self, stored: Tensors, shape: CacheShape) -> torch.Tensor:
         """Of the first tokens 16 for each entry, of the others those of their integers; magnitudes
@@ -171,10 +172,13 @@ class Coded(Compressor):
         self, stored: Tensors, groups: Groups, levels: torch.Tensor, transform: Transform
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Of each group its tokens in the text, and the (tokens,) bits of their integers."""
-        entry_classes = self._read_classes(stored, groups, levels)[-1]
-        bits = spread(entry_classes, lambda symbols: self.costs(stored, symbols, transform))
-        for (*_, tokens), of_entries in zip(groups, bits, strict=True):
-            yield tokens, of_entries[:, 1:].sum(0).cpu().double()
+        with_mean, laid_out = self._read_blocks(stored, groups, levels)
+        coded = spread(laid_out, lambda symbols: self.costs(stored, symbols, transform))
+        for (*_, tokens), of_group, blocks in zip(groups, with_mean, coded, strict=True):
+            bits = torch.zeros(len(of_group), dtype=torch.float64)
+            for block, of_integers in blocks:
+                bits[block.rows.cpu()] = block.filled(of_integers).sum(0).cpu().double()
+            yield tokens, bits[1:]
 
     def _joined(
         self, stored: Tensors, restored: Middles, i: int, kind: str, layer: LayerShape
@@ -292,14 +296,14 @@ def _kept(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _fill(restored: Middles, middles: Middles, tokens: slice, shape: CacheShape) -> None:
-    """Put what was decoded of these positions of the text in its place, keys turned again."""
-    for (i, kind), middle in middles.items():
-        layer = shape.layers[i]
-        places = slice(tokens.start - layer.start, tokens.stop - layer.start)
-        if kind == "key" and layer.rotary is not None:
-            middle = layer.rotated(middle, layer.positions[places])
-        if (i, kind) not in restored:
-            dtype = getattr(torch, layer.dtype)
-            restored[i, kind] = torch.empty(layer.sizes(kind), dtype=dtype, device=middle.device)
-        restored[i, kind][:, places] = middle
+def _of(
+    restored: Middles, place: Place, tokens: slice, shape: CacheShape, like: torch.Tensor
+) -> torch.Tensor:
+    """(heads, tokens, dim), a view: where what a place holds of these positions is restored, in the
+    dtype of its layer, on the device of `like`."""
+    i, kind = place
+    layer = shape.layers[i]
+    if place not in restored:
+        dtype = getattr(torch, layer.dtype)
+        restored[place] = torch.empty(layer.sizes(kind), dtype=dtype, device=like.device)
+    return restored[place][:, tokens.start - layer.start : tokens.stop - layer.start]

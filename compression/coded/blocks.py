@@ -1,0 +1,91 @@
+"""Which coefficients of a group are coded, and in which order: block by block of tokens of like
+weight, in each the first columns alone, for tokens that weigh little need few. What is not in a
+block is never touched. Both sides tell it from codes of magnitude and levels."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from compression.coded.transform import classes, is_stored
+
+# Tokens at once: the heaviest, of which there are few, then blocks twice as large each, up to what
+# makes a product of matrices fast.
+FEWEST, MOST = 16, 256
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """rows: (n,) tokens, from 1 on, or 0 alone: the mean over them. most: how many of its first
+    columns each band has integers in. classes: (columns, n) uint8 of those, band after band. coded:
+    (columns, n), where an integer stands."""
+
+    rows: torch.Tensor
+    most: list[int]
+    classes: torch.Tensor
+    coded: torch.Tensor
+
+    def chosen(self, x: torch.Tensor) -> np.ndarray:
+        """(integers,) of (columns, n), column by column, where the coder runs. Numpy picks them out
+        faster on the CPU, an accelerator does so before they are moved."""
+        if x.device.type == "cpu":
+            picked: np.ndarray = x.numpy()[self.coded.numpy()]
+            return picked
+        moved: np.ndarray = x[self.coded].cpu().numpy()
+        return moved
+
+    def filled(self, integers: torch.Tensor) -> torch.Tensor:
+        """(columns, n) float32 of the (integers,), 0 where there is none."""
+        whole = torch.zeros(self.coded.shape, device=integers.device)
+        return whole.masked_scatter_(self.coded, integers.float())
+
+
+def blocks_of(codes: torch.Tensor, levels: torch.Tensor, bands: Sequence[int]) -> list[Block]:
+    """The mean, then the tokens, the heaviest first, from the (columns,) codes of magnitude of
+    these bands and the (1 + tokens,) levels, that of the mean first."""
+    mean = torch.zeros(1, dtype=torch.long, device=levels.device)
+    rows = [mean, *(1 + tokens for tokens in alike(levels[1:]))]
+    return [_block(codes, levels, bands, of_block) for of_block in rows]
+
+
+def alike(levels: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The places of tokens with these levels in blocks of like weight, the heaviest first."""
+    sizes: list[int] = []
+    left = len(levels)
+    while left:
+        sizes.append(min(left, MOST, FEWEST << len(sizes)))
+        left -= sizes[-1]
+    places: Sequence[torch.Tensor] = levels.argsort(descending=True, stable=True).split(sizes)
+    return places
+
+
+def firsts(x: torch.Tensor, bands: Sequence[int], most: Sequence[int]) -> torch.Tensor:
+    """Of (columns, ...) the first of each band, so many."""
+    return torch.cat([band[:n] for band, n in zip(x.split(list(bands)), most, strict=True)])
+
+
+def spread(
+    of_groups: Sequence[Sequence[Block]], read: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[list[tuple[Block, torch.Tensor]]]:
+    """The blocks of each group, each with what `read` gives for its integers, out of the (n,)
+    classes of those of all groups."""
+    symbols = [block.classes[block.coded] for group in of_groups for block in group]
+    parts = iter(read(torch.cat(symbols)).split([len(each) for each in symbols]))
+    for group in of_groups:
+        yield [(block, next(parts)) for block in group]
+
+
+def _block(
+    codes: torch.Tensor, levels: torch.Tensor, bands: Sequence[int], rows: torch.Tensor
+) -> Block:
+    stored = is_stored(classes(codes, levels[rows[:1]]))[:, 0]  # of the heaviest, which is first
+    most = [_last(band) for band in stored.split(list(bands))]
+    of_entries = classes(firsts(codes, bands, most), levels[rows])
+    return Block(rows, most, of_entries, is_stored(of_entries))
+
+
+def _last(stored: torch.Tensor) -> int:
+    """How many of the (columns,) there are up to the last that is stored."""
+    places = stored.nonzero()
+    return int(places[-1]) + 1 if len(places) else 0
