@@ -27,11 +27,15 @@ class Rotary:
 
     def rotated(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """(heads, tokens, dim) turned forward by the angles of its (tokens,) positions."""
-        return self._turned(x, positions, 1.0, self.scaling)
+        return self.turn(positions.to(x.device)).forward(x)
 
     def unrotated(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The inverse of `rotated`."""
-        return self._turned(x, positions, -1.0, 1 / self.scaling)
+        return self.turn(positions.to(x.device)).back(x)
+
+    def turn(self, positions: torch.Tensor) -> "Turn":
+        """By the angles of these (tokens,) positions, for all that is held at them."""
+        return Turn(*self.tables(positions), self.scaling, self.interleaved)
 
     def tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Unscaled cosine and sine, (tokens, pairs), as the models compute them: in float32."""
@@ -39,11 +43,27 @@ class Rotary:
         angles = positions.float()[:, None] * frequencies
         return angles.cos(), angles.sin()
 
-    def _turned(
-        self, x: torch.Tensor, positions: torch.Tensor, sign: float, scale: float
-    ) -> torch.Tensor:
-        cos, sin = (scale * t.to(x.device) for t in self.tables(positions))
-        n, whole = 2 * len(self.frequencies), x.float()
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """cos, sin: (tokens, pairs) unscaled, where what is turned is."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    scaling: float
+    interleaved: bool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(heads, tokens, dim) after rotary embedding."""
+        return self._turned(x, 1.0, self.scaling)
+
+    def back(self, x: torch.Tensor) -> torch.Tensor:
+        """(heads, tokens, dim) before it."""
+        return self._turned(x, -1.0, 1 / self.scaling)
+
+    def _turned(self, x: torch.Tensor, sign: float, scale: float) -> torch.Tensor:
+        cos, sin = (t if scale == 1 else scale * t for t in (self.cos, self.sin))
+        n, whole = 2 * cos.shape[1], x.float()
         if self.interleaved:
             first, second = whole[..., 0:n:2], whole[..., 1:n:2]
         else:

@@ -72,12 +72,13 @@ def dense_basis(group):
 
 
 def coded_places(codes: torch.Tensor, levels: torch.Tensor) -> list[tuple[int, int]]:
-    """(column, row) of each integer that is coded, in order: row 0, then 16, 32, 64, 128, 256, 256,
-    ... rows, the heaviest first and of equal ones the earlier, each of these column by column."""
+    """(column, row) of each integer that is coded, in order: row 0 with 64 others, then 128,
+    256, 256, ... rows, the heaviest first and of equal ones the earlier, each of these blocks
+    column by column."""
     by_weight = sorted(range(1, len(levels)), key=lambda row: -int(levels[row]))
-    blocks, size = [[0]], 16
+    blocks, size = [], 64
     while by_weight:
-        blocks.append(by_weight[:size])
+        blocks.append([*([] if blocks else [0]), *by_weight[:size]])
         by_weight, size = by_weight[size:], min(256, 2 * size)
     return [
         (column, row)

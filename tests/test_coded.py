@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from compression.coded import fixed_rate
+from compression.coded import coefficients, fixed_rate
 from compression.coded import method as method_module
 from compression.coded.calibration import calibrate
 from compression.coded.coefficients import integers_of
@@ -117,7 +117,8 @@ def quantised_by_hand(c, means, of_all, levels, step):
 
 @pytest.mark.parametrize("shape", ["alike", "mixed", "one entry a head", "mixed, watched"])
 @pytest.mark.parametrize(("step", "sinks"), [(0.3, 0), (0.03, 1), (0.003, 0)])
-def test_what_is_restored_is_the_quantised_cache(shape, step, sinks):
+def test_what_is_restored_is_the_quantised_cache(shape, step, sinks, monkeypatch):
+    monkeypatch.setattr(coefficients, "fast_dtype", lambda device: torch.float32)
     cache = SHAPES[shape]()
     coder = method(shape, step=step, sink_tokens=sinks)
     back = coder.decode(coder.encode(cache), CacheShape.of(cache))  # in float32
@@ -125,6 +126,29 @@ def test_what_is_restored_is_the_quantised_cache(shape, step, sinks):
         layer = back.layers[i]
         x = layer.unrotated_keys() if kind == "key" else layer.values
         assert torch.allclose(wide(x)[sinks:].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@every_shape
+def test_products_of_16_bits_restore_nearly_the_same(shape, monkeypatch):
+    """What they store is as close to the cache; below FAST_FROM there are none."""
+    cache = SHAPES[shape]().in_16_bits()
+
+    def stored(dtype, step):
+        monkeypatch.setattr(coefficients, "fast_dtype", lambda device: dtype)
+        return method(shape, step=step).compress(cache)
+
+    exact, fast = stored(torch.float32, 0.03).restore(), stored(torch.bfloat16, 0.03)
+    errors = [relative_errors(cache, x)["squared_error"].sum() for x in (exact, fast.restore())]
+    energy = sum(x.tensor(kind).float().square().sum() for x in cache.layers for kind in KINDS)
+    assert errors[1] < 1.1 * errors[0] + 1e-4 * energy
+    back = fast.restore()
+    monkeypatch.setattr(coefficients, "fast_dtype", lambda device: torch.float32)
+    for a, b in zip(fast.restore().layers, back.layers, strict=True):
+        for kind in KINDS:
+            x, y = a.tensor(kind).float(), b.tensor(kind).float()
+            assert (x - y).norm() < 0.02 * x.norm()
+    fine = [stored(dtype, 6e-5).restore() for dtype in (torch.float32, torch.bfloat16)]
+    assert equal(*fine)
 
 
 @pytest.mark.parametrize("shape", ["alike", "mixed", "half precision"])

@@ -2,8 +2,9 @@
 weight, in each the first columns alone, for tokens that weigh little need few. What is not in a
 block is never touched. Both sides tell it from codes of magnitude and levels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,19 +13,28 @@ from compression.coded.transform import classes, is_stored
 
 # Tokens at once: the heaviest, of which there are few, then blocks twice as large each, up to what
 # makes a product of matrices fast.
-FEWEST, MOST = 16, 256
+FEWEST, MOST = 64, 256
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """rows: (n,) tokens, from 1 on, or 0 alone: the mean over them. most: how many of its first
-    columns each band has integers in. classes: (columns, n) uint8 of those, band after band. coded:
-    (columns, n), where an integer stands."""
+    """rows: (n,) tokens, from 1 on, before them in the first block 0: the mean over tokens. most:
+    how many of its first columns each band has integers in. classes: (columns, n) uint8 of those,
+    band after band. coded: (columns, n), where an integer stands."""
 
     rows: torch.Tensor
     most: list[int]
     classes: torch.Tensor
     coded: torch.Tensor
+
+    @cached_property
+    def n_coded(self) -> int:
+        return int(self.coded.sum())
+
+    @property
+    def symbol_classes(self) -> np.ndarray:
+        """(integers,) uint8, column by column."""
+        return self.chosen(self.classes)
 
     def chosen(self, x: torch.Tensor) -> np.ndarray:
         """(integers,) of (columns, n), column by column, where the coder runs. Numpy picks them out
@@ -42,10 +52,10 @@ class Block:
 
 
 def blocks_of(codes: torch.Tensor, levels: torch.Tensor, bands: Sequence[int]) -> list[Block]:
-    """The mean, then the tokens, the heaviest first, from the (columns,) codes of magnitude of
+    """The mean with the heaviest tokens, then the others, from the (columns,) codes of magnitude of
     these bands and the (1 + tokens,) levels, that of the mean first."""
-    mean = torch.zeros(1, dtype=torch.long, device=levels.device)
-    rows = [mean, *(1 + tokens for tokens in alike(levels[1:]))]
+    first, *others = (1 + tokens for tokens in alike(levels[1:]))
+    rows = [torch.cat([first.new_zeros(1), first]), *others]
     return [_block(codes, levels, bands, of_block) for of_block in rows]
 
 
@@ -66,20 +76,24 @@ def firsts(x: torch.Tensor, bands: Sequence[int], most: Sequence[int]) -> torch.
 
 
 def spread(
-    of_groups: Sequence[Sequence[Block]], read: Callable[[torch.Tensor], torch.Tensor]
-) -> Iterator[list[tuple[Block, torch.Tensor]]]:
-    """The blocks of each group, each with what `read` gives for its integers, out of the (n,)
-    classes of those of all groups."""
-    symbols = [block.classes[block.coded] for group in of_groups for block in group]
-    parts = iter(read(torch.cat(symbols)).split([len(each) for each in symbols]))
-    for group in of_groups:
-        yield [(block, next(parts)) for block in group]
+    of_groups: Sequence[Sequence[Block]], read: Callable[[Sequence[Block]], torch.Tensor]
+) -> list[list[tuple[Block, torch.Tensor]]]:
+    """The blocks of each group, each with what `read` gives for its integers, out of the
+    (integers,) of all blocks."""
+    every = [block for group in of_groups for block in group]
+    parts = iter(read(every).split([block.n_coded for block in every]))
+    return [[(block, next(parts)) for block in group] for group in of_groups]
+
+
+def classes_of(blocks: Sequence[Block]) -> np.ndarray:
+    """(integers,) uint8 of all of them."""
+    return np.concatenate([np.zeros(0, np.uint8), *(block.symbol_classes for block in blocks)])
 
 
 def _block(
     codes: torch.Tensor, levels: torch.Tensor, bands: Sequence[int], rows: torch.Tensor
 ) -> Block:
-    stored = is_stored(classes(codes, levels[rows[:1]]))[:, 0]  # of the heaviest, which is first
+    stored = is_stored(classes(codes, levels[rows].max()[None]))[:, 0]
     most = [_last(band) for band in stored.split(list(bands))]
     of_entries = classes(firsts(codes, bands, most), levels[rows])
     return Block(rows, most, of_entries, is_stored(of_entries))

@@ -16,7 +16,7 @@ from compression.coded.learned_text import calibration_texts
 from compression.methods.place_by_place import Place
 from data.cache import KINDS, KVCache
 
-FORMAT = "calibration of coded 7"
+FORMAT = "calibration of coded 8"
 SOURCES = Path(__file__).parent.parent.parent
 # Of the code that a calibration follows from; read as files, for one of them needs a model.
 MODULES = (

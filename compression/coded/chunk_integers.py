@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from compression.coded import rans
-from compression.coded.blocks import blocks_of, spread
+from compression.coded.blocks import Block, blocks_of, classes_of, spread
 from compression.coded.chunk_bytes import Chunk
 from compression.coded.coefficients import integers_of, restore
 from compression.coded.groups import Group
@@ -69,13 +69,14 @@ def restore_into(
     ]
     left = chunk.stream
 
-    def read(symbols: torch.Tensor) -> torch.Tensor:
-        integers = rans.decode(left, symbols.cpu().numpy(), transform.tables)
+    def read(every: Sequence[Block]) -> torch.Tensor:
+        integers = rans.decode(left, classes_of(every), transform.tables)
         return torch.from_numpy(integers).to(device)
 
-    coded = spread(laid_out, read) if laid_out else read(torch.zeros(0).byte())
     rotaries = [layer.rotary for layer in layers]
-    for (_, group, tokens), of_group, of_blocks in zip(of_groups, with_mean, coded, strict=True):
+    for (_, group, tokens), of_group, of_blocks in zip(
+        of_groups, with_mean, spread(laid_out, read), strict=True
+    ):
         positions = torch.arange(chunk.start + tokens.start, chunk.start + tokens.stop)
         into = {place: places[place][:, -len(positions) :] for place in group.places}
         restore(of_blocks, of_group, chunk.step, group, rotaries, positions, into)

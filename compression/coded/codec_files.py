@@ -14,7 +14,7 @@ from config import UsageError
 from data.cache import KINDS
 from data.headers import fitting, shown, words
 
-FORMAT = "chunk codec 3"
+FORMAT = "chunk codec 4"
 
 
 def save(codec: ChunkCodec, file: Path | str) -> None:

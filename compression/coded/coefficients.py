@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from compression.coded.blocks import Block, alike, blocks_of, firsts
+from compression.coded.blocks import Block, alike, blocks_of, classes_of, firsts
 from compression.coded.groups import Group
 from compression.coded.products import Products, fast_dtype
 from compression.coded.transform import classes, is_stored, magnitudes, rows, scales
@@ -20,8 +20,8 @@ from data.rotary import Rotary
 SAMPLED, LARGE = 128, 32
 LARGE_MEAN = 4  # times the deviations from it: a chunk's mean counts for its column's magnitude
 LARGEST = 2.0**31 - 1  # |integer| that can be coded
-# From this step on most products are as coarse as is fast. At it this adds 6 % to the KL divergence
-# of the default model, at 2e-4 2 %, for a bit more than half of the time.
+# From this step on products are as coarse as is fast. At it this adds 7 % to the KL divergence of
+# the default model, at 2e-4 3 %, for half of the time.
 FAST_FROM = 7e-5
 
 
@@ -30,37 +30,34 @@ def integers_of(
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """What is coded of these of the tokens of a group: codes of magnitude (columns,) uint8, and of
     the coefficients that are stored the integers (n,) int32 and their classes (n,) uint8, block by
-    block, first those of the mean over tokens and then what is left of each token.
+    block: of the mean over tokens, and of what is left of each token.
 
     levels: (1 + tokens,) int16, that of the mean first. A block of tokens that weigh little is
     taken to its first columns alone.
     """
     x = rows(layers, group.places, tokens)  # (tokens, width)
     levels = levels.to(x.device)
-    exact, fast = _exact_and_fast(group, x.device, step)
-    x -= exact.mean
+    products = _products(group, x.device, step)
+    x -= products.mean
     mean = x.mean(0)
     x -= mean
     heaviest = alike(levels[1:])[0]
-    both = exact.coefficients(torch.cat([mean[None], x[heaviest]]))
-    means, of_heaviest = both[:, :1], both[:, 1:]  # (columns, tokens)
+    of_first = products.coefficients(torch.cat([mean[None], x[heaviest]]))  # (columns, tokens)
+    means, of_heaviest = of_first[:, 0], of_first[:, 1:]
     codes = torch.maximum(
-        magnitudes(_root_mean_squares(x, fast, levels[1:], of_heaviest), step),
-        magnitudes(means[:, 0].abs() / LARGE_MEAN, step),
+        magnitudes(_root_mean_squares(x, products, levels[1:], of_heaviest), step),
+        magnitudes(means.abs() / LARGE_MEAN, step),
     )
     codes[~is_stored(classes(codes, levels.max()[None]))[:, 0]] = 0
-    of_mean, first, *others = blocks_of(codes, levels, group.bands)
-    left = means - _restored_mean(means, codes, levels[:1], step)
-    integers = [_rounded(firsts(means, group.bands, of_mean.most), of_mean, levels, step)]
-    for block in (first, *others):
-        if block is first:
-            off_mean = firsts(of_heaviest, group.bands, block.most)
-        else:
-            off_mean = fast.coefficients(x[block.rows - 1], block.most)
+    left = (means - _restored_mean(means, codes, levels[:1], step))[:, None]
+    of_heaviest += left
+    first, *others = blocks_of(codes, levels, group.bands)
+    integers = [_rounded(firsts(of_first, group.bands, first.most), first, levels, step)]
+    for block in others:
+        off_mean = products.coefficients(x[block.rows - 1], block.most)
         off_mean += firsts(left, group.bands, block.most)
         integers.append(_rounded(off_mean, block, levels, step))
-    of_integers = [block.chosen(block.classes) for block in (of_mean, first, *others)]
-    return codes, np.concatenate(integers), np.concatenate(of_integers)
+    return codes, np.concatenate(integers), classes_of([first, *others])
 
 
 def _root_mean_squares(
@@ -84,9 +81,10 @@ def _root_mean_squares(
 def _restored_mean(
     means: torch.Tensor, codes: torch.Tensor, level: torch.Tensor, step: float
 ) -> torch.Tensor:
-    """(columns, 1) the mean as it will be restored."""
+    """(columns,) the mean as it will be restored."""
     scale = scales(level, step)
-    return torch.where(is_stored(classes(codes, level)), (means * scale).round() / scale, 0.0)
+    kept = is_stored(classes(codes, level))[:, 0]
+    return torch.where(kept, (means * scale).round() / scale, 0.0)
 
 
 def _rounded(
@@ -112,28 +110,25 @@ def restore(
     """Write what the places of a group hold of its tokens into (heads, tokens, dim) of each, keys
     turned to their (tokens,) positions by the rotary embedding of their layer, where it is told.
 
-    coded: the blocks with their integers, that of the mean first. levels: (1 + tokens,) int16.
+    coded: the blocks with their integers. levels: (1 + tokens,) int16, that of the mean first.
     """
-    exact, fast = _exact_and_fast(group, levels.device, step)
-    positions, mean = positions.to(levels.device), exact.mean
+    products = _products(group, levels.device, step)
+    positions, mean = positions.to(levels.device), products.mean
     for number, (block, integers) in enumerate(coded):
-        products = exact if number < 2 else fast
         x = products.content(block.filled(integers), block.most)  # (tokens, width)
-        x = torch.addcdiv(mean, x, scales(levels[block.rows], step)[:, None])
-        if number == 0:
-            mean = x
-            continue
+        x /= scales(levels[block.rows], step)[:, None]
         tokens = block.rows - 1
+        if number == 0:
+            mean, x, tokens = mean + x[0], x[1:], tokens[1:]
+        x += mean
+        turns = {each: each.turn(positions[tokens]) for each in set(rotaries) if each is not None}
         for (i, kind), part in zip(group.places, x.split(group.widths, dim=1), strict=True):
             place, rotary = into[i, kind], rotaries[i]
             content = by_head(part, len(place))
             if kind == "key" and rotary is not None:
-                content = rotary.rotated(content, positions[tokens])
+                content = turns[rotary].forward(content)
             place.index_copy_(1, tokens, content.to(place.dtype))
 
 
-def _exact_and_fast(group: Group, device: torch.device, step: float) -> tuple[Products, Products]:
-    """For the mean, whose errors all tokens have in common, and the heaviest; and for the others,
-    which most of the work is for."""
-    dtype = fast_dtype(device) if step >= FAST_FROM else torch.float32
-    return group.products(device), group.products(device, dtype)
+def _products(group: Group, device: torch.device, step: float) -> Products:
+    return group.products(device, fast_dtype(device) if step >= FAST_FROM else torch.float32)

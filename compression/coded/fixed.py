@@ -1,5 +1,6 @@
 """`coded_fixed`: what `coded` stores, without its entropy coder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 from compression.coded import fixed_rate
+from compression.coded.blocks import Block
 from compression.coded.method import Coded
 from compression.coded.transform import Transform
 from compression.stored import Tensors, refuse_left, taken
@@ -31,18 +33,14 @@ class CodedFixed(Coded):
     ) -> Tensors:
         return fixed_rate.encode(integers)
 
-    def read(
-        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
-    ) -> torch.Tensor:
-        device = symbol_classes.device
+    def read(self, stored: Tensors, blocks: Sequence[Block], transform: Transform) -> torch.Tensor:
+        device = blocks[0].rows.device
         names = [name for name in stored if name == "widths" or name.startswith("bits.")]
         part = {name: stored.pop(name).to(device) for name in names}
-        integers = fixed_rate.decode(part, len(symbol_classes))
+        integers = fixed_rate.decode(part, sum(block.n_coded for block in blocks))
         refuse_left(part)
         return integers
 
-    def costs(
-        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
-    ) -> torch.Tensor:
-        widths = {"widths": stored["widths"].to(symbol_classes.device)}
-        return fixed_rate.costs(widths, len(symbol_classes))
+    def costs(self, stored: Tensors, blocks: Sequence[Block], transform: Transform) -> torch.Tensor:
+        widths = {"widths": stored["widths"].to(blocks[0].rows.device)}
+        return fixed_rate.costs(widths, sum(block.n_coded for block in blocks))

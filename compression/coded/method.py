@@ -11,7 +11,7 @@ pick the table that codes q. Transform coding of caches: KVTC (arXiv
 several layers share a basis, and the coder is per entry.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ import torch
 
 from compression.base import Calibration, Compressed, Compressor
 from compression.coded import named, rans
-from compression.coded.blocks import Block, blocks_of, spread
+from compression.coded.blocks import Block, blocks_of, classes_of, spread
 from compression.coded.coefficients import integers_of, restore
 from compression.coded.groups import Group
 from compression.coded.token_weights import is_watched
@@ -131,7 +131,7 @@ class Coded(Compressor):
     ) -> None:
         """Put what is stored of the tokens of some groups in its place."""
         with_mean, laid_out = self._read_blocks(stored, groups, levels)
-        coded = spread(laid_out, lambda symbols: self.read(stored, symbols, transform))
+        coded = spread(laid_out, lambda blocks: self.read(stored, blocks, transform))
         rotaries = [layer.rotary for layer in shape.layers]
         for (_, group, tokens), of_group, blocks in zip(groups, with_mean, coded, strict=True):
             into = {place: _of(restored, place, tokens, shape, levels) for place in group.places}
@@ -173,7 +173,7 @@ class Coded(Compressor):
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Of each group its tokens in the text, and the (tokens,) bits of their integers."""
         with_mean, laid_out = self._read_blocks(stored, groups, levels)
-        coded = spread(laid_out, lambda symbols: self.costs(stored, symbols, transform))
+        coded = spread(laid_out, lambda blocks: self.costs(stored, blocks, transform))
         for (*_, tokens), of_group, blocks in zip(groups, with_mean, coded, strict=True):
             bits = torch.zeros(len(of_group), dtype=torch.float64)
             for block, of_integers in blocks:
@@ -219,21 +219,17 @@ class Coded(Compressor):
         """What is stored of (n,) integers whose (n,) classes both encoder and decoder know."""
         return rans.encode(integers, symbol_classes, transform.tables)
 
-    def read(
-        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
-    ) -> torch.Tensor:
-        """The (n,) integers of these classes, where those are."""
-        integers = rans.decode(stored, symbol_classes.cpu().numpy(), transform.tables)
-        return torch.from_numpy(integers).to(symbol_classes.device)
+    def read(self, stored: Tensors, blocks: Sequence[Block], transform: Transform) -> torch.Tensor:
+        """The (n,) integers of these blocks, where those are."""
+        integers = rans.decode(stored, classes_of(blocks), transform.tables)
+        return torch.from_numpy(integers).to(blocks[0].rows.device)
 
-    def costs(
-        self, stored: Tensors, symbol_classes: torch.Tensor, transform: Transform
-    ) -> torch.Tensor:
+    def costs(self, stored: Tensors, blocks: Sequence[Block], transform: Transform) -> torch.Tensor:
         """(n,) float32: the bits that each of these integers takes."""
-        of_symbols = symbol_classes.cpu().numpy()
+        of_symbols = classes_of(blocks)
         integers = rans.decode(stored, of_symbols, transform.tables)
         bits = rans.costs(integers, of_symbols, transform.tables)
-        return torch.from_numpy(bits).to(symbol_classes.device)
+        return torch.from_numpy(bits).to(blocks[0].rows.device)
 
     def _transform(self, shape: CacheShape) -> Transform:
         """What was learned of this model; raises UsageError where it was of another."""
