@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from compression.coded import coefficients, fixed_rate
+from compression.coded import coefficients, fixed_rate, segments
 from compression.coded import method as method_module
 from compression.coded.calibration import calibrate
 from compression.coded.coefficients import integers_of
@@ -305,7 +305,7 @@ def test_what_integers_take_are_the_bytes_of_their_stream(n_tokens, monkeypatch)
     layers = (caches.layer(i, 3, n_tokens, (8, 8)) for i in range(4))
     cache = caches.watched(caches.cache(*layers)).in_16_bits()
     coder = method("alike, watched", step=0.003, sink_tokens=0)
-    monkeypatch.setattr(method_module, "MOST_ENTRIES", 400 * 3 * 16 * 4)
+    monkeypatch.setattr(segments, "MOST_ENTRIES", 400 * 3 * 16 * 4)
     stored = coder.encode(cache)
     bits = coder.bits_by_token(stored, CacheShape.of(cache))
     assert any(name.startswith("segments.1.") for name in stored) == (n_tokens == 800)
@@ -350,7 +350,7 @@ def test_parts_of_a_long_text_are_coded_as_if_each_were_alone(monkeypatch, shape
     alone = [
         coder.compress(_between(cache, start, end)).restore() for start, end in ((0, 5), (5, 10))
     ]
-    monkeypatch.setattr(method_module, "MOST_ENTRIES", CacheShape.of(cache).n_entries // 2 + 1)
+    monkeypatch.setattr(segments, "MOST_ENTRIES", CacheShape.of(cache).n_entries // 2 + 1)
     together = coder.compress(cache)
     assert {name.split(".")[1] for name in together.stored if name.startswith("segments.")} == {
         "0",
@@ -374,7 +374,7 @@ def _between(cache, start, end):
 @pytest.mark.parametrize("way", ["compress", "restore", "tell"])
 def test_what_it_works_with_does_not_grow_with_the_text(monkeypatch, way):
     """Memory of numpy at its peak, beyond what is stored; what torch takes is of one group."""
-    monkeypatch.setattr(method_module, "MOST_ENTRIES", 1 << 16)
+    monkeypatch.setattr(segments, "MOST_ENTRIES", 1 << 16)
     peaks = []
     for n_tokens in (1 << 11, 1 << 13):
         layers = (caches.layer(i, 3, n_tokens, (8, 8), dtype=torch.float16) for i in range(4))

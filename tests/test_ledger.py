@@ -64,7 +64,7 @@ def test_parts_of_a_long_text_are_counted_together(monkeypatch):
     calibration = calibrate([caches.random_gradients(cache)], "random gradients")
     coded = make("coded_fixed", {"step": 0.03}, calibration)
     whole = parts(coded, cache)
-    monkeypatch.setattr("compression.coded.method.MOST_ENTRIES", cache.n_entries // 2)
+    monkeypatch.setattr("compression.coded.segments.MOST_ENTRIES", cache.n_entries // 2)
     assert whole.keys() == parts(coded, cache).keys()
 
 

@@ -22,7 +22,7 @@ from compression.base import Calibration, Compressed, Compressor
 from compression.coded import named, rans
 from compression.coded.blocks import Block, blocks_of, classes_of, spread
 from compression.coded.coefficients import integers_of, restore
-from compression.coded.groups import Group
+from compression.coded.segments import Segment, segments, span
 from compression.coded.token_weights import is_watched
 from compression.coded.transform import Transform, fitting, level_of_mean, read
 from compression.deflated import deflated_tensor, inflated_tensor
@@ -35,12 +35,6 @@ from data.cache import BYTES_PER_ENTRY, KINDS, KVCache
 
 FINE, MIDDLE, COARSE = 3.5e-5, 7e-5, 1.4e-4  # steps in sqrt(nats)
 MOST = 1e30  # of a step and of what one is divided by, so that float32 holds both
-# Of a cache that are coded together: 5,825 tokens of the default model. Working memory is about
-# twenty bytes for each; beyond, parts of the text are coded apart.
-MOST_ENTRIES = 1 << 26
-
-
-Groups = list[tuple[int, Group, slice]]  # number, group, positions in the text
 
 
 @dataclass(frozen=True)
@@ -76,19 +70,19 @@ class Coded(Compressor):
             for kind in KINDS
             if self.sink_tokens
         }
-        for prefix, groups in self._segments(transform, shape):
+        for segment in self._segments(transform, shape):
             stored["levels"] = levels.to(cache.layers[0].keys.device, torch.int8)
-            part = self._encoded(cache, groups, levels, transform)
-            stored |= {f"{prefix}{name}": tensor for name, tensor in part.items()}
+            part = self._encoded(cache, segment, levels, transform)
+            stored |= {f"{segment.prefix}{name}": tensor for name, tensor in part.items()}
         return stored
 
     def _encoded(
-        self, cache: KVCache, groups: Groups, levels: torch.Tensor, transform: Transform
+        self, cache: KVCache, segment: Segment, levels: torch.Tensor, transform: Transform
     ) -> Tensors:
-        """What is stored of these tokens of some groups."""
-        mean_level = level_of_mean(levels[_all_tokens(groups)])
+        """What is stored of the tokens of a segment."""
+        mean_level = level_of_mean(levels[segment.tokens])
         codes, integers, symbol_classes = [], [], []
-        for _, group, tokens in groups:
+        for group, tokens in segment.groups:
             start = int(cache.layers[group.layers[0]].positions[0])
             places = slice(tokens.start - start, tokens.stop - start)
             with_mean = torch.cat([mean_level, levels[tokens]])
@@ -105,14 +99,14 @@ class Coded(Compressor):
     def decode(self, stored: Tensors, shape: CacheShape) -> KVCache:
         transform = self._transform(shape)
         restored: Middles = {}  # in the layers' own dtype, filled as it is decoded
-        segments = self._segments(transform, shape)
-        if segments:
+        parts = self._segments(transform, shape)
+        if parts:
             n_tokens = len(shape.token_ids)
             levels = taken(stored, "levels", (torch.int8,), n_tokens).to(torch.int16)
-            for prefix, groups in segments:
-                part = under(stored, prefix) if prefix else stored
-                self._decode_into(restored, part, groups, levels, transform, shape)
-                if prefix:
+            for segment in parts:
+                part = under(stored, segment.prefix) if segment.prefix else stored
+                self._decode_into(restored, part, segment, levels, transform, shape)
+                if segment.prefix:
                     refuse_left(part)
         layers = (
             layer.filled(*(self._joined(stored, restored, i, kind, layer) for kind in KINDS))
@@ -124,35 +118,32 @@ class Coded(Compressor):
         self,
         restored: Middles,
         stored: Tensors,
-        groups: Groups,
+        segment: Segment,
         levels: torch.Tensor,
         transform: Transform,
         shape: CacheShape,
     ) -> None:
-        """Put what is stored of the tokens of some groups in its place."""
-        with_mean, laid_out = self._read_blocks(stored, groups, levels)
+        """Put what is stored of the tokens of a segment in its place."""
+        with_mean, laid_out = self._read_blocks(stored, segment, levels)
         coded = spread(laid_out, lambda blocks: self.read(stored, blocks, transform))
         rotaries = [layer.rotary for layer in shape.layers]
-        for (_, group, tokens), of_group, blocks in zip(groups, with_mean, coded, strict=True):
+        parts = zip(segment.groups, with_mean, coded, strict=True)
+        for (group, tokens), of_group, blocks in parts:
             into = {place: _of(restored, place, tokens, shape, levels) for place in group.places}
             positions = torch.arange(tokens.start, tokens.stop)
             restore(blocks, of_group, self.step, group, rotaries, positions, into)
 
     def _read_blocks(
-        self, stored: Tensors, groups: Groups, levels: torch.Tensor
+        self, stored: Tensors, segment: Segment, levels: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[list[Block]]]:
         """Of each group the (1 + tokens,) levels, that of the mean first, and the blocks that these
         and the codes of magnitude tell."""
-        columns = [group.columns for _, group, _ in groups]
+        columns = [group.columns for group, _ in segment.groups]
         codes = self.read_codes(stored, sum(columns)).to(levels.device).split(columns)
         mean_level = taken(stored, "mean_level", (torch.int8,), 1).to(levels)
-        with_mean = [torch.cat([mean_level, levels[tokens]]) for *_, tokens in groups]
-        laid_out = [
-            blocks_of(of_group, levels_of_group, group.bands)
-            for of_group, levels_of_group, (_, group, _) in zip(
-                codes, with_mean, groups, strict=True
-            )
-        ]
+        with_mean = [torch.cat([mean_level, levels[tokens]]) for _, tokens in segment.groups]
+        parts = zip(segment.groups, codes, with_mean, strict=True)
+        laid_out = [blocks_of(code, of_group, group.bands) for (group, _), code, of_group in parts]
         return with_mean, laid_out
 
     def bits_by_token(self, stored: Tensors, shape: CacheShape) -> torch.Tensor:
@@ -161,20 +152,21 @@ class Coded(Compressor):
         transform, left = self._transform(shape), dict(stored)
         sinks = [slice(0, self.sink_tokens)] * len(shape.layers)
         bits = 8 * BYTES_PER_ENTRY * shape.entries_by_token(sinks)
-        for prefix, groups in self._segments(transform, shape):
-            part = under(left, prefix) if prefix else left
+        for segment in self._segments(transform, shape):
+            part = under(left, segment.prefix) if segment.prefix else left
             levels = left["levels"].to(torch.int16)
-            for tokens, of_integers in self._spent(part, groups, levels, transform):
+            for tokens, of_integers in self._spent(part, segment, levels, transform):
                 bits[tokens] += of_integers
         return shared_out(bits, stored)
 
     def _spent(
-        self, stored: Tensors, groups: Groups, levels: torch.Tensor, transform: Transform
+        self, stored: Tensors, segment: Segment, levels: torch.Tensor, transform: Transform
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Of each group its tokens in the text, and the (tokens,) bits of their integers."""
-        with_mean, laid_out = self._read_blocks(stored, groups, levels)
+        with_mean, laid_out = self._read_blocks(stored, segment, levels)
         coded = spread(laid_out, lambda blocks: self.costs(stored, blocks, transform))
-        for (*_, tokens), of_group, blocks in zip(groups, with_mean, coded, strict=True):
+        parts = zip(segment.groups, with_mean, coded, strict=True)
+        for (_, tokens), of_group, blocks in parts:
             bits = torch.zeros(len(of_group), dtype=torch.float64)
             for block, of_integers in blocks:
                 bits[block.rows.cpu()] = block.filled(of_integers).sum(0).cpu().double()
@@ -234,7 +226,7 @@ class Coded(Compressor):
     def _transform(self, shape: CacheShape) -> Transform:
         """What was learned of this model; raises UsageError where it was of another."""
         transform = fitting(self.calibration, shape.layers, shape.model)
-        spans = [{_span(shape.layers[i]) for i in group.layers} for group in transform.groups]
+        spans = [{span(shape.layers[i]) for i in group.layers} for group in transform.groups]
         if any(len(of_group) > 1 for of_group in spans):
             raise UsageError(
                 f"Layers of {shape.model} that were calibrated together hold different tokens of "
@@ -243,30 +235,8 @@ class Coded(Compressor):
             )
         return transform
 
-    def _segments(self, transform: Transform, shape: CacheShape) -> list[tuple[str, Groups]]:
-        """What is coded together, by how its names begin: the whole text, or parts of equal length
-        where it is so long that its integers would take too much memory at once."""
-        n, n_tokens = -(-shape.n_entries // MOST_ENTRIES), len(shape.token_ids)
-        segments = []
-        for k in range(n):
-            start, end = n_tokens * k // n, n_tokens * (k + 1) // n
-            groups = [
-                (g, group, slice(max(tokens.start, start), min(tokens.stop, end)))
-                for g, group, tokens in self._groups(transform, shape)
-            ]
-            inside = [each for each in groups if each[2].start < each[2].stop]
-            if inside:
-                segments.append(("" if n == 1 else f"{named.SEGMENT}.{k}.", inside))
-        return segments
-
-    def _groups(
-        self, transform: Transform, shape: CacheShape
-    ) -> Iterator[tuple[int, Group, slice]]:
-        """The groups with tokens after the sinks: number, group, their positions in the text."""
-        for g, group in enumerate(transform.groups):
-            start, end = _span(shape.layers[group.layers[0]])
-            if start + self.sink_tokens < end:
-                yield g, group, slice(start + self.sink_tokens, end)
+    def _segments(self, transform: Transform, shape: CacheShape) -> list[Segment]:
+        return list(segments(transform.groups, shape, self.sink_tokens))
 
 
 def refuse_step(step: float) -> None:
@@ -275,17 +245,6 @@ def refuse_step(step: float) -> None:
             f"A step of {step:g} was given",
             f"above 0, such as {FINE:g} (fine) to {COARSE:g} (coarse)",
         )
-
-
-def _span(layer: LayerShape) -> tuple[int, int]:
-    return layer.start, layer.start + layer.n_tokens
-
-
-def _all_tokens(groups: Groups) -> slice:
-    """The positions that any of them holds."""
-    return slice(
-        min(tokens.start for *_, tokens in groups), max(tokens.stop for *_, tokens in groups)
-    )
 
 
 def _kept(x: torch.Tensor) -> torch.Tensor:
