@@ -15,6 +15,7 @@ from data.models import LoadedModel
 FORMAT = "calibration of kvtc 1"
 MODULES = (
     "compression/coded/learned_windows.py",
+    "data/sensitivity.py",
     "compression/methods/kvtc_fit.py",
     "compression/methods/kvtc_plan.py",
     "compression/methods/layer_groups.py",

@@ -39,33 +39,30 @@ def calibrated(tmp_path_factory):
 
 
 def test_nothing_that_is_left_for_scoring_is_learned_from():
-    known, of_many_kinds = learned_text.calibration_texts()
-    assert min(len(known), len(of_many_kinds)) > 100_000  # characters: contexts enough
+    known = "\n\n".join(learned_text.calibration_texts())
+    assert len(learned_text.reference_text()) > 100_000  # characters: contexts enough
     for sample in reference_samples()[: learned_text.FIRST_SAMPLE]:
         long = [p for p in learned_text.paragraphs(sample.text) if len(p) >= learned_text.TELLING]
         assert long and not any(p in known for p in long)
 
 
-def test_each_text_is_learned_from_as_much_as_the_other(monkeypatch):
-    """By turns, so that what is learned from the last stretches alone is of both."""
-    monkeypatch.setattr(sensitivity, "CONTEXTS", (60, 40, 50))
-    monkeypatch.setattr(sensitivity, "SCORED", 8)
+def test_the_reference_and_each_other_kind_of_text_are_learned_from_by_turns(monkeypatch):
+    contexts = (60, 40, 50, 30, 60, 40)
+    monkeypatch.setattr(sensitivity, "CONTEXTS", contexts)
     model = families.loaded("llama_gqa")
     chosen = learned_windows(model)
-    assert [n_context for _, n_context in chosen] == [60, 60, 40, 40, 50, 50]
-    for text, of_text in zip(
-        learned_text.calibration_texts(), (chosen[::2], chosen[1::2]), strict=True
-    ):
-        alone = sensitivity.windows(model, text, (60, 40, 50))
-        for (ids, _), (expected, _) in zip(of_text, alone, strict=True):
-            assert torch.equal(ids, expected)
-
-
-def test_what_is_written_for_calibrating_is_read_whole():
-    texts = sorted(corpus_texts.FOLDER.glob("*"))
-    assert sorted(f"{name}.txt" for name in corpus_texts.ORDER) == [file.name for file in texts]
-    for file in texts:
-        assert file.read_text(encoding="utf-8").strip() in corpus_texts.corpus_text()
+    assert [n_context for _, n_context in chosen] == [n for n in contexts for _ in range(2)]
+    reference = sensitivity.windows(model, learned_text.reference_text(), contexts)
+    for (ids, _), (expected, _) in zip(chosen[::2], reference, strict=True):
+        assert torch.equal(ids, expected)
+    texts = corpus_texts.corpus_texts()
+    for (ids, _), text in zip(chosen[1::2], texts, strict=True):
+        beginning = model.ids_of(text, special_tokens=False)
+        n = len(ids) - len(model.beginning)
+        assert torch.equal(ids[len(model.beginning) :], beginning[:n])
+    files = sorted(file.name for file in corpus_texts.FOLDER.glob("*"))
+    assert sorted(f"{kind}.txt" for kind in corpus_texts.KINDS_OF_TEXT) == files
+    assert len(texts) == len(sensitivity.CONTEXTS)
 
 
 def test_whoever_scores_what_was_learned_from_is_told_of_each_text(caplog):
@@ -163,7 +160,7 @@ def test_what_is_learned_is_what_coded_works_with(tiny):
     calibration = calibration_of(tiny)
     assert calibration.learned_from == (
         "4 stretches of up to 60 tokens from #8 on of the Python language reference (offline) and "
-        "of texts of many kinds in data/corpus"
+        "of texts of several kinds in data/corpus"
     )
     cache = prefill(tiny, families.token_ids(50), probe=True).cache.in_16_bits()
     assert 0 < Coded(calibration=calibration).compress(cache).nbytes < cache.nbytes

@@ -73,7 +73,7 @@ def refuse_misfit(stored: Tensors, width: int) -> None:
         _steps_of(stored, width)
         taken(stored, "classes", (torch.uint8,), None)
         for name, dtypes in CODED.items():
-            taken(stored, name, dtypes, len(stored.get(name, ())))
+            taken(stored, name, dtypes, rans.n_stored(stored, name))
         if "escapes" in stored:
             taken(stored, "escapes", (torch.int16, torch.int32), None)
     refuse_left(stored)

@@ -11,16 +11,16 @@ import torch
 
 from compression.coded.transform import classes, is_stored
 
-# Tokens at once: the heaviest, of which there are few, then blocks twice as large each, up to what
-# makes a product of matrices fast.
+# Tokens at once: the heaviest, of which there are few, then blocks each twice as large as the one
+# before, up to what makes a product of matrices fast.
 FEWEST, MOST = 64, 256
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """rows: (n,) tokens, from 1 on, before them in the first block 0: the mean over tokens. most:
-    how many of its first columns each band has integers in. classes: (columns, n) uint8 of those,
-    band after band. coded: (columns, n), where an integer stands."""
+    """rows: (n,) places among the levels: 0 is the mean over tokens, in the first block alone, and
+    t + 1 is token t. most: how many of its first columns each band has integers in. classes:
+    (columns, n) uint8 of those, band after band. coded: (columns, n), where an integer stands."""
 
     rows: torch.Tensor
     most: list[int]
@@ -70,7 +70,7 @@ def alike(levels: torch.Tensor) -> Sequence[torch.Tensor]:
     return places
 
 
-def firsts(x: torch.Tensor, bands: Sequence[int], most: Sequence[int]) -> torch.Tensor:
+def first_columns(x: torch.Tensor, bands: Sequence[int], most: Sequence[int]) -> torch.Tensor:
     """Of (columns, ...) the first of each band, so many."""
     return torch.cat([band[:n] for band, n in zip(x.split(list(bands)), most, strict=True)])
 
@@ -95,7 +95,7 @@ def _block(
 ) -> Block:
     stored = is_stored(classes(codes, levels[rows].max()[None]))[:, 0]
     most = [_last(band) for band in stored.split(list(bands))]
-    of_entries = classes(firsts(codes, bands, most), levels[rows])
+    of_entries = classes(first_columns(codes, bands, most), levels[rows])
     return Block(rows, most, of_entries, is_stored(of_entries))
 
 

@@ -30,7 +30,6 @@ MODULES = (
     "compression/coded/moments.py",
     "compression/coded/products.py",
     "compression/coded/roots.py",
-    "compression/coded/segments.py",
     "compression/coded/transform.py",
     "compression/coded/rans.py",
     "compression/coded/tables.py",

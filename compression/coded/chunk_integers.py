@@ -55,8 +55,8 @@ def quantised(
 def restore_into(
     places: Middles, chunk: Chunk, transform: Transform, layers: Sequence[LayerShape]
 ) -> None:
-    """Put what is coded of a chunk behind its sinks, (heads, tokens, dim) of each place, all that
-    it holds of the chunk. Raises ValueError for integers that do not end where they began."""
+    """places: of each (heads, tokens, dim), all that it holds of the chunk; what stands behind the
+    sinks is written. Raises ValueError for integers that do not end where they began."""
     device = next(iter(places.values())).device
     columns = [group.columns for group in transform.groups]
     levels = torch.from_numpy(chunk.levels.astype(np.int16)).to(device)

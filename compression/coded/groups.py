@@ -42,12 +42,12 @@ class Neighbours:
     def widths(self) -> list[int]:
         return [len(root) for root in self.roots]
 
-    @cached_property
+    @property
     def analysis(self) -> torch.Tensor:
         """(columns, width): U^T A, which takes what was cached to coefficients."""
         return self._after(self.roots)
 
-    @cached_property
+    @property
     def synthesis(self) -> torch.Tensor:
         """(columns, width): (A^-1 U)^T, which takes coefficients back."""
         return self._after(self.inverses)

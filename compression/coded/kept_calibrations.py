@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def calibration_of(loaded: LoadedModel, must_keep: bool = False) -> Calibration:
-    """The kept calibration of a model, by this code on this text; a new one where there is none,
+    """The kept calibration of a model, by this code on these texts; a new one where there is none,
     or a damaged one.
     must_keep: raise UsageError where it cannot be kept, before the work where that shows."""
     file = file_of(loaded.identity)

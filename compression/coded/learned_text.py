@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from functools import cache
 
-from data.corpus_texts import corpus_text
+from data.corpus_texts import corpus_texts
 from data.texts import Sample, reference_samples
 
 # Samples of the offline corpus before this one are left for scoring: what is calibrated on must
@@ -16,15 +16,19 @@ log = logging.getLogger(__name__)
 
 
 @cache
-def calibration_texts() -> tuple[str, str]:
-    """What is learned from, whatever the scored texts are: the later samples of the offline corpus
-    without the paragraphs that the first ones have too, for some topics contain others; and texts
-    of many kinds, for what a model reads is seldom a manual."""
+def reference_text() -> str:
+    """The later samples of the offline corpus without the paragraphs that the first ones have too,
+    for some topics contain others."""
     samples = reference_samples()
     held_out = {p for sample in samples[:FIRST_SAMPLE] for p in paragraphs(sample.text)}
     later = (p for sample in samples[FIRST_SAMPLE:] for p in paragraphs(sample.text))
-    reference = "\n\n".join(p for p in dict.fromkeys(later) if p not in held_out)
-    return reference, corpus_text()
+    return "\n\n".join(p for p in dict.fromkeys(later) if p not in held_out)
+
+
+def calibration_texts() -> tuple[str, ...]:
+    """What is learned from, whatever the scored texts are: the reference, and texts of other kinds,
+    for what a model reads is seldom a manual."""
+    return reference_text(), *corpus_texts()
 
 
 def paragraphs(text: str) -> list[str]:

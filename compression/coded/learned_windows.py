@@ -4,20 +4,25 @@ is: none has seen more of the world than another."""
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from compression.coded.learned_text import FIRST_SAMPLE, calibration_texts
+from compression.coded.learned_text import FIRST_SAMPLE, reference_text
 from data import sensitivity
-from data.corpus_texts import CORPUS_SOURCE
+from data.corpus_texts import CORPUS_SOURCE, corpus_texts
 from data.models import LoadedModel
 from data.sensitivity import Window
 from data.texts import reference_samples
 
 
 def learned_windows(loaded: LoadedModel) -> list[Window]:
-    """As many of each text, by turns; the longest come first."""
-    of_texts = [
-        sensitivity.windows(loaded, text, sensitivity.CONTEXTS) for text in calibration_texts()
+    """By turns a stretch of the reference and the beginning of a text of another kind, the longest
+    first."""
+    contexts = sensitivity.CONTEXTS
+    reference = sensitivity.windows(loaded, reference_text(), contexts)
+    several = [
+        sensitivity.windows(loaded, text, (n_context,))[0]
+        for text, n_context in zip(corpus_texts(), contexts, strict=False)
     ]
-    return [each for turn in zip_longest(*of_texts) for each in turn if each is not None]
+    turns = zip_longest(reference, several)
+    return [each for turn in turns for each in turn if each is not None]
 
 
 def learned_from(windows: Sequence[Window]) -> str:

@@ -4,7 +4,7 @@ Keys before rotary embedding and values x of a few layers at once, less the mean
 are taken to coefficients c = U^T A (x - mean): A is the root of the Fisher information of the
 model's predictions, so that an error of the same size costs as much in every direction, and U
 decorrelates. One step sets rate and distortion: q = round(c sqrt(w) / step), w the weight of a
-token by the attention that it receives; the text's own mean is coded before its tokens, as one that
+token by the attention that it receives; the text's own mean is coded as one more token, which
 weighs more than all. How large a column is, is stored in a byte, as is each token's weight; both
 pick the table that codes q. Transform coding of caches: KVTC (arXiv
 2511.01815); here errors are measured in what the model predicts, tokens have their own precision,
@@ -129,7 +129,9 @@ class Coded(Compressor):
         rotaries = [layer.rotary for layer in shape.layers]
         parts = zip(segment.groups, with_mean, coded, strict=True)
         for (group, tokens), of_group, blocks in parts:
-            into = {place: _of(restored, place, tokens, shape, levels) for place in group.places}
+            into = {
+                place: _room_of(restored, place, tokens, shape, levels) for place in group.places
+            }
             positions = torch.arange(tokens.start, tokens.stop)
             restore(blocks, of_group, self.step, group, rotaries, positions, into)
 
@@ -251,7 +253,7 @@ def _kept(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _of(
+def _room_of(
     restored: Middles, place: Place, tokens: slice, shape: CacheShape, like: torch.Tensor
 ) -> torch.Tensor:
     """(heads, tokens, dim), a view: where what a place holds of these positions is restored, in the

@@ -48,7 +48,8 @@ class Products:
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies in it, else float32."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = device.type == "cpu" and any(_capabilities().get(name) for name in NATIVE)
     return torch.bfloat16 if native else torch.float32

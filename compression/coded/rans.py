@@ -141,7 +141,7 @@ def decode(stored: Tensors, classes: np.ndarray, tables: Tables) -> np.ndarray:
     one does not fit. Takes it out of `stored`; raises ValueError for what `encode` has
     not given."""
     state = taken(stored, "state", (torch.int32,), _lanes(len(classes)))
-    words = taken(stored, "words", (torch.int16,), len(stored.get("words", ())))
+    words = taken(stored, "words", (torch.int16,), n_stored(stored, "words"))
     integers = _popped(
         state.numpy().view(np.uint32).copy(), words.numpy().view(np.uint16), classes, tables
     )
@@ -152,6 +152,11 @@ def decode(stored: Tensors, classes: np.ndarray, tables: Tables) -> np.ndarray:
         integers = integers.astype(escapes.dtype, copy=False)
         integers[escaped] = escapes
     return integers
+
+
+def n_stored(stored: Tensors, name: str) -> int:
+    """The entries of a tensor that may have any size, 0 where it is not there."""
+    return stored[name].numel() if name in stored else 0
 
 
 def _parts(n: int, lanes: int) -> list[slice]:

@@ -26,8 +26,8 @@ class Segment:
     @property
     def tokens(self) -> slice:
         """The positions that any of its groups holds."""
-        spans = [tokens for _, tokens in self.groups]
-        return slice(min(span.start for span in spans), max(span.stop for span in spans))
+        of_groups = [tokens for _, tokens in self.groups]
+        return slice(min(t.start for t in of_groups), max(t.stop for t in of_groups))
 
 
 def segments(groups: Sequence[Group], shape: CacheShape, n_sinks: int) -> Iterator[Segment]:
