@@ -12,6 +12,7 @@ import torch
 
 import main
 from analysis.measures import sweep
+from compression.coded import coefficients
 from compression.registry import METHODS
 from compression.serving.compressed_cache import CompressedCache
 from compression.studies.work import judge_of
@@ -94,7 +95,9 @@ def test_a_model_reads_generates_and_is_scored_as_on_the_cpu(name):
 @there_is_one
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("family", KINDS_OF_CACHE)
-def test_every_method_stores_and_restores_as_on_the_cpu(family, name):
+def test_every_method_stores_and_restores_as_on_the_cpu(family, name, monkeypatch):
+    """`coded` with products of 32 bits, which both have."""
+    monkeypatch.setattr(coefficients, "fast_dtype", lambda device: torch.float32)
     cache = of_family(family)().in_16_bits()
     moved = on(DEVICE, cache)
     for number in range(len(SETTINGS[name])):
@@ -115,6 +118,17 @@ def test_every_method_stores_and_restores_as_on_the_cpu(family, name):
         assert distance(here.restore(), back) < 2e-3
         bits = small.bits_by_token
         assert bits is None or bits.sum().item() == pytest.approx(8 * small.stored_nbytes)
+
+
+@there_is_one
+def test_products_of_16_bits_are_off_by_what_these_hold_there_too(monkeypatch):
+    cache = of_family("llama_gqa")().in_16_bits()
+    method = method_for("coded", 0, of_family("llama_gqa"))
+    monkeypatch.setattr(coefficients, "fast_dtype", lambda device: torch.float32)
+    small = method.compress(on(DEVICE, cache))
+    exact = small.restore()
+    monkeypatch.setattr(coefficients, "fast_dtype", lambda device: torch.bfloat16)
+    assert 0 < distance(exact, small.restore()) < 0.02
 
 
 @there_is_one

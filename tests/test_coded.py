@@ -130,7 +130,7 @@ def test_what_is_restored_is_the_quantised_cache(shape, step, sinks, monkeypatch
 
 @every_shape
 def test_products_of_16_bits_restore_nearly_the_same(shape, monkeypatch):
-    """What they store is as close to the cache; below FAST_FROM there are none."""
+    """What they store is as close to the cache; below FAST_FROM they are not taken."""
     cache = SHAPES[shape]().in_16_bits()
 
     def stored(dtype, step):
@@ -373,7 +373,7 @@ def _between(cache, start, end):
 
 @pytest.mark.parametrize("way", ["compress", "restore", "tell"])
 def test_what_it_works_with_does_not_grow_with_the_text(monkeypatch, way):
-    """Memory of numpy at its peak, beyond what is stored; what torch takes is of one group."""
+    """Memory of numpy at its peak, beyond what is stored; what torch takes is not told here."""
     monkeypatch.setattr(segments, "MOST_ENTRIES", 1 << 16)
     peaks = []
     for n_tokens in (1 << 11, 1 << 13):

@@ -25,8 +25,8 @@ from tests.caches import random_gradients
 def test_of_long_texts_magnitudes_are_told_by_some_tokens_and_integers_are_those_of_all(
     step, dtype, monkeypatch
 ):
-    """Every integer is its coefficient rounded, whichever block its token was taken in; products of
-    16 bits are off by a hundredth of what they are of at most."""
+    """Every integer is its coefficient rounded, whichever block its token was taken in; in products
+    of 16 bits coefficients are off by at most a hundredth of the largest."""
     monkeypatch.setattr(coefficients, "fast_dtype", lambda device: dtype)
     layers = [caches.layer(i, 2, 700, (6, 6)) for i in range(2)]
     for layer in layers:

@@ -85,6 +85,13 @@ def test_escapes_take_as_many_bytes_as_they_need():
     assert "escapes" not in none
 
 
+def test_words_that_are_no_row_of_numbers_are_refused():
+    stored = rans.encode(np.ones(9, np.int32), np.zeros(9, np.uint8), tables())
+    stored["words"] = stored["words"].new_zeros(())
+    with pytest.raises(ValueError, match="words holds"):
+        rans.decode(stored, np.zeros(9, np.uint8), tables())
+
+
 def test_many_lanes_come_back(monkeypatch):
     monkeypatch.setattr(rans, "SYMBOLS_PER_LANE", 16)
     n = rans.MOST_LANES * rans.SYMBOLS_PER_LANE + 77  # the last step is not full
