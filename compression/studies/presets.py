@@ -17,7 +17,7 @@ from data.cache import KVCache, LayerKV
 
 Setting = tuple[str, dict[str, Any]]
 Families = dict[str, dict[str, Setting]]
-CODED_STEPS = (1.8e-5, 3.5e-5, 5e-5, 7e-5, 1e-4, 1.4e-4, 2e-4)
+CODED_STEPS = (1.8e-5, 3.5e-5, 5e-5, 7e-5, 1e-4, 1.4e-4, 2e-4, 2.8e-4)
 # Of all EVICTIONS; `prune` can be asked for all of them.
 COMPARED_EVICTIONS = ("recent", "key_norm", "random", "heavy_hitter", "snapkv", "key_diff")
 
