@@ -207,6 +207,7 @@ def test_tables_are_sorted_and_searched(opened, folder):
     table.locator("summary").click()
     column = table.locator("tbody td:nth-child(5)")
     rows = min(300, len(reported.parts()))
+    column.first.wait_for()  # a table is filled when it is opened, which a browser tells later
     assert column.count() == rows
     table.get_by_role("button", name="bytes").click()
     values = [int(x.replace(",", "")) for x in column.all_text_contents()]
