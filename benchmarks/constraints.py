@@ -32,7 +32,7 @@ from data import extraction, models
 from data.models import LoadedModel
 from data.scoring import Continuation
 
-STEPS = (2.5e-5, 5e-5, 1e-4, 2e-4)
+STEPS = (3.5e-5, 7e-5, 1.4e-4, 2.8e-4)
 LOSSES = (0.003, config.ACCEPTABLE_KL)
 
 
