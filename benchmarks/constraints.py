@@ -4,8 +4,8 @@ beside chunks of every size, which know neither the rest of the text nor queries
     python -m benchmarks.constraints --text_file wiki.test.raw [--skip_articles 7] [--num_samples 3]
         [--context_tokens 2048] [--chunk_tokens 64,128,256,512,1024] [--model smollm2-135m]
 
-Prints ratios at two losses, between the measured steps, mean over articles; all calibrated on the
-offline corpus. `flat` is 256 tokens a chunk with all tokens weighing alike.
+Prints ratios at two losses, between the measured steps, mean over articles; all calibrated on
+other texts. `flat` is 256 tokens a chunk with all tokens weighing alike.
 """
 
 import argparse

@@ -4,8 +4,8 @@
         [--skip_articles 20] [--methods coded,kivi] [--output_dir graphs/frontier]
 
 Scores articles of WikiText, in its raw form with ` = Title = ` lines; the first can be skipped,
-which were looked at while methods were designed. What is calibrated is so on the offline corpus,
-which is of another domain. Prints the table, writes it as CSV with the texts'
+which were looked at while methods were designed. What is calibrated is so on other texts,
+half of them of another domain. Prints the table, writes it as CSV with the texts'
 own rows and the picture. Finished rows are kept: an interrupted run goes on. Times in the table are
 those of one run per text; `timings` at the end are medians beside the prefill of the same run.
 """

@@ -30,7 +30,7 @@ from data.sensitivity import Sensitivity
 MOST_COLUMNS, MOST_TURNED = 2048, 3072
 TURNED = 3  # one in so many columns, the first of each of the neighbours, is turned with the others
 BITS_OF_BASIS = 2.5  # of a number of it, about, where it leaks little
-COUNTED = 4  # of the last contexts, on which integers are counted: as many of either text
+COUNTED = 4  # last contexts, which integers are counted on: even, for two texts come by turns
 
 Joined = list[tuple[tuple[int, ...], int]]  # of a group: neighbours, how many columns are turned
 

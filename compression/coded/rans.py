@@ -26,9 +26,8 @@ TOP = 127  # the largest |integer| with an entry of its own, so that entries fit
 N_SYMBOLS = 2 * TOP + 2
 ESCAPE = -TOP - 1  # what stands for an integer that is kept as it is
 MOST_LANES = 4096  # states side by side: 4 bytes each are stored
-SYMBOLS_PER_LANE = (
-    1024  # below, fewer lanes: a lane costs about 24 bits, and these a thousand or more
-)
+# Below, fewer lanes: a lane costs about 24 bits, and so many symbols a thousand or more.
+SYMBOLS_PER_LANE = 1024
 STEPS_AT_ONCE = 256  # of each lane, whose symbols are looked up in the tables together
 _FULL = np.uint32(32 - BITS)
 _FIRST = np.uint32(1 << 16)  # state before any symbol
