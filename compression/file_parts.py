@@ -12,7 +12,7 @@ from compression.packed import CONTENT, INDEX, index, packed, unpacked
 from compression.shapes import CacheShape
 from compression.stored import Tensors, nbytes, refuse_left, taken
 
-FORMAT = "compressed cache 5"
+FORMAT = "compressed cache 6"
 
 
 def header(

@@ -73,13 +73,16 @@ def dense_basis(group):
 
 def coded_places(codes: torch.Tensor, levels: torch.Tensor) -> list[tuple[int, int]]:
     """(column, row) of each integer that is coded, in order: row 0 with 64 others, then 128,
-    256, 256, ... rows, the heaviest first and of equal ones the earlier, each of these blocks
-    column by column."""
+    256, 256, ... rows, the heaviest first and of equal ones the earlier, up to 64 that would be
+    left over with the last; each of these blocks column by column."""
     by_weight = sorted(range(1, len(levels)), key=lambda row: -int(levels[row]))
     blocks, size = [], 64
     while by_weight:
         blocks.append([*([] if blocks else [0]), *by_weight[:size]])
         by_weight, size = by_weight[size:], min(256, 2 * size)
+        if len(by_weight) <= 64:
+            blocks[-1] += by_weight
+            by_weight = []
     return [
         (column, row)
         for rows in blocks

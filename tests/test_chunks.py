@@ -111,8 +111,8 @@ def test_a_chunk_of_another_model_or_calibration_is_refused_and_one_of_another_s
 
 def test_a_chunk_of_another_format_is_refused():
     chunk = codec().encode(*given_layers())
-    for other in (b"KVchunk3" + chunk[8:], b"", b"KVchunk2", 100 * b"\0"):
-        with pytest.raises(UsageError, match="does not begin with KVchunk2"):
+    for other in (b"KVchunk2" + chunk[8:], b"", b"KVchunk3", 100 * b"\0"):
+        with pytest.raises(UsageError, match="does not begin with KVchunk3"):
             codec().decode(other)
 
 

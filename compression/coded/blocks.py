@@ -64,7 +64,8 @@ def alike(levels: torch.Tensor) -> Sequence[torch.Tensor]:
     sizes: list[int] = []
     left = len(levels)
     while left:
-        sizes.append(min(left, MOST, FEWEST << len(sizes)))
+        size = min(MOST, FEWEST << len(sizes))
+        sizes.append(size if left - size > FEWEST else left)  # few are no block of their own
         left -= sizes[-1]
     places: Sequence[torch.Tensor] = levels.argsort(descending=True, stable=True).split(sizes)
     return places

@@ -1,6 +1,6 @@
 """A chunk as bytes, little-endian:
 
-    KVchunk2, length, tokens, first position, step, sinks, bytes of an escape, two bytes of zero
+    KVchunk3, length, tokens, first position, step, sinks, bytes of an escape, two bytes of zero
     identity of the model, identity of the calibration: 32 bytes each
     side, state, words, escapes, sinks: each its length in four bytes, then its bytes
     checksum: 16 bytes of BLAKE2b over all before
@@ -27,7 +27,7 @@ from compression.deflated import deflated, inflated_to
 from compression.stored import Tensors
 from config import UsageError
 
-MAGIC = b"KVchunk2"
+MAGIC = b"KVchunk3"
 HEAD = struct.Struct("<8sIIQdBBH32s32s")
 LENGTH = struct.Struct("<I")
 CHECKSUM_BYTES = 16

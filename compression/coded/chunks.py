@@ -103,7 +103,7 @@ class ChunkCodec:
             layers = list(self._with_sinks(chunk, device))
             places = {(i, kind): x.tensor(kind) for i, x in enumerate(layers) for kind in KINDS}
             restore_into(places, chunk, self.transform, self.layers)
-            if not all(x.isfinite().all() for x in places.values()):
+            if not all(map(_is_finite, places.values())):
                 raise ValueError("its numbers are not finite")
             return layers
         except ValueError as error:
@@ -176,7 +176,7 @@ class ChunkCodec:
                     f"its heads, key and value dimensions are {sizes}",
                     f"those of the model are {due}",
                 )
-            if not all(layer.tensor(kind).isfinite().all() for kind in KINDS):
+            if not all(_is_finite(layer.tensor(kind)) for kind in KINDS):
                 raise UsageError(
                     f"Layer {shape.index} of the chunk holds NaN or Inf", "compress finite numbers"
                 )
@@ -198,3 +198,10 @@ class ChunkCodec:
                     f"{ours[what][:12]}...",
                     f"decode it with the codec of its own {what}",
                 )
+
+
+def _is_finite(x: torch.Tensor) -> bool:
+    """Of 16 bits: no exponent is all ones. `isfinite` takes seven times as long for them."""
+    largest = torch.tensor(torch.finfo(x.dtype).max, dtype=x.dtype).view(torch.int16)
+    magnitudes = x.view(torch.int16) & 0x7FFF  # they grow with the number
+    return x.numel() == 0 or bool(magnitudes.max() <= int(largest))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from compression.coded.blocks import Block, alike, blocks_of, classes_of, first_columns
+from compression.coded.blocks import MOST, Block, alike, blocks_of, classes_of, first_columns
 from compression.coded.groups import Group
 from compression.coded.products import Products, fast_dtype
 from compression.coded.transform import classes, is_stored, magnitudes, rows, scales
@@ -113,22 +113,41 @@ def restore(
     coded: the blocks with their integers. levels: (1 + tokens,) int16, that of the mean first.
     """
     products = _products(group, levels.device, step)
-    positions, mean = positions.to(levels.device), products.mean
-    embeddings = {each for i in group.layers if (each := rotaries[i]) is not None}
+    mean = products.mean
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []  # tokens, (tokens, width)
     for number, (block, integers) in enumerate(coded):
-        x = products.content(block.filled(integers), block.most)  # (tokens, width)
+        x = products.content(block.filled(integers), block.most)
         x /= scales(levels[block.rows], step)[:, None]
         tokens = block.rows - 1
         if number == 0:
             mean, x, tokens = mean + x[0], x[1:], tokens[1:]
         x += mean
-        turns = {each: each.turn(positions[tokens]) for each in embeddings}
-        for (i, kind), part in zip(group.places, x.split(group.widths, dim=1), strict=True):
-            place, rotary = into[i, kind], rotaries[i]
-            content = by_head(part, len(place))
-            if kind == "key" and rotary is not None:
-                content = turns[rotary].forward(content)
-            place[:, tokens] = content.to(place.dtype)
+        held.append((tokens, x))
+        if sum(len(tokens) for tokens, _ in held) >= MOST:
+            _write(held, group, rotaries, positions, into)
+            held = []
+    _write(held, group, rotaries, positions, into)
+
+
+def _write(
+    held: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    group: Group,
+    rotaries: Sequence[Rotary | None],
+    positions: torch.Tensor,
+    into: Middles,
+) -> None:
+    """Put (tokens, width) of some tokens where they stand."""
+    if not held:
+        return
+    tokens, x = held[0] if len(held) == 1 else map(torch.cat, zip(*held, strict=True))
+    embeddings = {each for i in group.layers if (each := rotaries[i]) is not None}
+    turns = {each: each.turn(positions.to(x.device)[tokens]) for each in embeddings}
+    for (i, kind), part in zip(group.places, x.split(group.widths, dim=1), strict=True):
+        place, rotary = into[i, kind], rotaries[i]
+        content = by_head(part, len(place))
+        if kind == "key" and rotary is not None:
+            content = turns[rotary].forward(content)
+        place[:, tokens] = content.to(place.dtype)
 
 
 def _products(group: Group, device: torch.device, step: float) -> Products:
