@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import config
-from benchmarks.frontier import articles
+from benchmarks.wikitext import articles
 from compression.base import Calibration, Compressor
 from compression.coded.chunked import CHUNK_TOKENS, CodedChunks
 from compression.coded.kept_calibrations import calibration_of

@@ -1,18 +1,18 @@
 """Every method at true bytes on one model, and how far `coded` is ahead: the figures of the README.
 
     python -m benchmarks.frontier --context_tokens 2048 --text_file wiki.test.raw [--num_samples 8]
-        [--skip_articles 20] [--methods coded,kivi] [--output_dir graphs/frontier]
+        [--skip_articles 20] [--unspaced] [--methods coded,kivi] [--output_dir graphs/frontier]
 
 Scores articles of WikiText, in its raw form with ` = Title = ` lines; the first can be skipped,
-which were looked at while methods were designed. What is calibrated is so on other texts,
-half of them of another domain. Prints the table, writes it as CSV with the texts'
-own rows and the picture. Finished rows are kept: an interrupted run goes on. Times in the table are
-those of one run per text; `timings` at the end are medians beside the prefill of the same run.
+which were looked at while methods were designed, and WikiText's spacing can be undone. What is
+calibrated is so on other texts, half of them of another domain. Prints the table, writes it as CSV
+with the texts' own rows and the picture. Finished rows are kept: an interrupted run goes on. Times
+in the table are those of one run per text; `timings` at the end are medians beside the prefill of
+the same run.
 """
 
 import argparse
 import os
-import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 
 import config
+from benchmarks.wikitext import articles
 from compression.base import Compressor
 from compression.coded.kept_calibrations import calibration_of
 from compression.registry import make
@@ -37,7 +38,6 @@ from config import UsageError
 from data import extraction, models
 from data.clock import now
 from data.models import LoadedModel
-from data.texts import Sample
 from visualization.compare import pareto, perplexity
 from visualization.picture_files import save
 
@@ -45,23 +45,6 @@ T = TypeVar("T")
 COLUMNS = ["label", "ratio", "bits_per_value", "kl_mean_nats", "kl_mean_nats_se"]
 COLUMNS += ["delta_perplexity_percent", "delta_perplexity_percent_se", "top1_agreement"]
 COLUMNS += ["compress_s", "restore_s", "per_model_bytes"]
-
-
-def articles(file: Path) -> list[Sample]:
-    """The texts between title lines; a line of the form of a title inside one cuts it in two."""
-    starts = r"^ = [^=\n].*[^=\n] = \n"
-    text = file.read_text(encoding="utf-8")
-    cuts = [title.start() for title in re.finditer(starts, text, re.M)]
-    if not cuts:
-        raise UsageError(
-            f"--text_file {file} has no line of the form ` = Title = `",
-            "give WikiText in its raw form",
-        )
-    parts = [text[a:b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
-    return [
-        Sample(number, part.split("\n")[0].strip(" ="), file.name, part)
-        for number, part in enumerate(parts)
-    ]
 
 
 def timings(loaded: LoadedModel, ids: torch.Tensor, method: Compressor) -> None:
@@ -107,6 +90,7 @@ def flags() -> argparse.Namespace:
     p.add_argument("--score_tokens", type=int, default=config.SCORE_TOKENS)
     p.add_argument("--num_samples", type=int, default=8)
     p.add_argument("--skip_articles", type=int, default=0)
+    p.add_argument("--unspaced", action="store_true", help="undo the spacing of WikiText")
     p.add_argument("--methods", type=lambda text: tuple(text.split(",")), default=None)
     p.add_argument("--model", default=config.DEFAULT_MODEL)
     p.add_argument("--output_dir", type=Path, default=Path("graphs/frontier"))
@@ -115,9 +99,10 @@ def flags() -> argparse.Namespace:
 
 def described(given: argparse.Namespace, loaded: LoadedModel, n_articles: int) -> str:
     """The model, the text and the lengths, for pictures."""
+    unspaced = ", spaced as people write" if given.unspaced else ""
     skipped = f" from #{given.skip_articles} on" if given.skip_articles > 0 else ""
     return (
-        f"{loaded.name} · {given.text_file.name}, {n_articles} articles{skipped} · "
+        f"{loaded.name} · {given.text_file.name}, {n_articles} articles{skipped}{unspaced} · "
         f"{given.context_tokens} tokens, {given.score_tokens} scored"
     )
 
@@ -130,7 +115,7 @@ def measure(given: argparse.Namespace) -> None:
         num_samples=given.num_samples,
         needles=False,
     )
-    texts = articles(given.text_file)
+    texts = articles(given.text_file, given.unspaced)
     if not texts[given.skip_articles :]:
         raise UsageError(
             f"--skip_articles {given.skip_articles} leaves none of the {len(texts)} articles of "
@@ -142,7 +127,7 @@ def measure(given: argparse.Namespace) -> None:
     table = outcome.report.tables["compare/compare"]
     about = described(given, loaded, len(outcome.samples))
     given.output_dir.mkdir(parents=True, exist_ok=True)
-    stem = f"frontier_{given.context_tokens}"
+    stem = f"frontier_{given.context_tokens}" + ("_unspaced" if given.unspaced else "")
     table.assign(about=about).to_csv(given.output_dir / f"{stem}.csv", index=False)
     outcome.rows.to_csv(given.output_dir / f"{stem}_texts.csv", index=False)
     save(pareto(table, about), given.output_dir / f"{stem}.png")

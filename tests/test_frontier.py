@@ -121,5 +121,6 @@ def test_the_benchmark_skips_articles_and_says_so(benchmark, capsys, tmp_path):
     table = pd.read_csv(tmp_path / "out/frontier_80.csv")
     assert (table["texts"] == 2).all() and set(table["family"]) == {"none", "int8", "recent"}
     assert "2 articles from #1 on · 80 tokens" in capsys.readouterr().out
-    assert benchmark(text, "--num_samples", "1") == 0
-    assert "1 articles · 80 tokens" in capsys.readouterr().out
+    assert benchmark(text, "--num_samples", "1", "--unspaced") == 0
+    assert "1 articles, spaced as people write · 80 tokens" in capsys.readouterr().out
+    assert (tmp_path / "out/frontier_80_unspaced.csv").exists()
