@@ -165,7 +165,7 @@ def repeated(folder: str, context: int, tokens: int) -> dict[str, float]:
 
 
 def real(tokens: int) -> dict[str, dict[str, float]]:
-    """All tables of `analyze` of a real context of the default model, topics one after another."""
+    """The tables by token of a real context of the default model, topics one after another."""
     from data import extraction, models, texts
 
     loaded = models.load()

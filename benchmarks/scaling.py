@@ -6,7 +6,7 @@
 Prints markdown. Synthetic caches of 32 layers, 8 KV heads and 128 dimensions in bfloat16 lie in
 files under --folder (16 GiB for 128k tokens, removed at the end) and are mapped; for `coded` a real
 context of the default model is repeated with noise, since that model reads 8192 tokens. Each number
-is of a process of its own, see measured.py; of several repeats the fastest counts.
+is of a process of its own, see measured.py; of several repeats of an analysis the fastest counts.
 
 --quick: texts of up to 8192 tokens in 4 layers, to see that all of it runs.
 """

@@ -9,8 +9,8 @@ of all repeats counts. At the same time, processes start each prefill together a
 counts; its fair share is the number of processes times the seconds alone, since one prefill alone
 already uses every CPU.
 
-Other work on the machine spoils the numbers: its load is printed, and was near 0 for those in the
-README.
+Other work on the machine spoils the numbers: its load is printed, and was near 0 for those in
+docs/scale.md.
 """
 
 import argparse

@@ -33,10 +33,14 @@ MODULES = (
     "compression/coded/transform.py",
     "compression/coded/rans.py",
     "compression/coded/tables.py",
-    "data/expected_queries.py",
-    "data/sensitivity.py",
     "compression/coded/token_weights.py",
     "compression/methods/layer_groups.py",
+    "compression/methods/place_by_place.py",
+    "data/expected_queries.py",
+    "data/probe.py",
+    "data/rotary.py",
+    "data/sensitivity.py",
+    "data/softmax_sums.py",
 )
 
 log = logging.getLogger(__name__)

@@ -41,11 +41,11 @@ def integers_of(
     x -= products.mean
     mean = x.mean(0)
     x -= mean
-    heaviest = alike(levels[1:])[0]
+    heaviest, *lighter = alike(levels[1:])
     of_first = products.coefficients(torch.cat([mean[None], x[heaviest]]))  # (columns, tokens)
     means, of_heaviest = of_first[:, 0], of_first[:, 1:]
     codes = torch.maximum(
-        magnitudes(_root_mean_squares(x, products, levels[1:], of_heaviest), step),
+        magnitudes(_root_mean_squares(x, products, lighter, of_heaviest), step),
         magnitudes(means.abs() / LARGE_MEAN, step),
     )
     codes[~is_stored(classes(codes, levels.max()[None]))[:, 0]] = 0
@@ -61,12 +61,12 @@ def integers_of(
 
 
 def _root_mean_squares(
-    x: torch.Tensor, products: Products, levels: torch.Tensor, of_heaviest: torch.Tensor
+    x: torch.Tensor, products: Products, lighter: Sequence[torch.Tensor], of_heaviest: torch.Tensor
 ) -> torch.Tensor:
-    """(columns,) over all tokens; those beyond the heaviest, of which the coefficients are at hand,
-    are told by some of them, but never below what those alone come to."""
+    """(columns,) over all tokens. Those beyond the heaviest, of which the coefficients are at hand,
+    are told by some of them, but never below what those alone come to. lighter: their places, block
+    by block."""
     energy = of_heaviest.square().sum(1)
-    _, *lighter = alike(levels)
     if lighter:
         others = torch.cat(lighter)
         norms = torch.linalg.vector_norm(x[others], dim=1)

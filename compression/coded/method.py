@@ -3,10 +3,11 @@
 Keys before rotary embedding and values x of a few layers at once, less the mean of all texts,
 are taken to coefficients c = U^T A (x - mean): A is the root of the Fisher information of the
 model's predictions, so that an error of the same size costs as much in every direction, and U
-decorrelates. One step sets rate and distortion: q = round(c sqrt(w) / step), w the weight of a
-token by the attention that it receives; the text's own mean is coded as one more token, which
-weighs more than all. How large a column is, is stored in a byte, as is each token's weight; both
-pick the table that codes q. Transform coding of caches: KVTC (arXiv
+decorrelates; the first coefficients of all layers are turned together once more. One step sets
+rate and distortion: q = round(c sqrt(w) / step), w the weight of a token by the attention that it
+receives, or its age, and by how unlike others its keys are; the text's own mean is coded as one
+more token, which weighs more than all. How large a column is, is stored in a byte, as is each
+token's weight; both pick the table that codes q. Transform coding of caches: KVTC (arXiv
 2511.01815); here errors are measured in what the model predicts, tokens have their own precision,
 several layers share a basis, and the coder is per entry.
 """

@@ -26,7 +26,7 @@ QUICK_TEXTS, QUICK_CONTEXT, QUICK_SCORED = 2, 512, 128
 @dataclass(frozen=True, kw_only=True)
 class CompareStudy(Study):
     """methods: families of presets.py, all of them where not given. quick: fewer settings, texts
-    and scored tokens. levels: shares of the tokens that evictions keep. max_bits (per value),
+    and tokens. levels: shares of the tokens that evictions keep. max_bits (per value),
     max_bytes_per_token, max_kl (nats per token): the budget. memory_gib: of a card, on which a
     context has to fit. show_generation: tokens to generate from the full and the best cache.
     needles: whether hidden facts are sought, which is not done with quick. tasks: whether tasks
