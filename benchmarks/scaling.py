@@ -33,6 +33,7 @@ from data import threads
 
 ROOT = Path(__file__).parent.parent
 MIB, GIB = 2**20, 2**30
+LONG = (8192, 32768, 131072)  # tokens that `coded` is given
 FIRST_LINEAR = 8192  # tokens from which slopes are fitted: below, what is done once weighs more
 Row = Sequence[object]
 
@@ -60,7 +61,7 @@ def planned(folder: Path, flags: argparse.Namespace) -> Plan:
         mapped.Shape(n_layers, 8, longest, 128),
         (2048, 8192) if flags.quick else _doubled(1024, longest),
         (2, 4) if flags.quick else _doubled(1, n_layers),
-        (2048, 4096) if flags.quick else (8192, 32768, 131072),
+        (2048, 4096) if flags.quick else tuple(n for n in LONG if n <= longest) or LONG[:1],
         512 if flags.quick else 2048,
         (512, 1024) if flags.quick else (1024, 2048, 4096, 8192),
         tuple(flags.only.split(",")) if flags.only else tuple(ANALYSES),
