@@ -1,6 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK (see visualization/terminal/completion.py)
-"""Command line: flags -> one mode. Start-up imports stay light:
-each mode imports what it needs."""
+"""Command line: flags -> one mode. Start-up imports stay light: each mode imports what it needs."""
 
 import gc
 import sys

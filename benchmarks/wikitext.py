@@ -32,13 +32,14 @@ def articles(file: Path, unspaced: bool = False) -> list[Sample]:
         )
     parts = [text[a:b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     return [
-        Sample(number, titled(part), file.name, as_written(part) if unspaced else part)
+        Sample(
+            number,
+            part.split("\n")[0].strip(" ="),
+            file.name,
+            as_written(part) if unspaced else part,
+        )
         for number, part in enumerate(parts)
     ]
-
-
-def titled(article: str) -> str:
-    return article.split("\n")[0].strip(" =")
 
 
 def as_written(article: str) -> str:

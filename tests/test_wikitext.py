@@ -28,12 +28,9 @@ def test_spacing_is_undone(tmp_path):
     )
     assert two.text == "Second\n\nDeep\n\nText."
     raw = articles(file)
-    assert [x.text for x in raw] == [RAW[: RAW.index(" = Second")].strip(), two_of(RAW)]
+    cut = RAW.index(" = Second")
+    assert [x.text for x in raw] == [RAW[:cut].strip(), RAW[cut:].strip()]
     assert [(x.index, x.title) for x in raw] == [(x.index, x.title) for x in (one, two)]
-
-
-def two_of(text):
-    return text[text.index(" = Second") :].strip()
 
 
 @pytest.mark.parametrize("text", ["", "Nothing to undo, (here) it's 3.5%.", 'A "b" c\'s d-e'])

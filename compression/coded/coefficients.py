@@ -113,9 +113,10 @@ def restore(
 
     coded: the blocks with their integers. levels: (1 + tokens,) int16, that of the mean first.
     """
+    positions = positions.to(levels.device)
     embeddings = {each for i in group.layers if (each := rotaries[i]) is not None}
     for tokens, x in _joined(_contents(coded, levels, step, group)):
-        turns = {each: each.turn(positions.to(x.device)[tokens]) for each in embeddings}
+        turns = {each: each.turn(positions[tokens]) for each in embeddings}
         for (i, kind), part in zip(group.places, x.split(group.widths, dim=1), strict=True):
             place, rotary = into[i, kind], rotaries[i]
             content = by_head(part, len(place))
