@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -44,10 +44,29 @@ def reachable() -> bool:
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     patience = config.HUB_PATIENCE_S
     try:
-        return in_time(patience, lambda: _answers(url, patience)) is True
+        answers = in_time(patience, lambda: _answers(url, patience)) is True
     except Exception as error:  # of a server that speaks no HTTP, or an endpoint that is no address
         log.info("The hub: %s: %s", type(error).__name__, error)
         return False
+    if answers:
+        _keep_connections()
+    return answers
+
+
+@cache
+def _keep_connections() -> None:
+    """The hub's client closes its connections, those of all threads, when a question of one cannot
+    connect: then a question given up long ago would end a download that goes well. From now on
+    they are closed when nobody holds them any more."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def client() -> Any:
+        shared: Any = default_client_factory()
+        shared.close = lambda: None
+        return shared
+
+    set_client_factory(client)
 
 
 @contextmanager

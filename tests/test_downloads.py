@@ -1,7 +1,9 @@
 """Models from a hub that works, and from hubs that do not: each call has a deadline."""
 
+import threading
 import time
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -89,6 +91,26 @@ def test_a_download_that_stalls_is_given_up(answer, file, tiny_model, tmp_path, 
     with hubs.running(a_hub, monkeypatch, tmp_path), refused:
         models.load("owner/name", device="cpu")
     assert time.monotonic() - began < 6
+
+
+def test_a_question_given_up_does_not_end_a_download(tiny_model, tmp_path, monkeypatch):
+    """Its thread may find out much later that it cannot connect, and the client then closes its
+    connections. Here it does so over and over."""
+    a_hub = hubs.holding(tiny_model, hubs.drips, ("model.safetensors",))
+    over, refused = threading.Event(), pytest.raises(UsageError, match="stopped sending model")
+
+    def close_often():
+        while not over.wait(0.01):
+            huggingface_hub.close_session()
+
+    closing = threading.Thread(target=close_often)
+    with hubs.running(a_hub, monkeypatch, tmp_path), refused:
+        closing.start()
+        try:
+            models.load("owner/name", device="cpu")
+        finally:
+            over.set()
+            closing.join()
 
 
 def test_a_slow_download_that_moves_is_waited_for(monkeypatch):
