@@ -28,7 +28,7 @@ import config
 from analysis.generation import generation_stages
 from analysis.measures import sweep, thresholds
 from analysis.tables import Subject, Tables, tables
-from data import extraction, models, texts
+from data import corpora, extraction, models, texts
 from data.cache import KVCache
 from data.extraction import Prefill
 from data.models import LoadedModel
@@ -104,9 +104,9 @@ def main_help() -> None:
 
 
 MODEL_ALONE = """
-from data import extraction, models, texts
+from data import corpora, extraction, models, texts
 loaded = models.load({model!r})
-text = texts.reference_samples()[0]
+text = corpora.reference_samples()[0]
 ids = extraction.tokenise(loaded, text, {length}, {new_tokens})
 extraction.generate(loaded, extraction.prefill(loaded, ids), {new_tokens})
 """
@@ -133,7 +133,7 @@ def main() -> None:
     for weights in loaded.model.parameters():
         weights.sum()  # the file is mapped: touch every weight
     resident = psutil.Process().memory_info().rss
-    text = texts.reference_samples()[0]
+    text = corpora.reference_samples()[0]
     ids = extraction.tokenise(loaded, text, flags.sequence_length, config.NEW_TOKENS)
     with tempfile.TemporaryDirectory() as folder:
         # First of all, since a peak cannot be taken back; it warms up the rest.

@@ -41,7 +41,8 @@ from compression.registry import make
 from config import UsageError
 from data import extraction, models
 from data.cache import BYTES_PER_ENTRY, KINDS, KVCache, LayerKV
-from data.texts import Sample, reference_samples
+from data.corpora import reference_samples
+from data.texts import Sample
 
 T = TypeVar("T")
 FP8 = torch.float8_e4m3fn

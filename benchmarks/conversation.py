@@ -27,7 +27,7 @@ from compression.coded.kept_calibrations import chunk_codec
 from compression.coded.method import MIDDLE
 from compression.serving.compressed_cache import CompressedCache
 from data import models
-from data.texts import reference_samples
+from data.corpora import reference_samples
 
 KINDS = ("plain", "compressed")
 

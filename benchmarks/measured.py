@@ -155,10 +155,10 @@ def coded(folder: str, tokens: int) -> dict[str, dict[str, float]]:
 
 def repeated(folder: str, context: int, tokens: int) -> dict[str, float]:
     """Write what `coded` is measured on: a real context of the default model, repeated."""
-    from data import extraction, models, texts
+    from data import corpora, extraction, models
 
     loaded = models.load()
-    ids = extraction.tokenise(loaded, texts.reference_samples()[0], context)
+    ids = extraction.tokenise(loaded, corpora.reference_samples()[0], context)
     cache = extraction.prefill(loaded, ids, probe=True).cache.in_16_bits()
     mapped.write_repeated(Path(folder), cache, tokens)
     return {}
@@ -166,10 +166,10 @@ def repeated(folder: str, context: int, tokens: int) -> dict[str, float]:
 
 def real(tokens: int) -> dict[str, dict[str, float]]:
     """The tables by token of a real context of the default model, topics one after another."""
-    from data import extraction, models, texts
+    from data import corpora, extraction, models, texts
 
     loaded = models.load()
-    text = "\n\n".join(sample.text for sample in texts.reference_samples())
+    text = "\n\n".join(sample.text for sample in corpora.reference_samples())
     ids = extraction.tokenise(loaded, texts.Sample(0, "", "offline corpus", text), tokens)
     made, start = measured(lambda: extraction.prefill(loaded, ids, probe=True))
     looked = measured(lambda: by_token(start.cache))[0]

@@ -18,7 +18,7 @@ from compression.studies.run import carry_out
 from compression.studies.tucker import TuckerStudy
 from compression.studies.work import Here, Task, Work, Worker, untimed
 from data import models
-from data.texts import reference_samples
+from data.corpora import reference_samples
 
 TASKS = 200
 

@@ -66,10 +66,10 @@ def child(length: int, spins: bool) -> None:
     if spins:  # as torch finds it where nobody has settled anything
         for name in data.threads.WAITING:
             os.environ.pop(name, None)
-    from data import extraction, models, texts
+    from data import corpora, extraction, models
 
     loaded = models.load()
-    ids = extraction.tokenise(loaded, texts.reference_samples()[0], length)
+    ids = extraction.tokenise(loaded, corpora.reference_samples()[0], length)
     while True:
         began = time.perf_counter()
         extraction.prefill(loaded, ids)

@@ -26,7 +26,7 @@ from tensorly.decomposition import partial_tucker
 import config
 from compression.methods.tucker import SWEEPS
 from compression.methods.tucker_math import rebuilt, tucker2
-from data import extraction, models, texts
+from data import corpora, extraction, models
 
 T = TypeVar("T")
 SOLVERS = [
@@ -80,7 +80,7 @@ def main() -> None:
     p.add_argument("--model", default=config.DEFAULT_MODEL)
     flags = p.parse_args()
     loaded = models.load(flags.model)
-    ids = extraction.tokenise(loaded, texts.reference_samples()[0], flags.sequence_length)
+    ids = extraction.tokenise(loaded, corpora.reference_samples()[0], flags.sequence_length)
     layers = extraction.prefill(loaded, ids).cache.layers[: flags.layers]
     stacks = [torch.stack([layer.tensor(kind) for layer in layers]) for kind in ("key", "value")]
     print(

@@ -8,9 +8,10 @@ from itertools import islice
 import torch
 
 from config import UsageError
-from data import extraction, texts
+from data import chosen_texts, corpora, extraction
+from data.chosen_texts import OwnTexts
 from data.models import LoadedModel
-from data.texts import OwnTexts, Sample
+from data.texts import Sample
 
 Text = tuple[Sample, torch.Tensor]  # a text, and its first token ids (tokens,)
 
@@ -31,7 +32,7 @@ def looked_at(
     texts are position by position of texts that are as long.
     """
     if num_samples == 1:
-        sample = texts.only_first(candidates)
+        sample = chosen_texts.only_first(candidates)
         return [(sample, extraction.tokenise(loaded, sample, context_tokens, new_tokens))]
     if context_tokens is None:
         first = list(islice(candidates, num_samples))
@@ -138,7 +139,7 @@ def _first(
 def others(loaded: LoadedModel, scored: Sequence[Sample], n_tokens: int, most: int) -> list[Text]:
     """Up to `most` texts of the offline corpus that are not among the `scored` ones, to learn from:
     what is learned on a text says nothing of it."""
-    apart = [s for s in texts.reference_samples() if s.sha256 not in {t.sha256 for t in scored}]
+    apart = [s for s in corpora.reference_samples() if s.sha256 not in {t.sha256 for t in scored}]
     chosen, _, longest = _first(loaded, apart, n_tokens, most)
     if most and not chosen:
         raise UsageError(

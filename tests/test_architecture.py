@@ -18,7 +18,8 @@ PICTURES = {"matplotlib", "seaborn"}
 MODELS = {"transformers", "datasets"}
 WRITING = {"data.locks", "data.signals", "data.writing"}
 SAVING = {"data.own_files", "data.saving"}
-LIGHT_DATA = {"data.memory", "data.texts", "data.sources", "data.vocabulary", *WRITING}
+TEXTS = {"data.texts", "data.corpora", "data.chosen_texts"}
+LIGHT_DATA = {"data.memory", "data.sources", "data.vocabulary", *TEXTS, *WRITING}
 CONTRACT = {
     "compression.base",
     "compression.parts",
@@ -36,11 +37,10 @@ RUNNING = {
         "scoring",
         "resume",
         "own_cache",
-        "texts",
         "vocabulary",
         "watchers",
     )
-}
+} | TEXTS
 THREADS = "data.threads"  # settled by any room before it brings in torch
 # Room -> (what it may import of ours beside itself, which libraries it does not know).
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
@@ -56,7 +56,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.hub": ({"config"}, HEAVY),
     "data.text_files": ({"config", "data.hub"}, HEAVY),
     "data.corpus_texts": (set(), HEAVY),
-    "data.texts": ({"config", "data.hub", "data.text_files"}, HEAVY - {"datasets"}),
+    "data.texts": (set(), HEAVY),
+    "data.corpora": ({"config", "data.hub", "data.texts"}, HEAVY - {"datasets"}),
+    "data.chosen_texts": ({"config", "data.corpora", "data.text_files", "data.texts"}, HEAVY),
     "data.tasks": (set(), HEAVY),
     "data.model_files": ({"config"}, HEAVY),
     "data.downloads": ({"config", "data.hub", "data.model_files"}, HEAVY),
@@ -171,7 +173,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "data.models",
             "data.own_cache",
             "data.sensitivity",
-            "data.texts",
+            *TEXTS,
             *PARTS,
         },
         MODELS | PICTURES | {"pandas"},
@@ -328,7 +330,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", *MODELS, *PICTURES},
     ),
     "visualization.terminal.inputs": (
-        {"data.models", "data.texts", "visualization.terminal"},
+        {"data.models", "visualization.terminal", *TEXTS},
         HEAVY,
     ),
     "visualization.terminal.storing": (
@@ -336,8 +338,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.prompts",
             "compression.turns",
             "data.models",
-            "data.texts",
             "visualization.terminal",
+            *TEXTS,
         },
         HEAVY,
     ),
@@ -440,7 +442,7 @@ def test_what_starts_a_run_and_what_writes_for_it_is_light():
     code = """if True:
         import main
         from compression import run_tucker_analysis
-        from data import sources, texts, writing
+        from data import sources, writing
         from visualization import delivery
         from visualization.terminal import command_line, listing, notices, record
     """

@@ -17,7 +17,7 @@ from compression.studies.run import carry_out
 from compression.studies.work import Here, Task, untimed
 from config import UsageError
 from data import models
-from data.texts import reference_samples
+from data.corpora import reference_samples
 from tests.commands import ROOT, of_mode, without_seconds
 
 ray = pytest.importorskip("ray")

@@ -9,7 +9,7 @@ from benchmarks import codec, constraints, conversation
 from compression.coded import kept_calibrations
 from compression.coded.calibration import calibrate
 from data import extraction
-from data.texts import reference_samples
+from data.corpora import reference_samples
 from tests import caches, families
 
 

@@ -19,7 +19,7 @@ from compression.studies.task_study import TaskStudy
 from compression.studies.tucker import TuckerStudy
 from compression.turns import go_on
 from config import UsageError
-from data import models, texts
+from data import chosen_texts, models
 from visualization.report import remade
 from visualization.terminal import command_line, config_check, flags, listing
 from visualization.terminal.modes import MODES
@@ -88,7 +88,9 @@ def test_a_mode_takes_the_arguments_of_what_it_calls_and_no_others(mode):
     called = list(TAKERS[mode])
     called += [models.load] if mode not in LIGHT else []
     called += [place] if mode in flags.DRAW else []
-    called += [texts.candidates] if mode not in ("report", "list_samples", "calibrate") else []
+    called += (
+        [chosen_texts.candidates] if mode not in ("report", "list_samples", "calibrate") else []
+    )
     called += [from_cache.run, from_cache.ASKED[mode]] if mode in from_cache.ASKED else []
     arguments = {name for each in called for name in inspect.signature(each).parameters}
     # Of the library alone
@@ -188,7 +190,10 @@ def test_a_function_is_handed_the_flags_of_its_arguments():
     given = parse("--mode", "prune", "--prune_heads", "4:0,2", "--prompt", "a")
     handed = flags.arguments_of(PruneStudy, given)
     assert handed["prune_heads"] == ((4, 0), (None, 2))
-    assert "prompt" not in handed and flags.arguments_of(texts.candidates, given)["prompt"] == "a"
+    assert (
+        "prompt" not in handed
+        and flags.arguments_of(chosen_texts.candidates, given)["prompt"] == "a"
+    )
     given = parse("--mode", "compare", "--levels", "0.5,1")
     assert flags.arguments_of(CompareStudy, given)["levels"] == (0.5, 1.0)
     assert "needles" not in flags.arguments_of(CompareStudy, given)

@@ -20,9 +20,9 @@ from compression.studies.needle import DEPTHS, needles
 from compression.studies.run import run as carried_out
 from config import UsageError
 from data import extraction
+from data.corpora import reference_samples
 from data.extraction import prefill
 from data.scoring import Continuation
-from data.texts import reference_samples
 from tests import families
 from tests.families import scored
 

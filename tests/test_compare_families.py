@@ -8,8 +8,8 @@ from compression.studies.compare import CompareStudy
 from compression.studies.run import run
 from config import UsageError
 from data import sensitivity
+from data.corpora import reference_samples
 from data.extraction import prefill
-from data.texts import reference_samples
 from tests import families
 
 

@@ -9,7 +9,7 @@ import torch
 
 import config
 from config import UsageError
-from data import downloads, hub, models, texts
+from data import corpora, downloads, hub, models
 from tests import families, hubs
 
 BAD = {
@@ -27,11 +27,11 @@ def soon(monkeypatch):
     """Patience that a test can afford."""
     monkeypatch.setattr(config, "HUB_PATIENCE_S", 1.0)
     monkeypatch.setattr(downloads, "ANSWER_S", 2.0)
-    monkeypatch.setattr(texts, "TEXT_PATIENCE_S", 2.0)
+    monkeypatch.setattr(corpora, "TEXT_PATIENCE_S", 2.0)
     monkeypatch.setattr(hub, "STALL_S", 1.0)
-    texts.wikitext_samples.cache_clear()
+    corpora.wikitext_samples.cache_clear()
     yield
-    texts.wikitext_samples.cache_clear()
+    corpora.wikitext_samples.cache_clear()
 
 
 def answers_first(answer):
@@ -70,7 +70,7 @@ def test_a_model_is_refused_soon_by_a_bad_hub(answer, first, tmp_path, monkeypat
 def test_wikitext_is_given_up_soon_on_a_bad_hub(answer, tmp_path, monkeypatch):
     with hubs.running(answers_first(answer), monkeypatch, tmp_path):
         began = time.monotonic()
-        assert texts.wikitext_samples() is None
+        assert corpora.wikitext_samples() is None
         assert time.monotonic() - began < 3
 
 

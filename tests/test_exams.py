@@ -21,8 +21,9 @@ from compression.studies.run import run
 from compression.studies.task_study import TaskStudy
 from compression.studies.work import Here, Worker, judge_of
 from config import UsageError
+from data.corpora import reference_samples
 from data.tasks.catalogue import TASKS
-from data.texts import Sample, reference_samples
+from data.texts import Sample
 from tests import fake_models, families
 
 CONTEXT = 2600  # bytes, each a token

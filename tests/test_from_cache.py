@@ -24,8 +24,9 @@ from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data import extraction, scored_texts, sensitivity
+from data.corpora import reference_samples
 from data.saved_cache import load, save
-from data.texts import reference_samples, visible
+from data.texts import visible
 from tests import caches, commands, families
 from tests.commands import modules_after
 from visualization.terminal.flags import BY_NAME, NEED_A_MODEL

@@ -14,8 +14,8 @@ from compression.coded.learned_windows import learned_windows
 from compression.coded.method import Coded
 from config import UsageError
 from data import corpus_texts, sensitivity
+from data.corpora import reference_samples
 from data.extraction import prefill
-from data.texts import reference_samples
 from tests import families
 
 

@@ -18,7 +18,8 @@ from compression.studies.stored_tables import restored, stored
 from compression.studies.tucker import TuckerStudy
 from compression.studies.work import Here
 from data import extraction
-from data.texts import Sample, reference_samples
+from data.corpora import reference_samples
+from data.texts import Sample
 from tests import families
 from tests.commands import PROMPT, done, of_mode
 

@@ -21,9 +21,10 @@ from compression.studies.work import judge_of
 from config import UsageError
 from data import extraction, saving, scored_texts, sensitivity
 from data.cache import KVCache
+from data.corpora import reference_samples
 from data.models import LoadedModel
 from data.saved_cache import load, save
-from data.texts import Sample, reference_samples
+from data.texts import Sample
 from tests import commands, families
 
 FAMILIES = ("llama_gqa", "gemma2", "deepseek_v3", "qwen3_next")  # full, sliding, latent, hybrid

@@ -13,8 +13,8 @@ from compression.studies.run import run
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
+from data.corpora import reference_samples
 from data.models import LoadedModel
-from data.texts import reference_samples
 from tests import families
 
 SHORT = {"context_tokens": 72, "score_tokens": 4, "num_samples": 1}

@@ -21,9 +21,9 @@ from compression.studies.run import carry_out
 from compression.studies.tucker import TuckerStudy
 from compression.studies.work import Here
 from data import scored_texts
+from data.corpora import reference_samples
 from data.extraction import prefill
 from data.models import load
-from data.texts import reference_samples
 from tests import families
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from config import UsageError
+from data.corpora import reference_samples
 from data.scored_texts import long_enough, others
-from data.texts import Sample, reference_samples
+from data.texts import Sample
 from tests import families
 
 

@@ -20,7 +20,7 @@ from compression.studies.run import run as carried_out
 from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
-from data.texts import reference_samples
+from data.corpora import reference_samples
 from data.vocabulary import EVICTIONS
 from tests import caches, families
 from tests.commands import PROMPT, both, done, run

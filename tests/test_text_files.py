@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from config import UsageError
-from data import scored_texts, text_files, texts
+from data import chosen_texts, scored_texts, text_files
 from tests import families
 
 
@@ -28,7 +28,7 @@ def jsonl(folder, content: str | bytes):
 
 
 def read(path):
-    return texts.candidates(text_file=str(path))
+    return chosen_texts.candidates(text_file=str(path))
 
 
 def test_each_text_of_a_folder_is_one_in_the_order_of_names(tmp_path):
@@ -143,16 +143,16 @@ def test_several_texts_of_what_holds_one_are_refused(tmp_path):
     folder_with(tmp_path, a_txt="fine")
     for path in (tmp_path / "a.txt", tmp_path, jsonl(tmp_path, lines({"text": "fine"}))):
         with pytest.raises(UsageError, match=r"`num_samples` is 2, .* one text, .*(a.txt|line 1)"):
-            texts.refuse_several_of_one(read(path), 2)
-        texts.refuse_several_of_one(read(path), 1)
-        texts.refuse_several_of_one(read(path), None)
+            chosen_texts.refuse_several_of_one(read(path), 2)
+        chosen_texts.refuse_several_of_one(read(path), 1)
+        chosen_texts.refuse_several_of_one(read(path), None)
 
 
 def test_who_reads_one_of_several_says_so(tmp_path, caplog):
-    texts.only_first(read(folder_with(tmp_path, a_txt="fine")))
-    texts.only_first(texts.candidates(use_wikitext=False))
+    chosen_texts.only_first(read(folder_with(tmp_path, a_txt="fine")))
+    chosen_texts.only_first(chosen_texts.candidates(use_wikitext=False))
     assert not caplog.messages
-    assert texts.only_first(read(folder_with(tmp_path, b_txt="too"))).title == "a.txt"
+    assert chosen_texts.only_first(read(folder_with(tmp_path, b_txt="too"))).title == "a.txt"
     assert caplog.messages == [
         f"`text_file` holds more than one text: reading the first, {tmp_path.name} #0: a.txt."
     ]

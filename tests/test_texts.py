@@ -8,16 +8,16 @@ from datasets import Dataset
 
 import config
 from config import UsageError
-from data import hub, text_files, texts
+from data import chosen_texts, corpora, hub, text_files, texts
 
 
 @pytest.fixture(autouse=True)
 def forget():
     """Corpora and the hub's answer are remembered for the length of a run."""
-    for remembered in (texts.wikitext_samples, texts.reference_samples, hub.reachable):
+    for remembered in (corpora.wikitext_samples, corpora.reference_samples, hub.reachable):
         remembered.cache_clear()
     yield
-    for remembered in (texts.wikitext_samples, texts.reference_samples, hub.reachable):
+    for remembered in (corpora.wikitext_samples, corpora.reference_samples, hub.reachable):
         remembered.cache_clear()
 
 
@@ -28,7 +28,7 @@ def wikitext_in_cache(tmp_path, monkeypatch):
     rows = ["", " = First = \n", "", *body, "", " = = Part = = \n", "", " = 1 henry = \n", *body]
     rows += ["", " = Short = \n", "", " Words . \n", "", " = Third = One = \n", "", *body]
     repository = tmp_path / "datasets--Salesforce--wikitext"
-    file = repository / "snapshots" / texts.WIKITEXT_REVISION / texts.WIKITEXT_FILE
+    file = repository / "snapshots" / corpora.WIKITEXT_REVISION / corpora.WIKITEXT_FILE
     file.parent.mkdir(parents=True)
     Dataset.from_dict({"text": rows}).to_parquet(str(file))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -36,7 +36,7 @@ def wikitext_in_cache(tmp_path, monkeypatch):
 
 
 def test_articles_are_joined_from_their_lines(wikitext_in_cache):
-    first, third = texts.wikitext_samples()
+    first, third = corpora.wikitext_samples()
     assert (first.index, first.title) == (0, "First")
     assert (third.index, third.title) == (1, "Third = One")  # the short one is no sample
     assert first.text.startswith("= First =") and "= = Part = =" in first.text
@@ -45,15 +45,15 @@ def test_articles_are_joined_from_their_lines(wikitext_in_cache):
 
 
 def test_the_index_chooses_the_article_from_which_on_texts_are_taken(wikitext_in_cache):
-    first, third = texts.wikitext_samples()
-    assert texts.candidates() == (first, third)
-    assert texts.candidates(wikitext_index=1) == (third,)
+    first, third = corpora.wikitext_samples()
+    assert chosen_texts.candidates() == (first, third)
+    assert chosen_texts.candidates(wikitext_index=1) == (third,)
 
 
 def test_out_of_reach_falls_back_loudly(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    chosen = texts.candidates(use_wikitext=True)[0]
-    assert chosen.source == texts.REFERENCE_SOURCE
+    chosen = chosen_texts.candidates(use_wikitext=True)[0]
+    assert chosen.source == corpora.REFERENCE_SOURCE
     assert caplog.text.count("using the offline corpus") == 1
 
 
@@ -64,12 +64,12 @@ def test_a_hub_that_does_not_answer_is_given_up_on(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call, never says a word
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
-        assert texts.wikitext_samples() is None
+        assert corpora.wikitext_samples() is None
     assert time.monotonic() - began < 5
 
 
 def test_the_offline_corpus_is_long_coherent_text_in_a_fixed_order():
-    samples = texts.reference_samples()
+    samples = corpora.reference_samples()
     assert [s.index for s in samples] == list(range(len(samples)))
     assert len(samples) >= 15
     topics = [s.title.split(":")[0] for s in samples]
@@ -80,17 +80,17 @@ def test_the_offline_corpus_is_long_coherent_text_in_a_fixed_order():
 def test_the_offline_corpus_is_taken_without_asking_the_hub():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
-        assert texts.candidates(use_wikitext=False)[0].source == texts.REFERENCE_SOURCE
+        assert chosen_texts.candidates(use_wikitext=False)[0].source == corpora.REFERENCE_SOURCE
 
 
 def test_an_index_out_of_range_names_the_range():
-    last = len(texts.reference_samples()) - 1
+    last = len(corpora.reference_samples()) - 1
     with pytest.raises(UsageError, match=f"`wikitext_index` is 999: .* samples 0 to {last}"):
-        texts.candidates(use_wikitext=False, wikitext_index=999)[0]
+        chosen_texts.candidates(use_wikitext=False, wikitext_index=999)[0]
 
 
 def test_a_prompt_is_taken_as_it_is():
-    sample = texts.candidates(prompt="  Hello\nworld ")[0]
+    sample = chosen_texts.candidates(prompt="  Hello\nworld ")[0]
     assert sample.text == "  Hello\nworld " and sample.title == "Hello world"
     assert sample.sha256 == hashlib.sha256(b"  Hello\nworld ").hexdigest()
 
@@ -98,7 +98,7 @@ def test_a_prompt_is_taken_as_it_is():
 def test_a_text_file_is_read_whole(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("Füße\nand more", encoding="utf-8")
-    sample = texts.candidates(text_file=str(file))[0]
+    sample = chosen_texts.candidates(text_file=str(file))[0]
     assert (sample.text, sample.title, sample.source) == ("Füße\nand more", "a.txt", "file")
 
 
@@ -118,34 +118,34 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, name, content, says):
     file = tmp_path / name
     file.write_bytes(content)
     with pytest.raises(UsageError, match=says):
-        tuple(texts.candidates(text_file=str(file)))
+        tuple(chosen_texts.candidates(text_file=str(file)))
 
 
 @pytest.mark.parametrize("content", ["123" * 3000, "[" * 100_000])
 def test_json_beyond_measure_is_refused(tmp_path, content):
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(UsageError, match="line 1 "):
-        texts.candidates(text_file=str(tmp_path / "a.jsonl"))
+        chosen_texts.candidates(text_file=str(tmp_path / "a.jsonl"))
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfHello")
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "Hello"}\n')
     assert text_files.read(str(tmp_path / "a.txt")) == "Hello"
-    assert texts.candidates(text_file=str(tmp_path / "a.jsonl"))[0].text == "Hello"
+    assert chosen_texts.candidates(text_file=str(tmp_path / "a.jsonl"))[0].text == "Hello"
 
 
 def test_half_a_character_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "abc\\ud800 def"}')
     with pytest.raises(UsageError, match="broken characters"):
-        texts.candidates(text_file=str(tmp_path / "a.jsonl"))
+        chosen_texts.candidates(text_file=str(tmp_path / "a.jsonl"))
     with pytest.raises(UsageError, match="broken characters"):
-        texts.candidates(prompt="abc\udcff")[0]
+        chosen_texts.candidates(prompt="abc\udcff")[0]
 
 
 def test_a_damaged_download_falls_back_loudly(wikitext_in_cache, caplog):
     wikitext_in_cache.write_bytes(b"no parquet at all")
-    assert texts.candidates()[0].source == texts.REFERENCE_SOURCE
+    assert chosen_texts.candidates()[0].source == corpora.REFERENCE_SOURCE
     assert "cannot be read" in caplog.text and "using the offline corpus" in caplog.text
 
 
@@ -190,12 +190,12 @@ def test_a_file_beyond_the_limit_is_refused_without_reading_all_of_it(tmp_path):
 def test_names_of_texts_cannot_leave_their_line_or_move_the_cursor(tmp_path):
     file = tmp_path / "a b\x1b[2J\n\u202e.txt"
     file.write_text("Hello")
-    assert texts.candidates(text_file=str(file))[0].title == "a b\\x1b[2J\\n\\u202e.txt"
+    assert chosen_texts.candidates(text_file=str(file))[0].title == "a b\\x1b[2J\\n\\u202e.txt"
 
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(UsageError, match="`prompt` holds no text"):
-        texts.candidates(prompt=" \n")[0]
+        chosen_texts.candidates(prompt=" \n")[0]
 
 
 def test_what_is_shown_cannot_leave_its_line_or_move_the_cursor():

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from data.texts import reference_samples
+from data.corpora import reference_samples
 from data.token_ids import CHARACTERS, MARGIN, first_ids
 from tests import families
 

@@ -14,7 +14,7 @@ from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from compression.studies.work import Here, Task, Work, Worker
 from data import extraction
-from data.texts import reference_samples
+from data.corpora import reference_samples
 from tests import families
 from tests.commands import without_seconds
 

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Iterable
 from functools import cache
 
+from data.corpora import reference_samples
 from data.corpus_texts import corpus_texts
-from data.texts import Sample, reference_samples
+from data.texts import Sample
 
 # Samples of the offline corpus before this one are left for scoring: what is calibrated on must
 # not be scored, and runs that fall back to this corpus score its first samples.

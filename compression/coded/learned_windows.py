@@ -6,10 +6,10 @@ from itertools import zip_longest
 
 from compression.coded.learned_text import FIRST_SAMPLE, reference_text
 from data import sensitivity
+from data.corpora import reference_samples
 from data.corpus_texts import CORPUS_SOURCE, corpus_texts
 from data.models import LoadedModel
 from data.sensitivity import Window
-from data.texts import reference_samples
 
 
 def learned_windows(loaded: LoadedModel) -> list[Window]:

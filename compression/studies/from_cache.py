@@ -38,9 +38,10 @@ from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data import saved_cache, sources
 from data.cache import KVCache
+from data.corpora import reference_samples
 from data.inventory import Inventory
 from data.saved_cache import SavedCache
-from data.texts import Sample, reference_samples, visible
+from data.texts import Sample, visible
 from data.vocabulary import FOCUSES
 
 if TYPE_CHECKING:  # it brings in transformers

@@ -18,7 +18,7 @@ from compression.studies.saved_names import SavedText
 from compression.studies.tasks import OfText
 from compression.studies.work import Here, Identity, Phase, Worker, untimed
 from config import UsageError
-from data import texts
+from data import chosen_texts
 from data.cache import KVCache
 from data.models import LoadedModel
 from data.saved_cache import SavedCache
@@ -87,7 +87,7 @@ class OnSavedCache:
                 "`tasks` are set to the model anew, and no saved cache is of them",
                 "leave `load_cache` or `tasks` out",
             )
-        given = None if candidates is None else texts.only_first(candidates)
+        given = None if candidates is None else chosen_texts.only_first(candidates)
         if given is None and not _are_known(saved):
             raise UsageError(
                 "The token ids of the saved cache are not known, and its model can only be asked "

@@ -12,8 +12,9 @@ from compression.studies.base import Tables, refuse_counts
 from compression.studies.tasks import CALIBRATIONS
 from compression.studies.work import judge_of
 from data import scored_texts
+from data.corpora import reference_samples
 from data.models import LoadedModel, load
-from data.texts import Sample, reference_samples
+from data.texts import Sample
 
 __all__ = ["load", "look", "make", "read"]
 

@@ -38,10 +38,10 @@ def all_is_imported() -> None:
 
 def texts(given: Given, phase: Phase) -> "Sequence[Sample]":
     with phase("text"):
-        from data import texts
+        from data import chosen_texts
 
-        candidates = texts.candidates(**arguments_of(texts.candidates, given))
-        texts.refuse_several_of_one(candidates, given["num_samples"])
+        candidates = chosen_texts.candidates(**arguments_of(chosen_texts.candidates, given))
+        chosen_texts.refuse_several_of_one(candidates, given["num_samples"])
         return candidates
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from config import UsageError
-from data import sources, texts
+from data import corpora, sources, texts
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Listing:
 def listing(model: str, use_wikitext: bool) -> Listing:
     """The samples of the corpus, with their lengths in tokens where that can be known."""
     return Listing(
-        model, texts.samples(use_wikitext), _token_counter(sources.tokenizer_file(model))
+        model, corpora.samples(use_wikitext), _token_counter(sources.tokenizer_file(model))
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def store(given: Given, session: Session) -> None:
     """Keep the cache of a prompt in a file, compressed or plain, or go on from one."""
     from compression import prompts
-    from data import texts
+    from data.chosen_texts import candidates, only_first
 
     prompts.refuse(**arguments_of(prompts.refuse, given))
     loaded = inputs.model(given, session.phase)
@@ -21,7 +21,7 @@ def store(given: Given, session: Session) -> None:
         _go_on(given, session, loaded)
         return
     with session.phase("text"):
-        sample = texts.only_first(texts.candidates(**arguments_of(texts.candidates, given)))
+        sample = only_first(candidates(**arguments_of(candidates, given)))
     with session.phase("prefill"):
         said = prompts.save(loaded, sample, **arguments_of(prompts.save, given))
     kept = given["save_compressed"] or given["save_cache"]
@@ -32,11 +32,11 @@ def store(given: Given, session: Session) -> None:
 def _go_on(given: Given, session: Session, loaded: "LoadedModel") -> None:
     """What the model says after a stored prompt, and after a text that is given as well."""
     from compression import turns
-    from data import texts
+    from data.chosen_texts import candidates, only_first
 
     added = None
     if given["prompt"] is not None or given["text_file"] is not None:
-        added = texts.only_first(texts.candidates(given["prompt"], given["text_file"]))
+        added = only_first(candidates(given["prompt"], given["text_file"]))
     with session.phase("generation"):
         asked = arguments_of(turns.go_on, given)
         continued, said = turns.go_on(loaded, sample=added, **asked)
