@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from compression.methods.tucker import Tucker
-from compression.studies.tucker import components
+from compression.studies.tucker_tables import components
 from tests import caches
 from tests.drawn import is_within
 from visualization.catalogue import PICTURES

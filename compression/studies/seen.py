@@ -19,7 +19,8 @@ from compression.studies.comparison_words import by_reason
 from compression.studies.compress import CompressStudy
 from compression.studies.prune import PrunePlan, PruneStudy
 from compression.studies.similarity import SimilarityStudy
-from compression.studies.tucker import TuckerStudy, components, other_ranks
+from compression.studies.tucker import TuckerStudy
+from compression.studies.tucker_tables import components, other_ranks
 from config import UsageError
 from data.cache import KVCache
 
