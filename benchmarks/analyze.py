@@ -31,7 +31,7 @@ from analysis.tables import Subject, Tables, tables
 from data import corpora, extraction, models, texts
 from data.cache import KVCache
 from data.extraction import Prefill
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from visualization.catalogue import PICTURES
 from visualization.drawing import Drawing
 from visualization.output import OutputFolder

@@ -29,7 +29,7 @@ from compression.coded.method import Coded
 from compression.evaluate import Judge
 from config import UsageError
 from data import extraction, models
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.scoring import Continuation
 
 STEPS = (3.5e-5, 7e-5, 1.4e-4, 2.8e-4)

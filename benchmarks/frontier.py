@@ -37,7 +37,7 @@ from compression.studies.run import run
 from config import UsageError
 from data import extraction, models
 from data.clock import now
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from visualization.compare import pareto, perplexity
 from visualization.picture_files import save
 

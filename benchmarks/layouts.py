@@ -25,7 +25,7 @@ from compression.studies import analyze
 from config import UsageError
 from data.cache import LayerKV
 from data.extraction import prefill
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.scoring import Continuation
 from data.sensitivity import sensitivities, windows
 from data.texts import Sample, printable

@@ -10,7 +10,7 @@ from compression.coded.calibration_files import folder_of, recipe
 from compression.coded.learned_windows import learned_from, learned_windows
 from compression.methods.kvtc_fit import fitted
 from data.extraction import prefill
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 
 FORMAT = "calibration of kvtc 1"
 MODULES = (

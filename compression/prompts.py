@@ -11,7 +11,7 @@ from compression.studies import presets
 from config import UsageError
 from data import extraction, memory, own_files, saving
 from data.cache import KVCache, Past
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.own_cache import OwnCache, states_of
 from data.resume import as_past
 from data.texts import Sample

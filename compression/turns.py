@@ -12,7 +12,7 @@ from data import memory
 from data.cache import Past
 from data.extraction import refuse_non_finite
 from data.headers import shown
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.own_cache import OwnCache
 from data.reading import step
 from data.resume import as_past, likeliest_after

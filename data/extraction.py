@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from config import UsageError
 from data.cache import KINDS, KVCache, LayerKV, Past, PastLayer
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.probe import AttentionProbe
 from data.reading import read, step
 from data.rotations import Rotations, is_stored, rotations

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import torch
 
 from data.cache import Past
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 
 one_by_one: WeakSet[torch.nn.Module] = WeakSet()  # models that are right in no other way
 

@@ -17,7 +17,7 @@ import torch
 from data import extraction
 from data.cache import KINDS, KVCache, Past
 from data.inventory import kind_of, leaves
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 
 States = dict[str, torch.Tensor]  # by paths in the cache object, see inventory.leaves
 Size = tuple[int, str, int, int, int, int]  # index, kind, heads, tokens, key_dim, value_dim

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from config import UsageError
 from data.cache import Past
 from data.forward import Output, forward, one_by_one
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.offloading import offloaded
 from data.probe import AttentionProbe
 from data.refusals import said, strangers_code

@@ -7,7 +7,7 @@ import torch
 from config import UsageError
 from data.cache import KVCache, Past
 from data.forward import forward
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.own_cache import OwnCache
 from data.texts import printable
 

@@ -16,7 +16,7 @@ import torch
 from config import UsageError
 from data.cache import PastLayer
 from data.forward import forward_at, parameters, some_token_ids
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.refusals import said, strangers_code
 from data.rotary import NOT_ROTATED, Rotary
 

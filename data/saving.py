@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data import extraction, memory, plain_files
 from data.cache import KVCache
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.own_files import SAVED_CACHE
 from data.texts import Sample, visible
 

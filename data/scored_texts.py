@@ -10,7 +10,7 @@ import torch
 from config import UsageError
 from data import chosen_texts, corpora, extraction
 from data.chosen_texts import OwnTexts
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.texts import Sample
 
 Text = tuple[Sample, torch.Tensor]  # a text, and its first token ids (tokens,)

@@ -11,7 +11,7 @@ from config import UsageError
 from data.attention import AttentionCall, Output, wrapped_attention
 from data.cache import KVCache, LayerKV, Past
 from data.forward import forward
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.resume import greedy, likeliest_after
 from data.sparse_index import hidden_from_index
 

@@ -11,7 +11,7 @@ import torch
 
 from config import UsageError
 from data.forward import forward, one_by_one, some_token_ids
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.refusals import said, strangers_code
 
 CONTEXT, ADDED = 8, 4  # tokens

@@ -22,7 +22,7 @@ from data.cache import KINDS, KVCache, LayerKV, Past
 from data.expected_queries import expected_queries
 from data.extraction import prefill
 from data.forward import forward
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.scoring import filled
 
 # Of each text contexts of different lengths: how a token's weight falls with its age must hold for

@@ -15,7 +15,7 @@ import torch
 
 from config import UsageError
 from data.cache import LayerKV
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 
 MASK = "attention_mask"  # of an index, by name: (..., queries, keys), as for attention
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from transformers import DynamicCache, PretrainedConfig
 
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from tests import families
 
 BITS = 8  # of a token id: the tokenizer of the tests has one for each byte

@@ -71,7 +71,7 @@ def loaded(name: str):
 
 def fresh(name: str, **changes):
     """The same for one test alone."""
-    from data.models import LoadedModel
+    from data.loaded_model import LoadedModel
 
     return LoadedModel(model(name, **changes), tokenizer(), name, "random weights, seed 0")
 

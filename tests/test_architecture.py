@@ -32,6 +32,7 @@ RUNNING = {
     f"data.{name}"
     for name in (
         "memory",
+        "loaded_model",
         "models",
         "extraction",
         "scoring",
@@ -170,7 +171,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.methods.packing",
             "data.corpus_texts",
             "data.headers",
-            "data.models",
+            "data.loaded_model",
             "data.own_cache",
             "data.sensitivity",
             *TEXTS,
@@ -187,7 +188,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "compression.sealed",
             "data.cache",
             "data.extraction",
-            "data.models",
+            "data.loaded_model",
         },
         MODELS | PICTURES | {"pandas"},
     ),
@@ -330,13 +331,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", *MODELS, *PICTURES},
     ),
     "visualization.terminal.inputs": (
-        {"data.models", "visualization.terminal", *TEXTS},
+        {"data.loaded_model", "data.models", "visualization.terminal", *TEXTS},
         HEAVY,
     ),
     "visualization.terminal.storing": (
         {
             "compression.prompts",
             "compression.turns",
+            "data.loaded_model",
             "data.models",
             "visualization.terminal",
             *TEXTS,

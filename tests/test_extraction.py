@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from config import UsageError
 from data.extraction import _with_attention, generate, prefill, tokenise
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.resume import greedy
 from data.scored_texts import long_enough
 from data.sensitivity import windows

@@ -22,7 +22,7 @@ from config import UsageError
 from data import extraction, saving, scored_texts, sensitivity
 from data.cache import KVCache
 from data.corpora import reference_samples
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.saved_cache import load, save
 from data.texts import Sample
 from tests import commands, families

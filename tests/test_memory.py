@@ -10,7 +10,7 @@ from compression.studies.run import run
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data import memory
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.texts import Sample
 from tests import families
 

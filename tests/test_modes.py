@@ -14,7 +14,7 @@ from compression.studies.similarity import SimilarityStudy
 from compression.studies.tucker import TuckerStudy
 from config import UsageError
 from data.corpora import reference_samples
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from tests import families
 
 SHORT = {"context_tokens": 72, "score_tokens": 4, "num_samples": 1}

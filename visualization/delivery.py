@@ -26,7 +26,7 @@ POOLED = ("spectrum/", "weight_magnitude_distribution")
 
 
 class Model(Protocol):
-    """What is told of the model of a run: data.models.LoadedModel."""
+    """What is told of the model of a run: data.loaded_model.LoadedModel."""
 
     @property
     def facts(self) -> dict[str, str]: ...

@@ -14,7 +14,7 @@ from compression.shapes import LayerShape
 from config import UsageError
 from data import sensitivity
 from data.cache import KINDS
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.own_cache import OwnCache
 
 # What a calibration takes at most, where that can be, of the weights in 16 bits; and its turns of

@@ -8,7 +8,7 @@ from compression.coded.learned_text import FIRST_SAMPLE, reference_text
 from data import sensitivity
 from data.corpora import reference_samples
 from data.corpus_texts import CORPUS_SOURCE, corpus_texts
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.sensitivity import Window
 
 

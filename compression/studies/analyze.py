@@ -22,7 +22,7 @@ from compression.studies.work import Here, Phase, Task, Work, Worker, untimed
 from config import UsageError
 from data import own_files, scored_texts
 from data.inventory import Inventory
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.own_cache import OwnCache
 from data.scored_texts import Text
 from data.texts import Sample, TextRead, in_all

@@ -22,7 +22,7 @@ from compression.studies.tasks import OfMethod
 from compression.studies.work import Task, Worker
 from config import UsageError
 from data.cache import KINDS, KVCache
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.scoring import Continuation
 from data.tasks.base import Filler, Question, fitted
 from data.tasks.catalogue import TASKS

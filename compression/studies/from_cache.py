@@ -46,7 +46,7 @@ from data.vocabulary import FOCUSES
 
 if TYPE_CHECKING:  # it brings in transformers
     from compression.studies.work import Model
-    from data.models import LoadedModel
+    from data.loaded_model import LoadedModel
 
 Phase = Callable[[str], AbstractContextManager[object]]
 

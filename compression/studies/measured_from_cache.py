@@ -20,7 +20,7 @@ from compression.studies.work import Here, Identity, Phase, Worker, untimed
 from config import UsageError
 from data import chosen_texts
 from data.cache import KVCache
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.saved_cache import SavedCache
 from data.texts import Sample
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 
 DEPTHS = (0.1, 0.5, 0.9)  # of the context
 NAMES = ("Amber", "Cedar", "Falcon", "Harbor", "Indigo", "Juniper", "Lantern", "Marble")

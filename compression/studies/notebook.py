@@ -13,7 +13,8 @@ from compression.studies.tasks import CALIBRATIONS
 from compression.studies.work import judge_of
 from data import scored_texts
 from data.corpora import reference_samples
-from data.models import LoadedModel, load
+from data.loaded_model import LoadedModel
+from data.models import load
 from data.texts import Sample
 
 __all__ = ["load", "look", "make", "read"]

@@ -27,7 +27,7 @@ from data import extraction, headers, saving
 from data.cache import KINDS, KVCache
 from data.extraction import Prefill
 from data.inventory import Inventory
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.scoring import Continuation
 from data.texts import Sample, printable
 from data.watchers import TokenAttention

@@ -31,7 +31,7 @@ from compression.studies.tasks import (
 )
 from compression.studies.work import Here, Model, Phase, Work, untimed
 from data.inventory import Inventory
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.scored_texts import Text
 from data.texts import Sample, TextRead, in_all
 

@@ -19,7 +19,7 @@ from config import UsageError
 from data import extraction, scored_texts
 from data.clock import now
 from data.inventory import Inventory
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.resume import side_by_side
 from data.scored_texts import Text
 from data.texts import Sample

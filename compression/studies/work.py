@@ -15,7 +15,7 @@ from tqdm import tqdm
 from compression.evaluate import Judge
 from data import extraction, memory
 from data.cache import KVCache
-from data.models import LoadedModel
+from data.loaded_model import LoadedModel
 from data.scoring import Continuation
 
 T = TypeVar("T")

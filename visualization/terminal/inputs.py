@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from visualization.terminal.flags import OF_ITS_COST, Given, arguments_of
 
 if TYPE_CHECKING:
-    from data.models import LoadedModel
+    from data.loaded_model import LoadedModel
     from data.texts import Sample
 
 Phase = Callable[[str], AbstractContextManager[None]]

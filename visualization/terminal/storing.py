@@ -7,7 +7,7 @@ from visualization.terminal.flags import Given, arguments_of
 from visualization.terminal.session import Session
 
 if TYPE_CHECKING:
-    from data.models import LoadedModel
+    from data.loaded_model import LoadedModel
 
 
 def store(given: Given, session: Session) -> None:
