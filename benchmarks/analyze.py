@@ -104,7 +104,7 @@ def main_help() -> None:
 
 
 MODEL_ALONE = """
-from data import corpora, extraction, models, texts
+from data import corpora, extraction, models
 loaded = models.load({model!r})
 text = corpora.reference_samples()[0]
 ids = extraction.tokenise(loaded, text, {length}, {new_tokens})

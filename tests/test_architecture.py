@@ -83,7 +83,7 @@ def test_what_starts_a_run_and_what_writes_for_it_is_light():
     code = """if True:
         import main
         from compression import run_tucker_analysis
-        from data import sources, writing
+        from data import chosen_texts, sources, writing
         from visualization import delivery
         from visualization.terminal import command_line, listing, notices, record
     """

@@ -2,10 +2,12 @@
 
 import threading
 import time
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import _http
 
 import config
 from config import UsageError
@@ -111,6 +113,25 @@ def test_a_question_given_up_does_not_end_a_download(tiny_model, tmp_path, monke
         finally:
             over.set()
             closing.join()
+
+
+def test_how_a_person_reaches_the_hub_is_kept(tiny_model, tmp_path, monkeypatch):
+    """A proxy or certificates, say: the client in use stays open, and later ones are made alike."""
+    made = []
+
+    def own() -> Any:
+        made.append(_http.default_client_factory())
+        return made[-1]
+
+    monkeypatch.setattr(_http, "_GLOBAL_CLIENT_FACTORY", own)
+    monkeypatch.setattr(_http, "_GLOBAL_CLIENT", own())
+    hub._keep_connections.cache_clear()
+    with hubs.running(hubs.holding(tiny_model), monkeypatch, tmp_path):
+        assert hub.reachable() and huggingface_hub.get_session() is made[0]
+        huggingface_hub.close_session()
+        assert huggingface_hub.get_session() is made[1] and not made[0].is_closed
+        models.load("owner/name", device="cpu")
+    hub._keep_connections.cache_clear()
 
 
 def test_a_slow_download_that_moves_is_waited_for(monkeypatch):

@@ -13,8 +13,8 @@ from compression.methods.tucker import Tucker
 from compression.methods.tucker_math import rebuilt, tucker2
 from compression.methods.tucker_ranks import _energy_table, choose_ranks, stored_bytes
 from compression.studies.base import Learned
-from compression.studies.tucker import TuckerStudy
-from compression.studies.tucker_tables import components, layer_sensitivity, with_own
+from compression.studies.tucker import TuckerStudy, with_own
+from compression.studies.tucker_tables import components, layer_sensitivity
 from config import UsageError
 from data.cache import KINDS
 from tests import caches, families

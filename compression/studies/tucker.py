@@ -10,12 +10,7 @@ from analysis.margins import error, not_apart, spread, tied
 from compression.base import Uncompressed
 from compression.methods.tucker import Tucker
 from compression.studies.base import Learned, Plan, Report, Study, Tables, plain_ends
-from compression.studies.tucker_tables import (
-    components,
-    layer_sensitivity,
-    rank_sensitivity,
-    with_own,
-)
+from compression.studies.tucker_tables import components, layer_sensitivity, rank_sensitivity
 
 if TYPE_CHECKING:
     from compression.evaluate import Judge
@@ -120,6 +115,21 @@ class TuckerPlan(Plan):
             rest = not_apart(layers.drop(dear.index), "kl_mean_nats", dear.iloc[-1])
             lines.append(f"Dearest alone, in nats of measured KL: {', '.join(named)}{tied(rest)}.")
         return Report(tables, [*lines, _better_ranks(self.looked[RANKS], own)])
+
+
+def with_own(ranks: pd.DataFrame, own: pd.Series, method: Tucker) -> pd.DataFrame:
+    """The ranks tried, and in the column `own` which are the run's: a row more where they are none
+    of those, without ranks where they are chosen layer by layer. own: the scores of the run's."""
+    given = {
+        "token_rank": method.token_rank or float("nan"),
+        "embedding_rank": method.embedding_rank or float("nan"),
+    }
+    same = (ranks[list(given)] == pd.Series(given)).all(axis=1)
+    ranks = ranks.assign(own=same)
+    if same.any():
+        return ranks
+    row = pd.DataFrame([{**own.reindex(ranks.columns), **given, "own": True}])
+    return pd.concat([ranks, row], ignore_index=True).astype({"own": bool})
 
 
 def _stored_and_lost(rows: pd.DataFrame) -> list[str]:

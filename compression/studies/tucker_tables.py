@@ -65,21 +65,6 @@ def rank_sensitivity(
     return pd.DataFrame(rows, columns=["token_rank", "embedding_rank", *columns])
 
 
-def with_own(ranks: pd.DataFrame, own: pd.Series, method: Tucker) -> pd.DataFrame:
-    """The ranks tried, and in the column `own` which are the run's: a row more where they are none
-    of those, without ranks where they are chosen layer by layer. own: the scores of the run's."""
-    given = {
-        "token_rank": method.token_rank or float("nan"),
-        "embedding_rank": method.embedding_rank or float("nan"),
-    }
-    same = (ranks[list(given)] == pd.Series(given)).all(axis=1)
-    ranks = ranks.assign(own=same)
-    if same.any():
-        return ranks
-    row = pd.DataFrame([{**own.reindex(ranks.columns), **given, "own": True}])
-    return pd.concat([ranks, row], ignore_index=True).astype({"own": bool})
-
-
 def other_ranks(
     method: Tucker, token_ranks: Sequence[int], embedding_ranks: Sequence[int]
 ) -> list[Tucker]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def store(given: Given, session: Session) -> None:
     """Keep the cache of a prompt in a file, compressed or plain, or go on from one."""
     from compression import prompts
-    from data.chosen_texts import candidates, only_first
+    from data import chosen_texts
 
     prompts.refuse(**arguments_of(prompts.refuse, given))
     loaded = inputs.model(given, session.phase)
@@ -21,7 +21,8 @@ def store(given: Given, session: Session) -> None:
         _go_on(given, session, loaded)
         return
     with session.phase("text"):
-        sample = only_first(candidates(**arguments_of(candidates, given)))
+        asked = arguments_of(chosen_texts.candidates, given)
+        sample = chosen_texts.only_first(chosen_texts.candidates(**asked))
     with session.phase("prefill"):
         said = prompts.save(loaded, sample, **arguments_of(prompts.save, given))
     kept = given["save_compressed"] or given["save_cache"]
@@ -32,11 +33,12 @@ def store(given: Given, session: Session) -> None:
 def _go_on(given: Given, session: Session, loaded: "LoadedModel") -> None:
     """What the model says after a stored prompt, and after a text that is given as well."""
     from compression import turns
-    from data.chosen_texts import candidates, only_first
+    from data import chosen_texts
 
     added = None
     if given["prompt"] is not None or given["text_file"] is not None:
-        added = only_first(candidates(given["prompt"], given["text_file"]))
+        own = chosen_texts.candidates(given["prompt"], given["text_file"])
+        added = chosen_texts.only_first(own)
     with session.phase("generation"):
         asked = arguments_of(turns.go_on, given)
         continued, said = turns.go_on(loaded, sample=added, **asked)
