@@ -58,19 +58,20 @@ def _keep_connections() -> None:
     """The hub's client closes its connections, those of all threads, when a question of one cannot
     connect: then a question given up long ago would end a download that goes well. From now on a
     connection is closed when nobody holds it any more, and clients are made as before."""
-    from huggingface_hub.utils import _http
 
     def held(client: Any) -> Any:
         client.close = lambda: None
         return client
 
     try:
+        from huggingface_hub.utils import _http
+
         make = _http._GLOBAL_CLIENT_FACTORY  # a person's own, where one was set
         with _http._CLIENT_LOCK:
             _http._GLOBAL_CLIENT_FACTORY = lambda: held(make())
             if _http._GLOBAL_CLIENT is not None:
                 held(_http._GLOBAL_CLIENT)
-    except AttributeError:  # names of its own that another version may not have
+    except (ImportError, AttributeError):  # names of its own that another version may not have
         log.info("The hub's client closes connections that other threads read from.")
 
 

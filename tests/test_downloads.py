@@ -134,6 +134,14 @@ def test_how_a_person_reaches_the_hub_is_kept(tiny_model, tmp_path, monkeypatch)
     hub._keep_connections.cache_clear()
 
 
+def test_a_client_without_these_names_is_used_as_it_is(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.delattr(_http, "_CLIENT_LOCK")
+    hub._keep_connections.cache_clear()
+    with hubs.running(hubs.holding(tiny_model), monkeypatch, tmp_path):
+        assert hub.reachable()
+    hub._keep_connections.cache_clear()
+
+
 def test_a_slow_download_that_moves_is_waited_for(monkeypatch):
     arrived = [0]
 
